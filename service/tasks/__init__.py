@@ -1,0 +1,1 @@
+"""Tasks: fields become prompts, prompts become sequences, sequences become answers. No HTTP, no tensors."""
