@@ -1,4 +1,4 @@
-"""The exception tree of the service. No HTTP in it: `service.api.problems` maps each class to a status and a body.
+"""The exception tree of the service. No HTTP in it: `service.api.problems` gives each class status and body.
 
     TextgenError
     ├── SettingsError            the environment or a flag holds a wrong value; the start stops with one line
@@ -6,7 +6,7 @@
     │   ├── InvalidRequest       a value out of its range, fields that contradict each other
     │   ├── PromptTooLong        prompt + new tokens do not fit the model's window
     │   └── NotFound             no such task, model or path
-    ├── Refused                  nothing wrong with the request, it comes at the wrong time; carries `retry_after_s`
+    ├── Refused                  the right request at the wrong time; carries `retry_after_s`
     │   ├── QueueFull            the waiting queue, or the key's share of it, is full
     │   ├── NotReady             the model is still loading
     │   ├── Draining             the process was told to stop and takes no new work
@@ -14,7 +14,7 @@
     ├── DeadlineExceeded         the request's `timeout_s` passed, queueing included
     └── EngineFault              a step failed under this request; details are in the log
 
-No message ever holds the caller's input: what is shown to a client may be logged by the client's proxy.
+No message ever holds the caller's input: a reply may be logged on its way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TextgenError(Exception):
     """Root of everything the service raises on purpose.
 
     Args:
-        message: one sentence for the person who reads the reply or the terminal; never holds the caller's input.
+        message: one sentence for the reader of the reply or the terminal; never the caller's input.
     """
 
     def __init__(self, message: str) -> None:
@@ -33,7 +33,7 @@ class TextgenError(Exception):
 
 
 class SettingsError(TextgenError):
-    """A setting is wrong. `str(error)` has one line for each wrong setting, naming it and its legal values."""
+    """A setting is wrong. `str(error)` has one line for each, with its legal values."""
 
 
 class RequestError(TextgenError):
