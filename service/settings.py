@@ -1,0 +1,280 @@
+"""The one reader of the environment: every `TEXTGEN_*` variable, its default, its legal values, its meaning.
+
+`load_settings` turns what is wrong into one `SettingsError` with one line for each mistake; misspelt
+variables are mistakes too. `settings_table` prints the same facts as Markdown, so that the README is made
+from the code. It opens no model and no socket. Read `service.app` next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsError
+
+PREFIX = "TEXTGEN_"
+# Kubernetes sets these for a service that is called `textgen`; they are not ours.
+_FOREIGN = re.compile(r"TEXTGEN_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _size(value: object) -> object:
+    """Read "512M" as 536870912; anything else goes on to pydantic as it is."""
+    match = (
+        re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    return int(match[1]) * _UNITS[match[2].upper()] if match else value
+
+
+def _none_if_auto(value: object) -> object:
+    """Read "auto" as None: the service chooses."""
+    return None if isinstance(value, str) and value.strip().lower() == "auto" else _size(value)
+
+
+def _split_keys(value: object) -> object:
+    """Read "a, b" as two keys."""
+    return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+
+
+def _default_store() -> Path:
+    """The user's data folder, as the XDG base directory specification names it."""
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "textgen"
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+AutoInt = Annotated[int | None, BeforeValidator(_none_if_auto)]
+
+
+def _setting(default: Any, description: str, legal: str, **bounds: Any) -> Any:
+    """One setting: what it does, and its legal values in words for the error line and the table."""
+    return Field(default, description=description, json_schema_extra={"legal": legal}, **bounds)
+
+
+class Settings(BaseSettings):
+    """Everything a person can set, validated and frozen. Names are the variables' without `TEXTGEN_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    model: str = _setting(
+        "",
+        "The model to serve; empty: the built-in one",
+        "a store name, `name@version`, a folder, or `hf:<hub id>`",
+    )
+    store: Path = Field(
+        default_factory=_default_store,
+        description="Folder of imported and trained models, writable",
+        json_schema_extra={"legal": "a folder", "default": "~/.local/share/textgen"},
+    )
+    device: Literal["auto", "cpu", "cuda"] = _setting(
+        "auto", "Where the model runs; `auto`: CUDA when there is one", "`auto`, `cpu` or `cuda`"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = _setting(
+        "auto", "Precision of weights and activations", "`auto`, `float32` or `bfloat16`"
+    )
+    quantization: Literal["none", "int8"] = _setting("none", "Weights in 8 bits", "`none` or `int8`")
+    deterministic: bool = _setting(
+        False, "The same text whatever else is in the batch, in every precision, at some cost", "`0` or `1`"
+    )
+    threads: AutoInt = _setting(
+        None, "Compute threads; `auto`: one per physical core", "`auto` or 1 … 256", ge=1, le=256
+    )
+    speculation: AutoInt = _setting(
+        None,
+        "Draft tokens copied from the prompt and verified in one pass; 0: off",
+        "`auto` or 0 … 16",
+        ge=0,
+        le=16,
+    )
+    kv_cache_bytes: AutoInt = _setting(
+        None,
+        "Memory for keys and values; `auto`: from what is free",
+        "`auto` or bytes, as `512M` or `2G`",
+        ge=2**16,
+    )
+    max_batch_tokens: AutoInt = _setting(
+        None, "Most tokens of one forward pass", "`auto` or 16 … 1048576", ge=16, le=2**20
+    )
+    max_running: AutoInt = _setting(
+        None, "Most sequences in one forward pass", "`auto` or 1 … 4096", ge=1, le=4096
+    )
+    max_waiting: int = _setting(
+        512, "Most sequences that wait; more are refused with 429", "1 … 1000000", ge=1, le=10**6
+    )
+    max_job_sequences: int = _setting(
+        256, "Most sequences (chunks, windows, samples) of one request", "1 … 100000", ge=1, le=10**5
+    )
+    host: str = _setting(
+        "127.0.0.1", "Address to listen on; 0.0.0.0: all", "a host name or address", min_length=1
+    )
+    port: int = _setting(8000, "Port to listen on; 0: any free one", "0 … 65535", ge=0, le=65535)
+    request_timeout_s: float = _setting(
+        120.0,
+        "Most seconds for one request, queueing included; `timeout_s` can only shorten it",
+        "above 0, up to 86400",
+        gt=0,
+        le=86400,
+        allow_inf_nan=False,
+    )
+    drain_s: float = _setting(
+        30.0,
+        "Seconds that running requests have to finish after SIGTERM",
+        "0 … 86400",
+        ge=0,
+        le=86400,
+        allow_inf_nan=False,
+    )
+    body_timeout_s: float = _setting(
+        20.0,
+        "Seconds that a request body may take to arrive",
+        "above 0, up to 3600",
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+    )
+    send_timeout_s: float = _setting(
+        30.0,
+        "Seconds after which a client that stopped reading its stream is cut off",
+        "above 0, up to 3600",
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+    )
+    max_body_bytes: Size = _setting(
+        4 * 2**20, "Largest request body", "bytes from 1024 on, as `512K` or `4M`", ge=1024, le=2**31
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_keys)] = _setting(
+        (), "Keys that clients must send as `Authorization: Bearer …`; none: open", "keys separated by commas"
+    )
+    api_keys_file: Path | None = _setting(
+        None, "File with one key a line (`#` starts a comment)", "a readable file"
+    )
+    key_concurrency: int = _setting(
+        0, "Most requests in flight for one key; 0: no limit", "0 … 100000", ge=0, le=10**5
+    )
+    ops_require_key: bool = _setting(
+        False,
+        "Ask for a key at `/metrics`, `/info`, `/docs` too (`/livez`, `/readyz` stay open)",
+        "`0` or `1`",
+    )
+    log_format: Literal["text", "json"] = _setting("text", "How log lines look", "`text` or `json`")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "Least severe line that is written", "`debug`, `info`, `warning` or `error`"
+    )
+
+    @model_validator(mode="after")
+    def _keys_file_is_readable(self) -> Self:
+        if self.api_keys_file is not None:
+            self.keys()
+        return self
+
+    def keys(self) -> tuple[str, ...]:
+        """All API keys, of the variable and of the file, without duplicates; empty when access is open.
+
+        Raises:
+            ValueError: the file cannot be read, or holds no key: an empty file must not mean open access.
+        """
+        keys = [secret.get_secret_value() for secret in self.api_keys]
+        if self.api_keys_file is not None:
+            keys += _read_keys(self.api_keys_file)
+        return tuple(dict.fromkeys(keys))
+
+
+def _read_keys(path: Path) -> list[str]:
+    """Keys of a file, one a line. Raises ValueError naming the setting, never a key."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{PREFIX}API_KEYS_FILE cannot be read ({type(error).__name__})") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not keys:
+        raise ValueError(f"{PREFIX}API_KEYS_FILE holds no key; unset it to serve without keys")
+    return keys
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read flags and the environment.
+
+    Args:
+        overrides: values from flags, by field name; they win over the environment.
+
+    Raises:
+        SettingsError: one line for each wrong value and for each unknown `TEXTGEN_*` variable.
+    """
+    lines = _unknown_variables()
+    try:
+        settings = Settings(**dict(overrides or {}))
+    except ValidationError as error:
+        lines += [_error_line(item["loc"], item["msg"]) for item in error.errors(include_input=False)]
+    if lines:
+        raise SettingsError("\n".join(dict.fromkeys(lines)))
+    return settings
+
+
+def _unknown_variables() -> list[str]:
+    """One line for each `TEXTGEN_*` variable that no setting reads, with the nearest name that one does."""
+    known = [variable_name(field) for field in Settings.model_fields]
+    unknown = [
+        name
+        for name in sorted(os.environ)
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not _FOREIGN.fullmatch(name)
+    ]
+    return [f"{name} is not a setting" + _nearest(name, known) for name in unknown]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """A hint, or nothing when no name is near."""
+    found = difflib.get_close_matches(name.upper(), known, n=1)
+    return f"; did you mean {found[0]}?" if found else "; `textgen settings` lists them all"
+
+
+def _error_line(location: tuple[int | str, ...], message: str) -> str:
+    """One line for one wrong value: the variable and what is legal; never the value, it may be a secret."""
+    if not location:
+        return message.removeprefix("Value error, ")
+    field = str(location[0])
+    legal = legal_values(Settings.model_fields[field]).replace("`", "")
+    return f"{variable_name(field)} has a value that is not legal; legal is {legal}"
+
+
+def variable_name(field: str) -> str:
+    """The environment variable of a field: `max_running` -> `TEXTGEN_MAX_RUNNING`."""
+    return PREFIX + field.upper()
+
+
+def legal_values(field: FieldInfo) -> str:
+    """The legal values of a setting in words, as Markdown."""
+    extra = field.json_schema_extra
+    return str(extra["legal"]) if isinstance(extra, dict) else ""
+
+
+def settings_table() -> str:
+    """The README's table: variable, default, legal values, meaning; one row a setting, in the order above."""
+    rows = [
+        f"| `{variable_name(name)}` | {_shown_default(field)} | {legal_values(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | legal | meaning |", "| --- | --- | --- | --- |", *rows])
+
+
+def _shown_default(field: FieldInfo) -> str:
+    """The default as a person would type it."""
+    extra = field.json_schema_extra
+    value = extra["default"] if isinstance(extra, dict) and "default" in extra else field.default
+    if value is None and "auto" in legal_values(field):
+        return "`auto`"
+    if value in (None, "", ()):
+        return ""
+    return f"`{int(value) if isinstance(value, bool) else value}`"
