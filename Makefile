@@ -1,0 +1,98 @@
+# The commands of this project; `make` alone lists them. They need GNU make and Python 3.11 or newer with venv and pip.
+#
+#   PYTHON=python3.12   the interpreter the environment is made from
+#   VENV=path           where the environment lives; empty (VENV=) uses PYTHON's own packages and installs nothing
+#   TORCH_INDEX=url     one more package index, for a CPU-only or a CUDA build of torch
+#   ARGS="--help"       passed on to `serve`, `bench` and the test runs
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+ARGS ?=
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+RUNTIME := supported-python
+TOOLS := supported-python
+else
+PY := $(VENV)/bin/python
+RUNTIME := $(VENV)/.runtime-installed
+TOOLS := $(VENV)/.tools-installed
+endif
+
+PIP_INSTALL = $(PY) -m pip install --no-input --disable-pip-version-check \
+	$(if $(strip $(TORCH_INDEX)),--extra-index-url $(TORCH_INDEX))
+PYTEST = $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help serve install install-dev check lint format typecheck layers test test-fast soak bench lock clean supported-python
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name text; \
+	  do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+# --- running ---------------------------------------------------------------------------------------------------
+
+serve: $(RUNTIME) ## serve the built-in model on http://127.0.0.1:8000
+	$(PY) -m service.cli serve $(ARGS)
+
+bench: $(TOOLS) ## measure the service (ARGS="--help" lists the scenarios)
+	$(PY) -m service.cli bench $(ARGS)
+
+# --- checking --------------------------------------------------------------------------------------------------
+
+check: lint typecheck layers test-fast ## ruff, mypy, the layer rules and the unit tests
+
+lint: $(TOOLS) ## style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(TOOLS) ## rewrite the sources in the project's format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+typecheck: $(TOOLS) ## mypy, strict
+	$(PY) -m mypy
+
+layers: $(TOOLS) ## which package may import which
+	$(PY) -c 'from importlinter.cli import lint_imports_command as run; run()'
+
+test-fast: $(TOOLS) ## the unit tests
+	$(PYTEST) tests/unit -q -m "not slow" $(ARGS)
+
+test: $(TOOLS) ## every test but the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+soak: $(TOOLS) ## the slow tests: load, storms, long runs
+	$(PYTEST) -m slow --timeout=900 $(ARGS)
+
+# --- the environment -------------------------------------------------------------------------------------------
+
+install: $(RUNTIME) ## what serving needs
+install-dev: $(TOOLS) ## what serving, training and testing need
+
+$(VENV)/bin/python: | supported-python
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime-installed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the locked dependencies into $(VENV) (once, and after they change)"
+	$(PIP_INSTALL) -r requirements.lock
+	$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.tools-installed: requirements-dev.lock $(VENV)/.runtime-installed
+	$(PIP_INSTALL) -r requirements-dev.lock
+	@touch $@
+
+supported-python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no '$(PYTHON)' here; name a Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: '$(PYTHON)' is $$($(PYTHON) -V 2>&1), 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
+	@$(if $(strip $(VENV)),$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: '$(PYTHON)' comes without venv or pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; })
+
+lock: $(TOOLS) ## resolve the dependencies anew into the two lock files (ARGS=--upgrade takes newer versions)
+	$(PIP_INSTALL) --quiet uv
+	$(PY) deploy/lock.py $(ARGS)
+
+clean: ## remove the environment and every cache
+	@if [ -n "$(strip $(VENV))" ] && [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist ./*.egg-info
