@@ -1,0 +1,221 @@
+"""What a task is asked for and what it gives back: frozen data between the HTTP dialects and the task runner.
+
+A field that is `None` was not given; the task's own default (`model_store.task.Task.sampling`), then the contract's,
+fills it in `service.tasks.sampling`. Nothing here validates: the HTTP layer checks types and shapes, the runner checks
+ranges and lengths. Read `events` next, then `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.engine.sequence import JobInfo
+
+Overflow = Literal["error", "truncate_left"]
+Strategy = Literal["auto", "single", "map_reduce"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFields:
+    """The sampling fields of a body, as given. `None` means not given."""
+
+    max_new_tokens: int | None = None  # 0 only with `GenerateCall.echo`: score the prompt
+    min_new_tokens: int | None = None
+    ignore_eos: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: tuple[str, ...] | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asks, and until when the answer is of use."""
+
+    job: JobInfo = field(default_factory=JobInfo)
+    deadline: float | None = None  # on the clock of `time.monotonic`, seconds; None never
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """Continue each prompt `n` times; choice `index = prompt * n + sample`."""
+
+    prompts: tuple[str, ...] | tuple[tuple[int, ...], ...]  # texts, or token ids (OpenAI dialect)
+    n: int = 1
+    echo: bool = False
+    logprobs: int | None = None  # None off, 0 the chosen token, k alternatives too
+    overflow: Overflow = "error"
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class SummarizeCall:
+    """Summarise a text of any length."""
+
+    text: str
+    strategy: Strategy = "auto"
+    overflow: Overflow = "error"  # truncate_left concerns strategy "single" only: the others fit any text
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class QaCall:
+    """Answer a question from a context of any length."""
+
+    question: str
+    context: str
+    num_answers: int = 1
+    no_answer: bool = True
+    grounded: bool = True
+    overflow: Overflow = "error"  # contexts are windowed, so only a question can be too long; it is never cut
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCall:
+    """Run any task of the manifest. Options that its kind does not have must stay `None`."""
+
+    name: str
+    fields: Mapping[str, str]
+    n: int | None = None  # generate
+    echo: bool | None = None  # generate
+    logprobs: int | None = None  # generate
+    strategy: Strategy | None = None  # summarize
+    num_answers: int | None = None  # qa
+    no_answer: bool | None = None  # qa
+    grounded: bool | None = None  # qa
+    overflow: Overflow = "error"
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What the served model and the settings allow."""
+
+    n_positions: int  # prompt + new tokens of one sequence, at most
+    max_job_sequences: int = 256  # sequences a request may submit at once; reduce steps are not counted
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of all sequences of the job, reduce steps and scored candidates included."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+    dropped_tokens: int = 0  # cut by `overflow: truncate_left`
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds. The first three are summed over the job's sequences, which run side by side; total is wall time."""
+
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token of a choice with its log probability under the raw distribution."""
+
+    token_id: int
+    text: str  # U+FFFD where the token holds part of a character only
+    offset: int  # code points from the start of the choice's text
+    logprob: float | None  # None: the first token of a prompt, which nothing predicts
+    top: tuple[tuple[str, float], ...] = ()  # the strongest alternatives, best first
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation."""
+
+    index: int
+    text: str
+    finish_reason: str  # stop | length
+    logprobs: tuple[TokenScore, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """Answer to a `GenerateCall`, choices by index."""
+
+    seed: int
+    choices: tuple[Choice, ...]
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSummary:
+    """`text[start:end]` (code points) and its summary. The chunks of a result tile the text."""
+
+    start: int
+    end: int
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class SummarizeResult:
+    """Answer to a `SummarizeCall`."""
+
+    seed: int
+    summary: str
+    finish_reason: str  # of the sequence that wrote the summary
+    chunks: tuple[ChunkSummary, ...]
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class QaAnswer:
+    """A candidate. `context[start:end] == answer` where offsets are given."""
+
+    answer: str  # "" for no answer
+    start: int | None
+    end: int | None
+    score: float  # log p(answer, end) - log p(no answer, end), in the window where it is highest
+
+
+@dataclass(frozen=True, slots=True)
+class QaResult:
+    """Answer to a `QaCall`: distinct answers, best first, never empty.
+
+    No answer comes first when it wins, with the (negative) score of the best candidate, so that a threshold can be
+    tuned on the score alone.
+    """
+
+    seed: int
+    answers: tuple[QaAnswer, ...]
+    num_windows: int
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceResult:
+    """Answer of a task of kind `choice`."""
+
+    seed: int
+    label: str
+    scores: Mapping[str, float]  # in the task's order; they sum to 1
+    usage: Usage
+    timings: Timings
+
+
+Result = GenerateResult | SummarizeResult | QaResult | ChoiceResult
