@@ -34,6 +34,12 @@ LABEL org.opencontainers.image.title="textgen-service" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 
+# libgomp: the OpenMP runtime of the compiled kernels.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+
 # A fixed, nameless user: `runAsNonRoot` can check it, and a mounted folder can be given to it.
 RUN install -d -o 10001 -g 10001 /models /var/cache/textgen
 

@@ -1,9 +1,9 @@
-"""Resolve pyproject.toml into the two lock files: `make lock`, or `make lock ARGS=--upgrade` for newer versions.
+"""Resolve pyproject.toml into the two lock files: `make lock`; `make lock ARGS=--upgrade` for newer versions.
 
-`requirements.lock` holds what serving needs; `requirements-dev.lock` what training and testing add. Both hold one
-exact version a line for every platform, with markers where platforms differ, and nothing that ties them to one
-machine: no index address, no hash, no local version label. torch's CUDA libraries are left out on purpose: a
-CUDA build of torch names the exact versions it wants itself, and a CPU build wants none. Needs `uv`.
+`requirements.lock` holds what serving needs; `requirements-dev.lock` what training and testing add. Both hold
+one exact version a line for every platform, with markers where they differ, and nothing that ties them to
+one machine: no index address, no hash, no local version label. Left out on purpose: torch's CUDA libraries,
+since a CUDA build of torch names the exact versions it wants, and a CPU build wants none. Needs `uv`.
 """
 
 from __future__ import annotations
