@@ -1,0 +1,310 @@
+"""The task contract: how fields become a prompt, for training and serving alike.
+
+A `Task` holds a template with fields in braces and what belongs to it: stop strings, sampling defaults,
+labels. Fine-tuning and serving both call `Task.encode`, so the prompt ids at serving are those of training by
+construction. No windows over long documents here (`service/tasks` has them), no tensors, no files
+(`model_store/task_files.py`).
+
+Read next: `model_store/tokenizer.py`, then `model_store/manifest.py`, where tasks are stored.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any, Literal, Protocol, get_args
+
+from model_store.errors import InvalidFields, InvalidTask
+from model_store.sampling_ranges import SAMPLING_RANGES
+
+TaskKind = Literal["generate", "summarize", "qa", "choice"]
+TASK_KINDS: tuple[str, ...] = get_args(TaskKind)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_KEYS = ("name", "kind", "template", "document", "stop", "sampling", "labels", "no_answer", "description")
+_ENDPOINT_FIELDS = {"summarize": {"text"}, "qa": {"question", "context"}}
+_MAX_STOPS = 8
+
+
+class Encoder(Protocol):
+    """What a task needs of a tokenizer; `model_store.tokenizer.Tokenizer` is one."""
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_specials(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing a model was trained to do.
+
+    Args:
+        name: What `/tasks/{name}` calls it: lower-case letters, digits, `_`, `-`; at most 64.
+        kind: `generate` (free text), `summarize` (field `text`), `qa` (fields `question` and `context`),
+            `choice` (one of `labels`).
+        template: The prompt, with fields in braces; `{{` and `}}` stand for braces. Put the instruction
+            first, then the document, then the question, so that prompts on one document share their prefix.
+        document: The field that may be windowed or truncated; the template never is.
+        stop: Strings that end the answer.
+        sampling: Defaults for the sampling fields of a request.
+        labels: The answers a `choice` task chooses from.
+        no_answer: What a `qa` model says when there is no answer; "" when it never learned to.
+        description: One line for people.
+
+    Raises:
+        InvalidTask: A value is not legal; the message names the key and the legal values.
+    """
+
+    name: str
+    kind: TaskKind
+    template: str
+    document: str | None = None
+    stop: tuple[str, ...] = ()
+    sampling: Mapping[str, float | int] = field(default_factory=dict, hash=False)
+    labels: tuple[str, ...] = ()
+    no_answer: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+        _check_strings(self)
+        _check_template(self)
+        _check_kind(self)
+        _check_sampling(self.sampling)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the template's fields, in template order."""
+        return tuple(name for _, name in _parse(self.template) if name is not None)
+
+    def check_fields(self, fields: Mapping[str, str]) -> None:
+        """Raise `InvalidFields` unless `fields` has exactly the template's fields, all strings."""
+        for name in self.fields:
+            if name not in fields:
+                raise InvalidFields(name, f"is missing; task {self.name!r} takes {_listed(self.fields)}")
+            if not isinstance(fields[name], str):
+                raise InvalidFields(name, "must be a string")
+        for name in fields:
+            if name not in self.fields:
+                raise InvalidFields(name, f"is unknown; task {self.name!r} takes {_listed(self.fields)}")
+
+    def segments(self, fields: Mapping[str, str]) -> list[tuple[str, bool]]:
+        """Render the prompt in pieces, each to be tokenised on its own.
+
+        A space that ends a literal before a field moves to the field's text ("Text: {text}" gives "Text:" and
+        " " + text), because byte-level BPE joins a space to the word after it.
+
+        Args:
+            fields: One text for each field of the template, and no other.
+
+        Returns:
+            Pairs of (text, is_user_text), in order; empty texts are left out.
+
+        Raises:
+            InvalidFields: A field is missing, unknown, or not a string.
+        """
+        self.check_fields(fields)
+        found: list[tuple[str, bool]] = []
+        for literal, name in _parse(self.template):
+            has_space = name is not None and literal.endswith(" ")
+            found.append((literal[:-1] if has_space else literal, False))
+            if name is not None:
+                found.append((" " * has_space + fields[name], True))
+        return [segment for segment in found if segment[0]]
+
+    def encode(self, tokenizer: Encoder, fields: Mapping[str, str]) -> list[int]:
+        """Give the prompt's token ids: what training and serving both feed the model.
+
+        Special tokens are recognised in the template's literals and are plain text in the fields.
+
+        Raises:
+            InvalidFields: A field is missing, unknown, or not a string.
+            InvalidText: A field holds lone surrogates.
+        """
+        ids: list[int] = []
+        for text, is_user_text in self.segments(fields):
+            ids += tokenizer.encode(text) if is_user_text else tokenizer.encode_specials(text)
+        return ids
+
+    def encode_answer(self, tokenizer: Encoder, answer: str) -> list[int]:
+        """Give the ids of an answer and the end of text after it: a training target, or a candidate to score.
+
+        The answer is stripped and put after one space. An empty answer is the end of text alone.
+        """
+        stripped = answer.strip()
+        return [*(tokenizer.encode(" " + stripped) if stripped else []), tokenizer.eos_id]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the task as JSON values; what is empty is left out. `from_dict` reads it back."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "description": self.description,
+            "template": self.template,
+            "document": self.document,
+            "stop": list(self.stop),
+            "sampling": dict(self.sampling),
+            "labels": list(self.labels),
+            "no_answer": self.no_answer,
+        }
+        return {key: value for key, value in values.items() if value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Task":
+        """Build a task from JSON or TOML values.
+
+        Raises:
+            InvalidTask: A key is missing, unknown, or its value is not legal.
+        """
+        if not isinstance(values, Mapping):
+            raise InvalidTask("task", "must be an object with the keys name, kind and template")
+        for key in values:
+            if key not in _KEYS:
+                raise InvalidTask(str(key), f"is unknown; legal keys are {_listed(_KEYS)}")
+        for key in ("name", "kind", "template"):
+            if key not in values:
+                raise InvalidTask(key, "is missing")
+        known: dict[str, Any] = dict(values)
+        for key in ("stop", "labels"):
+            known[key] = _as_strings(key, known.get(key, []))
+        return cls(**known)
+
+
+def default_tasks() -> dict[str, Task]:
+    """Give the tasks of a checkpoint that has no manifest, worded as in the GPT-2 paper.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", sections 3.6 and 3.8.
+    """
+    tasks = (
+        generate_task(),
+        Task(
+            name="summarize",
+            kind="summarize",
+            template="{text}\nTL;DR:",
+            document="text",
+            stop=("\n",),
+            sampling={"max_new_tokens": 100, "temperature": 0, "no_repeat_ngram_size": 3},
+            description="Summarize a text.",
+        ),
+        Task(
+            name="qa",
+            kind="qa",
+            template="{context}\nQ: {question}\nA:",
+            document="context",
+            stop=("\n",),
+            sampling={"max_new_tokens": 32, "temperature": 0},
+            description="Answer a question about a text.",
+        ),
+    )
+    return {task.name: task for task in tasks}
+
+
+def generate_task(sampling: Mapping[str, float | int] | None = None) -> Task:
+    """Give the task that every model has: continue a prompt.
+
+    Args:
+        sampling: Sampling defaults; None for 128 new tokens at temperature 1.
+    """
+    return Task(
+        name="generate",
+        kind="generate",
+        template="{prompt}",
+        document="prompt",
+        sampling={"max_new_tokens": 128, "temperature": 1} if sampling is None else sampling,
+        description="Continue a text.",
+    )
+
+
+def with_generate(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Give `tasks` with the `generate` task, first, where it was missing.
+
+    Raises:
+        InvalidTask: There is a `generate` task, and its template is not "{prompt}".
+    """
+    generate = tasks.get("generate", generate_task())
+    if (generate.kind, generate.template) != ("generate", "{prompt}"):
+        raise InvalidTask("generate.template", "the task 'generate' must have the template '{prompt}'")
+    return {"generate": generate, **{name: task for name, task in tasks.items() if name != "generate"}}
+
+
+def _parse(template: str) -> list[tuple[str, str | None]]:
+    """Split a template into (literal, the field after it or None), with escapes resolved."""
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise InvalidTask("template", f"{error}; write {{{{ and }}}} for braces in the text") from error
+    merged: list[tuple[str, str | None]] = []
+    literals = ""
+    for literal, name, spec, conversion in pieces:
+        literals += literal
+        if name is None:
+            continue
+        if spec or conversion or not name.isidentifier():
+            raise InvalidTask("template", f"a field is a plain name in braces, not {{{name}}} with options")
+        merged.append((literals, name))
+        literals = ""
+    return [*merged, (literals, None)] if literals else merged
+
+
+def _check_name(task: Task) -> None:
+    if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
+        raise InvalidTask("name", "must be 1 to 64 lower-case letters, digits, '_' or '-'")
+    if task.kind not in TASK_KINDS:
+        raise InvalidTask("kind", f"must be one of {_listed(TASK_KINDS)}")
+
+
+def _check_strings(task: Task) -> None:
+    for key in ("template", "no_answer", "description"):
+        if not isinstance(getattr(task, key), str):
+            raise InvalidTask(key, "must be a string")
+    if len(task.stop) > _MAX_STOPS or not all(task.stop):
+        raise InvalidTask("stop", f"must be at most {_MAX_STOPS} non-empty strings")
+
+
+def _check_template(task: Task) -> None:
+    fields = task.fields
+    if not fields:
+        raise InvalidTask("template", "must have at least one field in braces, as {text}")
+    if len(set(fields)) < len(fields):
+        raise InvalidTask("template", "has a field twice")
+    if task.document is not None and task.document not in fields:
+        raise InvalidTask("document", f"must be a field of the template: {_listed(fields)}")
+
+
+def _check_kind(task: Task) -> None:
+    wanted = _ENDPOINT_FIELDS.get(task.kind, set(task.fields))
+    if set(task.fields) != wanted:
+        raise InvalidTask("template", f"of kind {task.kind!r} must have the fields {_listed(sorted(wanted))}")
+    if task.kind in _ENDPOINT_FIELDS and task.document is None:
+        raise InvalidTask("document", f"is missing; kind {task.kind!r} needs one")
+    if task.kind == "choice" and len({label.strip() for label in task.labels} - {""}) < max(
+        2, len(task.labels)
+    ):
+        raise InvalidTask("labels", "must be two or more different strings")
+    if task.kind != "choice" and task.labels:
+        raise InvalidTask("labels", "belong to kind 'choice' only")
+    if task.kind != "qa" and task.no_answer:
+        raise InvalidTask("no_answer", "belongs to kind 'qa' only")
+
+
+def _check_sampling(sampling: Mapping[str, float | int]) -> None:
+    if not isinstance(sampling, Mapping):
+        raise InvalidTask("sampling", "must be an object")
+    for key, value in sampling.items():
+        if key not in SAMPLING_RANGES:
+            raise InvalidTask(f"sampling.{key}", f"is unknown; legal are {_listed(SAMPLING_RANGES)}")
+        if problem := SAMPLING_RANGES[key].problem(value):
+            raise InvalidTask(f"sampling.{key}", problem)
+
+
+def _as_strings(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise InvalidTask(key, "must be a list of strings")
+    return tuple(value)
+
+
+def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,62 @@
+"""Task definitions at rest: JSON and TOML files, and the list in a manifest. See `model_store/task.py`."""
+
+import json
+import tomllib
+from pathlib import Path
+
+from model_store.errors import InvalidTask
+from model_store.task import Task
+
+
+def load_tasks(path: Path) -> dict[str, Task]:
+    """Read task definitions from a `.json` or `.toml` file.
+
+    Args:
+        path: A file that holds one task, or several in a list under the key `tasks`.
+
+    Returns:
+        The tasks by name, in the file's order.
+
+    Raises:
+        InvalidTask: The file cannot be read or a definition is wrong; the message names the file.
+    """
+    try:
+        return tasks_from_list(_read_definitions(path))
+    except InvalidTask as error:
+        raise InvalidTask(f"{path.name}: {error.key}", error.problem) from error
+
+
+def tasks_from_list(values: object) -> dict[str, Task]:
+    """Build tasks from a list of JSON values, by name.
+
+    Raises:
+        InvalidTask: The key names the place, as `tasks[1].template`.
+    """
+    if not isinstance(values, list) or not values:
+        raise InvalidTask("tasks", "must be a list of at least one task")
+    tasks: dict[str, Task] = {}
+    for place, value in enumerate(values):
+        try:
+            task = Task.from_dict(value)
+        except InvalidTask as error:
+            raise InvalidTask(f"tasks[{place}].{error.key}", error.problem) from error
+        if task.name in tasks:
+            raise InvalidTask(f"tasks[{place}].name", f"{task.name!r} is there twice")
+        tasks[task.name] = task
+    return tasks
+
+
+def _read_definitions(path: Path) -> object:
+    """Read the file; one task alone becomes a list of one."""
+    if path.suffix not in (".json", ".toml"):
+        raise InvalidTask("file", "must end in .json or .toml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise InvalidTask("file", f"cannot be read: {error}") from error
+    if isinstance(values, dict) and "tasks" in values:
+        for key in values.keys() - {"tasks"}:
+            raise InvalidTask(key, "is unknown beside the list 'tasks'")
+        return values["tasks"]
+    return [values]

@@ -1,0 +1,201 @@
+"""Text to token ids and back, for every tokenizer a GPT-2 checkpoint comes with.
+
+`Tokenizer` wraps the `tokenizers` library: byte-level BPE (GPT-2's own kind), WordPiece (Chinese GPT-2s) and
+SentencePiece-like vocabularies. What it adds: special tokens that a user types stay text, and every token's
+bytes are known one by one, so that text can be streamed. No training here (`model_store/bpe.py`), no reading of folders
+(`model_store/tokenizer_files.py`).
+
+Read next: `model_store/task.py`, which turns fields into ids with it.
+"""
+
+import codecs
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from model_store.errors import InvalidText
+from model_store.tokenizer_files import LoadedTokenizer, PieceStyle, load_files
+
+_SPACE_MARK = "\u2581"  # SentencePiece writes a space so
+_CJK_RANGES = (
+    (0x2E80, 0x9FFF),  # radicals, CJK punctuation, kana, unified ideographs and extension A
+    (0xAC00, 0xD7AF),  # hangul
+    (0xF900, 0xFAFF),  # compatibility ideographs
+    (0xFE30, 0xFE4F),  # compatibility forms
+    (0xFF00, 0xFFEF),  # full-width forms
+    (0x20000, 0x3FFFF),  # extensions B and later
+)
+
+
+class Tokenizer:
+    """Encodes texts and gives each token's bytes. Thread-safe: nothing in it changes after loading.
+
+    Args:
+        loaded: The files' contents, from `tokenizer_files.load_files`.
+    """
+
+    def __init__(self, loaded: LoadedTokenizer) -> None:
+        self._backend = loaded.backend
+        self._backend.encode_special_tokens = True  # "<|endoftext|>" typed by a user is text
+        self._style: PieceStyle = loaded.style
+        added: dict[int, Any] = self._backend.get_added_tokens_decoder()
+        self._added = {token_id: str(token.content) for token_id, token in added.items()}
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._pieces: dict[int, bytes] = {}
+        self.eos_token_ids: tuple[int, ...] = loaded.eos_token_ids
+        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Load a checkpoint's tokenizer.
+
+        Args:
+            folder: A Hugging Face model folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, or
+                `vocab.txt`, or what transformers can convert.
+
+        Raises:
+            TokenizerError: Files are missing, broken, or of a kind that cannot be streamed.
+        """
+        return cls(load_files(folder))
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a text; also what an empty prompt becomes."""
+        return self.eos_token_ids[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Give the ids of a user's text. Adds no special token and recognises none.
+
+        Raises:
+            InvalidText: The text holds lone surrogates.
+        """
+        check_text(text)
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Give ids and, for each, (start, end) in code points of `text`.
+
+        A token that holds some bytes of a character has the offsets of the whole character.
+
+        Raises:
+            InvalidText: The text holds lone surrogates.
+        """
+        check_text(text)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def encode_specials(self, text: str) -> list[int]:
+        """Give the ids of a template's literal: special tokens written in it are recognised."""
+        check_text(text)
+        ids: list[int] = self._recognising.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def piece(self, previous_id: int | None, token_id: int) -> bytes:
+        """Give the bytes that a token adds to the text.
+
+        Args:
+            previous_id: The token before it; None at the start of a text. Matters where spaces are implied.
+            token_id: The token; special tokens and ids out of the vocabulary add nothing.
+
+        Returns:
+            Bytes of UTF-8, maybe a part of a character.
+        """
+        own = self._own_piece(token_id)
+        if self._style == "byte_level" or not own:
+            return own
+        before = b"" if previous_id is None else self._own_piece(previous_id)
+        if self._style == "metaspace":
+            return own if previous_id is None or not own.startswith(b" ") or before else own[1:]
+        return _wordpiece(before, own)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Give the text of `ids`: their pieces joined. Invalid bytes become U+FFFD, half a character at the
+        end is left out."""
+        pieces = (self.piece(ids[i - 1] if i else None, token_id) for i, token_id in enumerate(ids))
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(pieces))
+
+    def is_special(self, token_id: int) -> bool:
+        """Say whether a token is a mark (end of text, padding, …) and no text."""
+        return token_id in self._special_ids
+
+    @cached_property
+    def _recognising(self) -> Any:
+        """A second backend that recognises special tokens: the switch is state, so one cannot serve both."""
+        other = type(self._backend).from_str(self._backend.to_str())
+        other.encode_special_tokens = False
+        return other
+
+    def _own_piece(self, token_id: int) -> bytes:
+        """The bytes of one token, whatever stands before it; WordPiece keeps its "##"."""
+        found = self._pieces.get(token_id)
+        if found is None:
+            found = self._pieces[token_id] = self._make_piece(token_id)
+        return found
+
+    def _make_piece(self, token_id: int) -> bytes:
+        if token_id in self._special_ids or token_id < 0:
+            return b""
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._style == "byte_level":
+            return _byte_level(token)
+        return _metaspace(token) if self._style == "metaspace" else token.encode()
+
+
+def check_text(text: str) -> None:
+    """Raise `InvalidText` when a text has no UTF-8.
+
+    Raises:
+        InvalidText: Names the place of the first lone surrogate, never the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidText(
+            f"the text is not valid Unicode: a lone surrogate at character {error.start}"
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def bytes_by_character() -> dict[str, int]:
+    """Invert GPT-2's table of printable stand-ins: character -> byte.
+
+    Source: Radford et al. 2019, encoder.py, `bytes_to_unicode`.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def is_cjk(character: str) -> bool:
+    """Say whether a character is written without spaces around it (Chinese, kana, hangul, full-width)."""
+    code = ord(character)
+    return any(low <= code <= high for low, high in _CJK_RANGES)
+
+
+def _byte_level(token: str) -> bytes:
+    table = bytes_by_character()
+    if all(character in table for character in token):
+        return bytes(table[character] for character in token)
+    return token.encode()  # not in the byte alphabet: an entry somebody wrote by hand
+
+
+def _metaspace(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace(_SPACE_MARK, " ").encode()
+
+
+def _wordpiece(before: bytes, own: bytes) -> bytes:
+    """Join "##" tokens; put a space between two tokens unless one of them is CJK at the seam."""
+    if own.startswith(b"##") and len(own) > 2:
+        return own[2:]
+    if not before or is_cjk(before.decode()[-1]) or is_cjk(own.decode()[0]):
+        return own
+    return b" " + own
