@@ -71,7 +71,7 @@ soak: $(TOOLS) ## the slow tests: load, storms, long runs
 install: $(RUNTIME) ## what serving needs
 install-dev: $(TOOLS) ## what serving, training and testing need
 
-$(VENV)/bin/python: | supported-python
+$(VENV)/bin/python: | $(if $(wildcard $(VENV)/bin/python),,supported-python)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime-installed: requirements.lock pyproject.toml | $(VENV)/bin/python
@@ -87,7 +87,7 @@ $(VENV)/.tools-installed: requirements-dev.lock $(VENV)/.runtime-installed
 supported-python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: there is no '$(PYTHON)' here; name a Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: '$(PYTHON)' is $$($(PYTHON) -V 2>&1), 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
-	@$(if $(strip $(VENV)),$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: '$(PYTHON)' comes without venv or pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; })
+	@[ -z "$(strip $(VENV))" ] || $(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: '$(PYTHON)' comes without venv or pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 lock: $(TOOLS) ## resolve the dependencies anew into the two lock files (ARGS=--upgrade takes newer versions)
 	$(PIP_INSTALL) --quiet uv
