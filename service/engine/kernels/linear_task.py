@@ -1,0 +1,131 @@
+"""One linear layer for all threads: packed rows times packed tiles, with scale, bias, activation and residual.
+
+The numba side of `cpu_linear.CpuLinear`, and the matrix products of `step`. A layer is described by an int64 record
+whose fields are the `W_*` constants; `gemm` does the arithmetic of one tile.
+"""
+
+from __future__ import annotations
+
+from numba import cfunc, njit
+
+from service.engine.kernels import gemm, rows
+from service.engine.kernels import vectors as vec
+from service.engine.kernels.cache import CACHE
+from service.engine.kernels.threads import TASK, claim, meet, num_threads
+
+# fields of a layer's record, in bytes from its address
+W_KIND, W_K, W_N, W_STEPS, W_TILES, W_TILE_ADDRESS = 0, 8, 16, 24, 32, 40
+W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = 48, 56, 64, 72, 80  # the three vectors are padded to tiles
+W_FIELDS = 16
+
+OUT_FLOAT32, OUT_BFLOAT16 = 0, 1
+SCRATCH = 64 * (gemm.MAX_ROWS * gemm.VECTORS + 4)  # bytes of sums on a thread
+
+
+@njit
+def pack_rows(record, source, source_bytes, count, packed, pool):  # type: ignore[no-untyped-def]
+    """Pack float32 rows for this layer; all threads together, no meeting at the end."""
+    kind, length, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_K), row_size(record)
+    row = claim(pool)
+    while row < count:
+        rows.pack_row(kind, source + row * source_bytes, length, packed + row * row_bytes, row_bytes)
+        row = claim(pool)
+
+
+@njit
+def row_size(record):  # type: ignore[no-untyped-def]
+    """Bytes from one packed row of this layer to the next."""
+    return vec.load_long(record + W_ROW_BYTES)
+
+
+@njit
+def multiply(record, packed, count, out, out_bytes, residual, out_kind, following, pool, thread):  # type: ignore[no-untyped-def]
+    """All columns of `count` packed rows; threads take tiles in turn, no meeting at the end.
+
+    Args:
+        record: address of the layer's record.
+        packed: address of the packed rows.
+        out, out_bytes: first output row and the distance to the next.
+        residual: float32 rows to add, laid out as `out`, or 0; may be `out` itself.
+        out_kind: OUT_FLOAT32 or OUT_BFLOAT16.
+        following: record of the layer whose weights are needed next, or 0: its first tiles are prefetched.
+    """
+    tiles, tile_address = vec.load_long(record + W_TILES), vec.load_long(record + W_TILE_ADDRESS)
+    tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
+    tile = thread  # the first tile is the thread's own, so that somebody could fetch it early
+    while tile < tiles:
+        later = num_threads(pool) + claim(pool)
+        ahead = tile_address + later * tile_bytes
+        if later >= tiles:
+            ahead = _first_tile(following, thread)
+        _multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead)
+        tile = later
+
+
+@njit
+def _first_tile(record, thread):  # type: ignore[no-untyped-def]
+    if record == 0:
+        return 0
+    tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
+    return vec.load_long(record + W_TILE_ADDRESS) + thread * tile_bytes
+
+
+@njit
+def _multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):  # type: ignore[no-untyped-def]
+    """One tile of columns for all rows: the weights stay in the second-level cache."""
+    kind, steps, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_STEPS), row_size(record)
+    weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
+    scratch = vec.stack_bytes(SCRATCH)
+    passes = (count + gemm.MAX_ROWS - 1) // gemm.MAX_ROWS
+    lines = 4 if passes == 1 else 2 if passes < 4 else 1
+    first = 0
+    for done in range(passes):
+        num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
+        source = packed + first * row_bytes
+        place = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
+        if kind == gemm.INT8:
+            gemm.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
+        elif kind == gemm.BFLOAT16:
+            gemm.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)
+        else:
+            gemm.multiply_float32(source, row_bytes, weights, steps, scratch, place, num, lines)
+        for row in range(num):
+            meta = source + (row + 1) * row_bytes - rows.META
+            shift = (first + row) * out_bytes
+            _finish_row(record, tile, scratch + row * gemm.TILE * 4, meta, out + shift, residual, shift, out_kind)
+        first += num
+
+
+@njit
+def _finish_row(record, tile, sums, meta, out, residual, shift, out_kind):  # type: ignore[no-untyped-def]
+    """Scale, bias, activation and residual for one row of one tile."""
+    kind, activation = vec.load_long(record + W_KIND), vec.load_long(record + W_ACTIVATION)
+    width = vec.load_long(record + W_N)
+    bias, scale = vec.load_long(record + W_BIAS), vec.load_long(record + W_SCALE)
+    for j in range(gemm.VECTORS):
+        column = tile * gemm.TILE + 16 * j
+        mask = vec.first_lanes(width - column)
+        if kind == gemm.INT8:
+            offsets = vec.load_ints(vec.load_long(record + W_COLUMN_SUM) + 4 * column)
+            exact = vec.load_ints(sums + 64 * j) - offsets * vec.ints(vec.load_int(meta + 4))
+            factor = vec.floats(vec.load_float(meta)) * vec.load_floats(scale + 4 * column)
+            x = vec.to_floats(exact) * factor
+        else:
+            x = vec.load_floats(sums + 64 * j)
+        x = rows.activate(x + vec.load_floats(bias + 4 * column), activation)
+        if residual != 0:
+            x = x + vec.load_floats_where(residual + shift + 4 * column, mask)
+        if out_kind == OUT_BFLOAT16:
+            vec.store_bf16_where(out + 2 * column, x, mask)
+        else:
+            vec.store_floats_where(out + 4 * column, x, mask)
+
+
+@cfunc(TASK, cache=CACHE)
+def linear_task(args, pool, thread):  # type: ignore[no-untyped-def]
+    """`CpuLinear.__call__`. Args: record, x, x row bytes, rows, packed, out, out row bytes, residual or 0."""
+    record, packed, count = vec.load_long(args), vec.load_long(args + 32), vec.load_long(args + 24)
+    pack_rows(record, vec.load_long(args + 8), vec.load_long(args + 16), count, packed, pool)
+    meet(pool)
+    out, out_bytes, residual = vec.load_long(args + 40), vec.load_long(args + 48), vec.load_long(args + 56)
+    multiply(record, packed, count, out, out_bytes, residual, OUT_FLOAT32, 0, pool, thread)
