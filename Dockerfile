@@ -34,12 +34,6 @@ LABEL org.opencontainers.image.title="textgen-service" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# libgomp: the OpenMP runtime of the compiled kernels.
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgomp1 \
-    && rm -rf /var/lib/apt/lists/*
-
 # A fixed, nameless user: `runAsNonRoot` can check it, and a mounted folder can be given to it.
 RUN install -d -o 10001 -g 10001 /models /var/cache/textgen
 
@@ -59,8 +53,8 @@ COPY --from=build /opt/textgen /opt/textgen
 USER 10001:10001
 WORKDIR /tmp
 
-# Compiled kernels, so that the first start is as quick as the later ones. The folder is a volume because the
-# compiler must be able to write there on a machine with another processor, also on a read-only root.
+# Compiled kernels, so that the first start is as quick as the later ones. The folder is a volume so that what a
+# machine with another processor compiles for itself is kept, also on a read-only root.
 RUN textgen warmup
 VOLUME ["/models", "/var/cache/textgen"]
 
