@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,21 @@ def declared(group: str | None) -> set[str]:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     wanted = project["dependencies"] if group is None else project["optional-dependencies"][group]
     return {re.split(r"[^A-Za-z0-9._-]", line)[0].lower().replace("_", "-") for line in wanted}
+
+
+def imported(folder: str) -> set[str]:
+    """The packages, by the name they are installed under, that the modules of a folder import."""
+    modules = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.split(".")[0])
+    known = packages_distributions()
+    ours = {"service", "model_store", "tests", "conftest"}
+    foreign = modules - set(sys.stdlib_module_names) - ours
+    return {known.get(module, [module])[0].lower().replace("_", "-") for module in foreign}
 
 
 def make_targets() -> set[str]:
@@ -80,6 +98,18 @@ def test_serving_installs_no_training_or_test_package() -> None:
 
 def test_no_package_is_pinned_in_both_lock_files() -> None:
     assert not names(RUNTIME_LOCK) & names(DEV_LOCK)
+
+
+def test_everything_the_service_imports_is_a_runtime_dependency() -> None:
+    assert imported("service") - declared(None) == set()
+
+
+def test_everything_the_store_imports_is_a_dependency_or_in_the_train_extra() -> None:
+    assert imported("model_store") - declared(None) - declared("train") == set()
+
+
+def test_everything_the_tests_import_is_a_dependency_or_in_an_extra() -> None:
+    assert imported("tests") - declared(None) - declared("train") - declared("dev") == set()
 
 
 def test_every_make_target_that_a_document_names_exists() -> None:
