@@ -18,7 +18,9 @@ Precision = Literal["float32", "bfloat16", "int8"]
 Backend = Literal["reference", "cpu", "cuda"]
 Activation = Callable[[Tensor], Tensor]
 
-ROW_BUCKET = 32  # rows of every call in deterministic mode: a library may sum in another order at another count
+ROW_BUCKET = (
+    32  # rows of every call in deterministic mode: a library may sum in another order at another count
+)
 
 
 class Linear(Protocol):
@@ -80,7 +82,9 @@ def pack_linear(
 
         return CpuLinear(weight, bias, precision=precision, activation=activation)
     if backend == "cuda":
-        raise UnsupportedLinear("backend 'cuda' has no linear layer of its own; use 'reference' on that device")
+        raise UnsupportedLinear(
+            "backend 'cuda' has no linear layer of its own; use 'reference' on that device"
+        )
     if precision == "int8":
         return Int8Reference(weight, bias, activation=activation)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
@@ -91,7 +95,13 @@ class FloatReference:
     """`F.linear` in one float type."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, activation: str | None, deterministic: bool
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        dtype: torch.dtype,
+        activation: str | None,
+        deterministic: bool,
     ) -> None:
         self._weight = weight.t().contiguous().to(dtype)  # (N, K)
         self._bias = None if bias is None else bias.float()
@@ -169,7 +179,9 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double()).int()  # exact: every sum stays far below 2**53
 
 
-def finish(product: Tensor, bias: Tensor | None, activation: Activation | None, residual: Tensor | None) -> Tensor:
+def finish(
+    product: Tensor, bias: Tensor | None, activation: Activation | None, residual: Tensor | None
+) -> Tensor:
     """Bias, activation and residual, in that order, in float32."""
     if bias is not None:
         product = product + bias
@@ -193,6 +205,8 @@ def find_activation(name: str | None) -> Activation | None:
     from transformers.activations import ACT2FN  # slow to import, and rarely needed
 
     if name not in ACT2FN:
-        raise UnsupportedLinear(f"activation_function {name!r} is unknown; known: {', '.join(sorted(ACT2FN))}")
+        raise UnsupportedLinear(
+            f"activation_function {name!r} is unknown; known: {', '.join(sorted(ACT2FN))}"
+        )
     function: Activation = ACT2FN[name]
     return function

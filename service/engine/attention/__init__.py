@@ -1,4 +1,5 @@
-"""The attention protocol: what a kernel gets and what it must do. Implementations: `reference`, `cpu`, `cuda`.
+"""The attention protocol: what a kernel gets and what it must do. Implementations: `reference`, `cpu`,
+`cuda`.
 
 This module holds the ragged batch and the paged KV cache that every implementation shares, and no arithmetic.
 Read `reference` next: it says in plain torch what the fast kernels compute.
@@ -15,14 +16,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """One step's tokens, of all sequences, in one row. Built by the model runner; read-only for everybody else.
+    """One step's tokens, of all sequences, in one row. Built by the model runner; read-only for everybody
+    else.
 
-    With T tokens, S sequences, R sampled rows and B the widest block table. All tensors live on the model's device.
+    With T tokens, S sequences, R sampled rows and B the widest block table. All tensors live on the model's
+    device.
     """
 
     input_ids: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64, each < n_positions
-    slots: Tensor  # (T,) int64: block id * block size + place in the block, where a token's K and V are written
+    slots: (
+        Tensor  # (T,) int64: block id * block size + place in the block, where a token's K and V are written
+    )
     query_starts: Tensor  # (S + 1,) int32: sequence s owns tokens [query_starts[s], query_starts[s + 1])
     context_lens: Tensor  # (S,) int32: tokens of the sequence in the cache once this step's are written
     block_tables: Tensor  # (S, B) int32, padded with 0; entries past the context are never read
@@ -32,7 +37,9 @@ class ForwardBatch:
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Keys and values of all layers in blocks: k and v are each (layers, blocks, heads, block size, head dim)."""
+    """Keys and values of all layers in blocks: k and v are each (layers, blocks, heads, block size, head
+    dim).
+    """
 
     k: Tensor
     v: Tensor
@@ -44,9 +51,18 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, layers: int, blocks: int, heads: int, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        cls,
+        layers: int,
+        blocks: int,
+        heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> KVCache:
-        """Zero-filled, so that every page is touched before the first request and memory stays flat after it."""
+        """Zero-filled, so that every page is touched before the first request and memory stays flat after
+        it.
+        """
         shape = (layers, blocks, heads, block_size, head_dim)
         k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         return cls(k.fill_(0), v.fill_(0))

@@ -1,0 +1,248 @@
+"""The one thread that owns an Engine, and the event loop's side of it.
+
+    submit() -> commands -> [engine thread: drain commands, step, repeat] -> one call per step -> JobStream
+
+Everything but `_run` and what it calls runs on the event loop. The thread sleeps while there is nothing to
+do. A thread that died, or that hangs in a step, is reported by `died`; the process is then to be restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+from service.engine.engine import Engine, News
+from service.engine.job_stream import JobStream
+from service.engine.sequence import Job, JobInfo, Sequence, SequenceRequest
+from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFull
+
+_WATCH_EVERY_S = 0.25
+_HUNG_AFTER_S = 2.0
+_HUNG_AFTER_STEPS = 10  # times the slowest step seen: a slow prefill is no fault
+_RATE_WINDOW = 64  # finished sequences over which the drain rate is measured
+_MAX_RETRY_AFTER_S = 60.0
+
+ANYONE = JobInfo()
+
+Command = Callable[[Engine], None]
+
+
+class AsyncEngine:
+    """Runs an engine on its own thread.
+
+    Args:
+        make_engine: builds, compiles and warms the engine up; runs on the engine thread.
+        max_sequences: running and waiting together; `submit` refuses more.
+    """
+
+    def __init__(self, make_engine: Callable[[], Engine], max_sequences: int = 1024) -> None:
+        self.max_sequences = max_sequences
+        self.died = asyncio.Event()
+        self._make_engine = make_engine
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._streams: dict[Job, JobStream] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+        self._is_warm = False
+        self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._step_started_at: float | None = None  # written by the thread, read by the watchdog
+        self._slowest_step_s = 0.0
+
+    # ---- life -------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the thread and wait until the engine is warm.
+
+        Raises:
+            Exception: whatever building the engine raised.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        await self._started
+        self._is_warm = True
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Stop the thread after its current step; a thread that hangs is left behind."""
+        if not self._is_warm:
+            return
+        self._is_warm = False
+        self._watcher.cancel()
+        self._commands.put(None)
+        if not self.died.is_set():
+            await asyncio.to_thread(self._thread.join, _HUNG_AFTER_S)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new work would be taken, if there is room."""
+        return self._is_warm and not self.died.is_set() and not self._is_draining
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread neither died nor hangs."""
+        return not self.died.is_set()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether `begin_drain` was called."""
+        return self._is_draining
+
+    @property
+    def num_in_flight(self) -> int:
+        """Sequences submitted and not finished."""
+        return sum(len(stream.unfinished) for stream in self._streams.values())
+
+    def begin_drain(self) -> None:
+        """Refuse new work from now on; jobs in flight finish, their extensions included."""
+        self._is_draining = True
+
+    async def drained(self) -> None:
+        """Wait until no job is in flight."""
+        await self._idle.wait()
+
+    def fail_all(self, error: Exception) -> None:
+        """End every stream with an error; leaving the streams aborts their sequences."""
+        for stream in self._streams.values():
+            stream.fail(error)
+
+    # ---- jobs -------------------------------------------------------------------------------------------
+
+    def submit(
+        self, requests: Seq[SequenceRequest], info: JobInfo = ANYONE, deadline: float | None = None
+    ) -> JobStream:
+        """Queue the sequences of one job.
+
+        Args:
+            requests: at least one.
+            info: whose job it is.
+            deadline: on the event loop's clock (monotonic seconds), queueing included; None waits for ever.
+
+        Raises:
+            NotReady, Draining, EngineDead, QueueFull: nothing was queued.
+        """
+        self._refuse(len(requests))
+        job = Job(info)
+        stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
+        self._idle.clear()
+        self.enqueue(stream, requests)
+        return stream
+
+    def _refuse(self, count: int) -> None:
+        if self.died.is_set():
+            raise EngineDead("the engine is not running; the service is about to restart", 5.0)
+        if not self._is_warm:
+            raise NotReady("the model is still loading", 1.0)
+        if self._is_draining:
+            raise Draining("the service is shutting down and takes no new work", 1.0)
+        excess = self.num_in_flight + count - self.max_sequences
+        if excess > 0:
+            raise QueueFull("the queue is full", self._seconds_until_free(excess))
+
+    def _seconds_until_free(self, places: int) -> float:
+        """From the measured rate at which sequences finish; 1 s while nothing was measured."""
+        if len(self._finished_at) < 2:
+            return 1.0
+        rate = len(self._finished_at) / max(time.monotonic() - self._finished_at[0], 1e-3)
+        return min(max(places / rate, 1.0), _MAX_RETRY_AFTER_S)
+
+    def enqueue(self, stream: JobStream, requests: Seq[SequenceRequest]) -> range:
+        """See `StreamOwner`."""
+        first = stream.num_submitted
+        now = time.monotonic()
+        sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
+        stream.num_submitted += len(sequences)
+        stream.unfinished.update((sequence.index, sequence) for sequence in sequences)
+        self._commands.put(lambda engine: _add_all(engine, sequences))
+        if self.died.is_set():
+            stream.fail(EngineFault())
+        return range(first, first + len(sequences))
+
+    def drop(self, stream: JobStream, sequences: Seq[Sequence]) -> None:
+        """See `StreamOwner`."""
+        if sequences:
+            self._commands.put(lambda engine: engine.abort(sequences))
+
+    def close(self, stream: JobStream) -> None:
+        """See `StreamOwner`."""
+        self._streams.pop(stream.job, None)
+        if not self._streams:
+            self._idle.set()
+
+    def _deliver(self, news: list[News]) -> None:
+        for sequence, output in news:
+            if output.finish_reason is not None:
+                self._finished_at.append(time.monotonic())
+            stream = self._streams.get(sequence.job)
+            if stream is not None:
+                stream.put(output)
+
+    # ---- watching ---------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while not self.died.is_set():
+            await asyncio.sleep(_WATCH_EVERY_S)
+            started = self._step_started_at
+            limit = max(_HUNG_AFTER_S, _HUNG_AFTER_STEPS * self._slowest_step_s)
+            if started is not None and time.monotonic() - started > limit:
+                self._die()
+
+    def _die(self) -> None:
+        self.died.set()
+        self.fail_all(EngineFault())
+
+    # ---- the engine thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            engine = self._make_engine()
+        except BaseException as error:
+            self._call(_set_exception, self._started, error)
+            return
+        self._slowest_step_s = engine.slowest_step_s
+        self._call(self._started.set_result, None)
+        try:
+            while self._take_commands(engine):
+                self._step(engine)
+        except BaseException as error:
+            engine.on_fault(error)
+            self._call(self._die)
+
+    def _take_commands(self, engine: Engine) -> bool:
+        """Carry out what was asked meanwhile, waiting for it when there is no work; false means stop."""
+        while not (self._commands.empty() and engine.has_work):
+            command = self._commands.get()
+            if command is None:
+                return False
+            command(engine)
+        return True
+
+    def _step(self, engine: Engine) -> None:
+        self._step_started_at = time.monotonic()
+        news = engine.step()
+        self._step_started_at = None
+        self._slowest_step_s = engine.slowest_step_s
+        if news:
+            self._call(self._deliver, news)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        """Run a function on the event loop; a loop that is gone needs no news."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+def _add_all(engine: Engine, sequences: Seq[Sequence]) -> None:
+    for sequence in sequences:
+        engine.add(sequence)
+
+
+def _set_exception(future: asyncio.Future[None], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

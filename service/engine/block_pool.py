@@ -1,0 +1,118 @@
+"""KV blocks: who holds which, and which contents are already there (prefix caching).
+
+Pure bookkeeping over block ids; the tensors live in the model runner. A block is free when nobody references
+it; a free block keeps its contents, and its key, until it is handed out again (least recently used first).
+Read `scheduler` next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+
+
+def block_keys(
+    token_ids: Sequence[int], block_size: int, salt: str, known: Sequence[bytes] = ()
+) -> list[bytes]:
+    """Content keys of the full blocks of a sequence: sha256(parent key, ids), rooted in the salt.
+
+    Args:
+        token_ids: the sequence so far.
+        block_size: tokens in a block.
+        salt: keeps caches of different tenants apart.
+        known: keys already computed for the first blocks.
+
+    Returns:
+        One 32-byte key per full block; two equal keys mean equal tokens at equal positions.
+    """
+    keys = list(known)
+    parent = keys[-1] if keys else hashlib.sha256(salt.encode()).digest()
+    for start in range(len(keys) * block_size, len(token_ids) - block_size + 1, block_size):
+        ids = array("q", token_ids[start : start + block_size]).tobytes()
+        parent = hashlib.sha256(parent + ids).digest()
+        keys.append(parent)
+    return keys
+
+
+class BlockPool:
+    """Hands out KV blocks by reference count.
+
+    Args:
+        num_blocks: blocks in the cache.
+        block_size: tokens in a block.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._references = [0] * num_blocks
+        self._key_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be handed out, cached contents included."""
+        return len(self._free)
+
+    def lookup(self, keys: Sequence[bytes]) -> list[int]:
+        """Blocks holding the longest run of `keys` from the first on. Takes no reference."""
+        found: list[int] = []
+        for key in keys:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def count_unreferenced(self, blocks: Iterable[int]) -> int:
+        """How many of these are free now, so that acquiring them shrinks the free list."""
+        return sum(self._references[block] == 0 for block in blocks)
+
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Take a reference on blocks found by `lookup`."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._free[block]
+            self._references[block] += 1
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Take `count` blocks with contents to be overwritten, or None when there are too few."""
+        if count > len(self._free):
+            return None
+        return [self._take_oldest() for _ in range(count)]
+
+    def _take_oldest(self) -> int:
+        block, _ = self._free.popitem(last=False)
+        key = self._key_of.pop(block, None)
+        if key is not None:
+            del self._block_of[key]
+        self._references[block] = 1
+        return block
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give references back. The deepest block becomes the oldest, so prefixes outlive their tails."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+
+    def register(self, block: int, key: bytes) -> None:
+        """Publish the contents of a full block. The first block with a key keeps it."""
+        if key not in self._block_of and block not in self._key_of:
+            self._block_of[key] = block
+            self._key_of[block] = key
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Compare the accounts with the block tables in use.
+
+        Raises:
+            AssertionError: a bug of ours; names the first disagreement.
+        """
+        held = Counter(block for table in tables for block in table)
+        for block, references in enumerate(self._references):
+            assert held[block] == references, f"block {block}: {references} references, {held[block]} holders"
+            assert (references == 0) == (block in self._free), f"block {block}: free list disagrees"
+        assert {self._block_of[key]: key for key in self._block_of} == self._key_of, "cache maps disagree"

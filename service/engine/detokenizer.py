@@ -1,0 +1,80 @@
+"""Ids to text, as they come: UTF-8 safe, and stop strings held back no longer than needed.
+
+The deltas of one sequence put together are its text, however many tokens a step brings. Nothing else in the
+service turns generated ids into text. Read `engine` next, which feeds this.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class TokenPieces(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    @property
+    def eos_id(self) -> int:
+        """The end-of-text id."""
+        ...
+
+    def piece(self, previous_id: int | None, token_id: int) -> bytes:
+        """The bytes this token adds to a text; empty for special tokens."""
+        ...
+
+
+class Detokenizer:
+    """Text of one sequence.
+
+    Args:
+        pieces: gives the bytes of a token.
+        stop: stop strings; the text ends before the first one, which is never shown.
+    """
+
+    def __init__(self, pieces: TokenPieces, stop: Sequence[str] = ()) -> None:
+        self._pieces = pieces
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._previous_id: int | None = None
+        self._held = ""  # decoded, not yet shown: it may be the start of a stop string
+        self.is_stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Add a token and return the text that can be shown now.
+
+        Half a character waits for its other half; bytes that can be no character become U+FFFD. After a stop
+        string was found, `is_stopped` is true and no further token may come.
+        """
+        piece = self._pieces.piece(self._previous_id, token_id)
+        self._previous_id = token_id
+        self._held += self._decoder.decode(piece)
+        if not self._stop:
+            return self._show(len(self._held))
+        position = self._find_stop()
+        if position is None:
+            return self._show(len(self._held) - self._possible_stop_length())
+        self.is_stopped = True
+        self._held = self._held[:position]
+        return self._show(position)
+
+    def finish(self) -> str:
+        """Return what was held back for a stop string that did not come. Half a character is dropped."""
+        return self._show(len(self._held))
+
+    def _show(self, length: int) -> str:
+        shown, self._held = self._held[:length], self._held[length:]
+        return shown
+
+    def _find_stop(self) -> int | None:
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        return min(found, default=None)
+
+    def _possible_stop_length(self) -> int:
+        """Length of the longest tail that is the start of a stop string."""
+        longest = max(len(stop) for stop in self._stop) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            tail = self._held[-length:]
+            if any(stop.startswith(tail) for stop in self._stop):
+                return length
+        return 0

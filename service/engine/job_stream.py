@@ -1,0 +1,144 @@
+"""What a caller holds of its job: an async stream of outputs that aborts the rest when it is left.
+
+Lives on the event loop. A reader that is slow costs bounded memory: outputs it has not read are merged, one
+entry per sequence. Read `async_engine` next, which fills it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol, Self
+
+from service.engine.sequence import FinishReason, Job, Sequence, SequenceOutput, SequenceRequest
+from service.errors import DeadlineExceeded, EngineFault
+
+
+class StreamOwner(Protocol):
+    """What a stream needs of its engine."""
+
+    def enqueue(self, stream: JobStream, requests: Seq[SequenceRequest]) -> range:
+        """Add sequences to the stream's job and return their indices."""
+        ...
+
+    def drop(self, stream: JobStream, sequences: Seq[Sequence]) -> None:
+        """Abort sequences whose outputs nobody reads any more."""
+        ...
+
+    def close(self, stream: JobStream) -> None:
+        """Forget a stream that was left."""
+        ...
+
+
+class JobStream:
+    """Outputs of one job. Enter it, iterate it, leave it; leaving aborts what is unfinished.
+
+    Args:
+        owner: the engine.
+        job: the job.
+        deadline: on the event loop's clock, or None.
+        clock: the event loop's clock.
+    """
+
+    def __init__(
+        self, owner: StreamOwner, job: Job, deadline: float | None, clock: Callable[[], float]
+    ) -> None:
+        self.job = job
+        self.unfinished: dict[int, Sequence] = {}
+        self.num_submitted = 0
+        self._owner = owner
+        self._deadline = deadline
+        self._clock = clock
+        self._news: dict[int, SequenceOutput] = {}
+        self._error: Exception | None = None
+        self._changed = asyncio.Event()
+
+    # ---- the caller's side ------------------------------------------------------------------------------
+
+    def extend(self, requests: Seq[SequenceRequest]) -> range:
+        """Add sequences to the job; they are never refused.
+
+        Returns:
+            Their indices, which continue those of the job.
+        """
+        return self._owner.enqueue(self, requests)
+
+    def abort(self, index: int) -> None:
+        """Drop one sequence; it gives no further output."""
+        sequence = self.unfinished.pop(index, None)
+        self._news.pop(index, None)
+        if sequence is not None:
+            self._owner.drop(self, [sequence])
+        self._changed.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = list(self.unfinished.values())
+        self.unfinished.clear()
+        self._news.clear()
+        self._owner.drop(self, left)
+        self._owner.close(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SequenceOutput:
+        """Wait for news of any sequence.
+
+        Raises:
+            DeadlineExceeded: the job's time is over.
+            EngineFault: a sequence failed, or the engine died.
+            StopAsyncIteration: every sequence has finished.
+        """
+        while not self._news:
+            if self._error is not None:
+                raise self._error
+            if not self.unfinished:
+                raise StopAsyncIteration
+            await self._wait()
+        output = self._news.pop(next(iter(self._news)))
+        if output.finish_reason is FinishReason.ERROR:
+            raise EngineFault
+        return output
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await self._changed.wait()
+        except TimeoutError:
+            raise DeadlineExceeded from None
+
+    # ---- the engine's side ------------------------------------------------------------------------------
+
+    def put(self, output: SequenceOutput) -> None:
+        """Add news, merged into what the reader has not taken yet. News of aborted sequences is dropped."""
+        if output.index not in self.unfinished:
+            return
+        if output.finish_reason is not None:
+            del self.unfinished[output.index]
+        unread = self._news.get(output.index)
+        self._news[output.index] = output if unread is None else _merge(unread, output)
+        self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the stream with an error, once what was produced has been read."""
+        self._error = self._error or error
+        self._changed.set()
+
+
+def _merge(first: SequenceOutput, second: SequenceOutput) -> SequenceOutput:
+    return replace(
+        second,
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=first.logprobs + second.logprobs,
+        prompt_logprobs=first.prompt_logprobs or second.prompt_logprobs,
+    )

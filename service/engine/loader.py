@@ -1,0 +1,160 @@
+"""Puts an engine together: model, cache, scheduler, runner, warm-up. The only file that knows all of them.
+
+Runs on the engine thread, so that whatever compiles, compiles where it will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from service.engine.architecture import Architecture, UnsupportedCheckpoint
+from service.engine.attention import Attention, KVCache
+from service.engine.attention.reference import ReferenceAttention
+from service.engine.block_pool import BlockPool
+from service.engine.detokenizer import TokenPieces
+from service.engine.engine import Engine
+from service.engine.linear import Backend, Precision, auto_precision
+from service.engine.model import GPT2, Numerics
+from service.engine.model_runner import ModelRunner
+from service.engine.observer import NullObserver, Observer
+from service.engine.scheduler import Budget, Scheduler
+from service.engine.sequence import Job, JobInfo, SamplingParams, Sequence, SequenceRequest
+from service.engine.speculator import Speculator
+from service.engine.step_cost import StepCost
+
+BLOCK_SIZE = 16
+_MAX_STALL = 2.5  # a step with prefill in it takes at most so many times as long as one without
+_MIN_PREFILL_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine is built from; every value decided, nothing read from the environment."""
+
+    folder: Path
+    device: str = "cpu"
+    precision: Precision | None = (
+        None  # None: bfloat16 where the processor multiplies it natively, else float32
+    )
+    backend: Backend | None = None  # None: the fast kernels where they pass their self-check, else reference
+    is_deterministic: bool = False
+    kv_cache_bytes: int = (
+        0  # 0: room for max_running full sequences, at most a quarter of what memory is left
+    )
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    num_threads: int = 0  # 0: the cores this process may use
+    speculation: bool = True
+    report: Callable[[str], None] = field(default=lambda line: None)  # progress, one line each
+
+
+def build_engine(
+    config: EngineConfig,
+    pieces: TokenPieces,
+    observer: Observer | None = None,
+    on_fault: Callable[[BaseException], None] = lambda error: None,
+) -> Engine:
+    """Load the model and make the engine ready to step.
+
+    Raises:
+        UnsupportedCheckpoint: the checkpoint or the cache size cannot be served; names why.
+    """
+    model = GPT2.load(config.folder, _choose_numerics(config))
+    cache = allocate_cache(config, model.architecture, model.numerics)
+    runner = ModelRunner(model, _choose_attention(model, cache), BLOCK_SIZE, [pieces.eos_id])
+    cost = StepCost()
+    speculator = Speculator(cost, config.max_batch_tokens) if config.speculation else None
+    scheduler = Scheduler(
+        BlockPool(cache.k.shape[1], BLOCK_SIZE),
+        Budget(config.max_batch_tokens, config.max_running, max(1, config.max_running * 3 // 4)),
+        draft=speculator.draft if speculator else lambda decoding: {},
+        prefill_rows=lambda decode_rows: prefill_rows(cost, decode_rows, config.max_batch_tokens),
+    )
+    engine = Engine(scheduler, runner, pieces, cost, speculator, on_fault=on_fault)
+    warm_up(engine, model.architecture, config)
+    engine.observer = observer or NullObserver()
+    return engine
+
+
+def _choose_numerics(config: EngineConfig) -> Numerics:
+    precision = config.precision or auto_precision(config.device)
+    return Numerics(precision, config.device, config.backend or "reference", config.is_deterministic)
+
+
+def _choose_attention(model: GPT2, cache: KVCache) -> Attention:
+    scales = model.architecture.attention_scales
+    return ReferenceAttention(cache, scales, is_exact=model.numerics.is_deterministic)
+
+
+def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: Numerics) -> KVCache:
+    """Allocate KV blocks for the configured bytes.
+
+    Raises:
+        UnsupportedCheckpoint: too small for one full sequence.
+    """
+    per_token = architecture.kv_bytes_per_token(numerics.cache_dtype.itemsize)
+    per_block = per_token * BLOCK_SIZE
+    blocks_per_sequence = -(-architecture.n_positions // BLOCK_SIZE)
+    most = blocks_per_sequence * config.max_running
+    available = config.kv_cache_bytes or free_memory_bytes(config.device) // 4
+    num_blocks = available // per_block
+    if not config.kv_cache_bytes:
+        num_blocks = min(num_blocks, most)
+    if num_blocks < blocks_per_sequence:
+        raise UnsupportedCheckpoint(
+            f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens, one full sequence needs "
+            f"{architecture.n_positions}; set TEXTGEN_KV_CACHE_BYTES to at least {blocks_per_sequence * per_block}"
+        )
+    a = architecture
+    return KVCache.allocate(
+        a.n_layer,
+        num_blocks,
+        a.n_head,
+        BLOCK_SIZE,
+        a.head_dim,
+        numerics.cache_dtype,
+        torch.device(config.device),
+    )
+
+
+def free_memory_bytes(device: str) -> int:
+    """Memory left on the device, or in the machine or container this process may use."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 4 << 30
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def prefill_rows(cost: StepCost, decode_rows: int, most: int) -> int:
+    """Rows of prefill that may ride along with so many decodes without stalling their streams."""
+    if decode_rows == 0:
+        return most
+    bound = _MAX_STALL * cost.predict(decode_rows)
+    return max(cost.rows_within(bound, most) - decode_rows, _MIN_PREFILL_ROWS)
+
+
+def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) -> None:
+    """Run the sizes of step that will come, so that the first request pays for nothing and costs are
+    known.
+    """
+    longest = min(config.max_batch_tokens, architecture.n_positions - 4)
+    for length, copies in ((1, 1), (1, 8), (1, min(32, config.max_running)), (longest, 1)):
+        job = Job(JobInfo(salt="warm-up"))
+        params = SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True)
+        for index in range(copies):
+            request = SequenceRequest((0,) * length, params, index)
+            engine.add(Sequence(job, index, request, engine.clock()))
+        while engine.has_work:
+            engine.step()
+    engine.slowest_step_s = max(engine.cost.predict(longest), engine.cost.predict(1))

@@ -1,0 +1,145 @@
+"""Logits to ids: greedy or drawn, one result per row whatever the rows beside it.
+
+Greedy rows take the argmax. Drawn rows are filtered (top-k, top-p, min-p, as in transformers) and drawn by
+inverse CDF from the row's own uniform number, so the same request gives the same token in any batch.
+`logits_processors` runs before this, `model_runner` calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.engine.logits_processors import SampleRow, is_plain, process
+from service.engine.random_draws import uniforms
+from service.engine.sequence import SamplingParams, TokenLogprob
+
+_SMALL, _LARGE = (
+    64,
+    1024,
+)  # candidate counts: a row's own parameters choose, so neighbours cannot change its result
+_CHUNK = 256  # the full vocabulary is searched in two levels of running sums
+
+
+def sample(logits: Tensor, rows: Sequence[SampleRow], end_ids: Sequence[int]) -> list[int]:
+    """Choose the next id of every row.
+
+    Args:
+        logits: (R, vocab) float32; left as they are.
+        rows: one per row of logits.
+        end_ids: ids that end a text.
+
+    Returns:
+        R ids.
+    """
+    if not all(is_plain(row.params, len(row.output_ids)) for row in rows):
+        logits = logits.clone()
+        process(logits, rows, end_ids)
+    ids: list[int] = logits.argmax(-1).tolist()
+    drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    if drawn:
+        for i, token_id in zip(drawn, _draw(logits[drawn], [rows[i] for i in drawn]), strict=True):
+            ids[i] = token_id
+    return ids
+
+
+def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
+    """Draw one id per row of (R, vocab) logits, together for the rows that need equally many candidates."""
+    temperatures = torch.tensor([row.params.temperature for row in rows], device=logits.device)
+    scaled = logits / temperatures.unsqueeze(1)  # (R, V)
+    seeds, ordinals = [row.params.seed for row in rows], [row.ordinal for row in rows]
+    draws = torch.from_numpy(uniforms(seeds, ordinals, [len(row.output_ids) for row in rows])).to(
+        logits.device
+    )
+    params = [row.params for row in rows]
+    groups = _group_by_candidates(scaled, params)
+    ids = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    for count, members in groups.items():
+        ids[members] = _draw_group(scaled[members], [params[i] for i in members], draws[members], count)
+    return list(map(int, ids.tolist()))
+
+
+def _group_by_candidates(logits: Tensor, params: Sequence[SamplingParams]) -> dict[int, list[int]]:
+    """Row numbers by the number of strongest tokens that decide them; 0 means that all do, in no order."""
+    groups: dict[int, list[int]] = {}
+    for i, row in enumerate(params):
+        groups.setdefault(_num_candidates(logits[i], row), []).append(i)
+    return groups
+
+
+def _num_candidates(logits: Tensor, params: SamplingParams) -> int:
+    vocabulary = logits.shape[0]
+    if params.top_k == 0 and params.top_p == 1.0:
+        return 0
+    if 0 < params.top_k <= _LARGE:
+        return min(_SMALL if params.top_k <= _SMALL else _LARGE, vocabulary)
+    if params.top_k == 0 and vocabulary > _LARGE:
+        strongest = torch.topk(logits, _LARGE).values
+        mass = (strongest - logits.logsumexp(-1)).exp().sum()
+        return _LARGE if float(mass) > params.top_p + 1e-4 else vocabulary
+    return vocabulary
+
+
+def _draw_group(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor, count: int) -> Tensor:
+    """Draw for rows (G, vocab) that look at their `count` strongest tokens; (G,) ids."""
+    min_p = logits.new_tensor([row.min_p for row in params]).unsqueeze(1)
+    if count == 0:
+        return _invert_in_chunks(_drop_below_min_p(logits.softmax(-1), min_p), draws)
+    values, ids = torch.topk(logits, count)  # strongest first
+    top_k = torch.tensor([row.top_k or logits.shape[1] for row in params], device=logits.device).unsqueeze(1)
+    top_p = logits.new_tensor([row.top_p for row in params]).unsqueeze(1)
+    values = values.masked_fill(torch.arange(count, device=logits.device) >= top_k, -torch.inf)
+    total = torch.where(top_k < logits.shape[1], values.logsumexp(-1, True), logits.logsumexp(-1, True))
+    weights = _drop_past_top_p((values - total).exp(), top_p)
+    places = _invert(_drop_below_min_p(weights, min_p), draws)
+    return ids.gather(1, places.unsqueeze(1)).squeeze(1)
+
+
+def _drop_past_top_p(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """Keep the smallest set, strongest first, whose mass reaches top_p (1 keeps all); always at least one."""
+    mass_before = probabilities.cumsum(-1) - probabilities
+    kept = (mass_before < top_p) | (top_p >= 1.0)
+    kept[:, 0] = True
+    return probabilities * kept
+
+
+def _drop_below_min_p(probabilities: Tensor, min_p: Tensor) -> Tensor:
+    """Keep what is at least min_p times as likely as the likeliest."""
+    return probabilities * (probabilities >= min_p * probabilities.amax(-1, keepdim=True))
+
+
+def _invert(weights: Tensor, draws: Tensor) -> Tensor:
+    """Per row, the first place where the running sum passes draw times the total; never one of weight 0."""
+    sums = weights.double().cumsum(-1)  # (G, n)
+    total = sums[:, -1:].contiguous()
+    places = torch.searchsorted(sums, draws.unsqueeze(1) * total, right=True)
+    return torch.minimum(places, torch.searchsorted(sums, total)).squeeze(1)
+
+
+def _invert_in_chunks(weights: Tensor, draws: Tensor) -> Tensor:
+    """`_invert` over many weights: find the chunk first, then the place in it."""
+    chunks = F.pad(weights, (0, -weights.shape[1] % _CHUNK)).view(len(weights), -1, _CHUNK)  # (G, n, chunk)
+    masses = chunks.sum(-1, dtype=torch.float64)  # (G, n)
+    chunk = _invert(masses, draws)  # (G,)
+    each = torch.arange(len(draws), device=weights.device)
+    before = masses.cumsum(-1)[each, chunk] - masses[each, chunk]
+    left = (draws * masses.sum(-1) - before) / masses[each, chunk]
+    return chunk * _CHUNK + _invert(chunks[each, chunk], left.clamp(0.0, 1.0))
+
+
+def logprobs_of(logits: Tensor, ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
+    """Log probabilities of chosen ids and of the strongest alternatives, from raw logits.
+
+    Args:
+        logits: (R, vocab) float32.
+        ids: the chosen id of each row.
+        num_top: alternatives per row.
+    """
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs[range(len(ids)), list(ids)].tolist()
+    values, tops = torch.topk(logprobs, min(num_top, logits.shape[-1]))
+    tops_of_rows = [tuple(zip(*row, strict=True)) for row in zip(tops.tolist(), values.tolist(), strict=True)]
+    return [TokenLogprob(*row) for row in zip(ids, chosen, tops_of_rows, strict=True)]

@@ -1,0 +1,261 @@
+"""Waiting and running sequences -> the next batch, under a token budget. Owns no tensor.
+
+Every step first gives each running sequence its next token (and drafts to verify), then spends what is left
+of the budget on prefill, running sequences before waiting ones. A sequence needs no phase of its own for
+that: it always computes its next uncomputed tokens, one while decoding, many while prefilling.
+
+When blocks run out the youngest running sequence gives all of its blocks back and waits at the front of the
+queue; what it had is recomputed, and the counter-based draws make it continue with the same text.
+Read `model_runner` next for what becomes of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from service.engine.block_pool import BlockPool, block_keys
+from service.engine.fair_queue import FairQueue
+from service.engine.sequence import Batch, Scheduled, Sequence, Status
+
+Drafter = Callable[[list[Sequence]], dict[Sequence, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of one step."""
+
+    max_rows: int  # rows of a forward pass
+    max_running: int  # sequences in flight
+    max_running_per_job: int  # of one job, so that a long summary leaves room for others
+
+
+class Scheduler:
+    """Chooses what runs; see the module's docstring.
+
+    Args:
+        pool: the KV blocks.
+        budget: limits of one step.
+        draft: proposes draft tokens for decoding sequences; none by default.
+        prefill_rows: rows a step may spend on prefill while this many decode rows run with it.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        budget: Budget,
+        draft: Drafter = lambda decoding: {},
+        prefill_rows: Callable[[int], int] | None = None,
+    ) -> None:
+        self.pool = pool
+        self.budget = budget
+        self.waiting = FairQueue()
+        self.running: list[Sequence] = []  # oldest first
+        self.num_preemptions = 0
+        self.num_cache_queries = 0  # prompt blocks looked up
+        self.num_cache_hits = 0
+        self._draft = draft
+        self._prefill_rows = prefill_rows or (lambda decode_rows: budget.max_rows)
+        self._being_computed: dict[bytes, Sequence] = {}  # prompt blocks about to be published
+
+    # ---- coming and going -------------------------------------------------------------------------------
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence into the queue."""
+        sequence.job.num_sequences += 1
+        self.waiting.push(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Forget a sequence, waiting or running, and give its blocks back. Finished ones are left alone."""
+        if sequence.status is Status.FINISHED:
+            return
+        if sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        else:
+            self._stop_running(sequence)
+        sequence.job.num_sequences -= 1
+        sequence.status = Status.FINISHED
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        sequence.job.num_running -= 1
+        for key in sequence.block_keys[sequence.num_registered_blocks :]:
+            if self._being_computed.get(key) is sequence:
+                del self._being_computed[key]
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed_tokens = sequence.num_registered_blocks = 0
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's blocks; it waits at the front of the queue and recomputes."""
+        self._stop_running(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.push_front(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.running) or len(self.waiting) > 0
+
+    # ---- the next batch ---------------------------------------------------------------------------------
+
+    def schedule(self, now: float) -> Batch:
+        """Choose the next step's work and reserve its blocks.
+
+        Args:
+            now: the engine's clock in seconds, noted as the start of newly admitted sequences.
+
+        Returns:
+            Decodes first, then prefills; empty only when nothing waits or runs.
+        """
+        items = self._schedule_decodes()
+        rows = sum(item.num_rows for item in items)
+        left = min(self.budget.max_rows - rows, self._prefill_rows(rows))
+        items += self._schedule_prefills(left)
+        left -= sum(item.num_rows for item in items) - rows
+        items += self._admit(left, now)
+        return Batch(tuple(items))
+
+    def _schedule_decodes(self) -> list[Scheduled]:
+        decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
+        drafts = self._draft(decoding)
+        items = []
+        for sequence in decoding:
+            if sequence.status is Status.RUNNING and self._reserve(sequence, 1):
+                items.append(Scheduled(sequence, 1, self._with_room(sequence, drafts.get(sequence, ()))))
+        return [item for item in items if item.sequence.status is Status.RUNNING]
+
+    def _schedule_prefills(self, rows: int) -> list[Scheduled]:
+        items = []
+        for sequence in [s for s in self.running if s.is_prefilling]:
+            count = min(rows, sequence.num_uncomputed_tokens)
+            if count > 0 and sequence.status is Status.RUNNING:
+                items.append(Scheduled(sequence, count))  # blocks were reserved at admission
+                rows -= count
+        return items
+
+    def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make room for tokens to come, preempting the youngest if needed; false if that was this
+        sequence.
+        """
+        needed = self._blocks_for(sequence.num_computed_tokens + num_tokens)
+        missing = max(needed - len(sequence.block_table), 0)
+        while missing > self.pool.num_free:
+            youngest = self.running[-1]
+            self.preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.block_table += self.pool.allocate(missing) or []
+        return True
+
+    def _with_room(self, sequence: Sequence, draft: tuple[int, ...]) -> tuple[int, ...]:
+        """Reserve places for drafts only from free blocks: guesses preempt nobody."""
+        missing = self._blocks_for(sequence.num_computed_tokens + 1 + len(draft)) - len(sequence.block_table)
+        blocks = self.pool.allocate(max(missing, 0))
+        if blocks is None:
+            return ()
+        sequence.block_table += blocks
+        return draft
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.pool.block_size)
+
+    # ---- admission --------------------------------------------------------------------------------------
+
+    def _admit(self, rows: int, now: float) -> list[Scheduled]:
+        items: list[Scheduled] = []
+        while rows > 0 and len(self.running) < self.budget.max_running:
+            sequence = next((s for s in self.waiting.candidates() if self._is_admissible(s)), None)
+            if sequence is None or not self._start(sequence, now):
+                break
+            count = min(rows, sequence.num_uncomputed_tokens)
+            items.append(Scheduled(sequence, count))
+            rows -= count
+        return items
+
+    def _is_admissible(self, sequence: Sequence) -> bool:
+        """Whether its job may run one more and nobody is just computing the block it needs next."""
+        if sequence.job.num_running >= self.budget.max_running_per_job:
+            return False
+        keys = self._prefix_keys(sequence)
+        known = len(self.pool.lookup(keys))
+        return known == len(keys) or keys[known] not in self._being_computed
+
+    def _prefix_keys(self, sequence: Sequence) -> list[bytes]:
+        """Keys a cache hit may use: the last token is always recomputed, and so is every scored row."""
+        size = self.pool.block_size
+        salt = sequence.job.info.salt
+        sequence.block_keys = block_keys(sequence.token_ids, size, salt, sequence.block_keys)
+        usable = len(sequence.token_ids) - 1
+        if sequence.next_scored is not None:
+            usable = min(usable, max(sequence.next_scored - 1, 0))
+        return sequence.block_keys[: usable // size]
+
+    def _start(self, sequence: Sequence, now: float) -> bool:
+        """Move a sequence from waiting to running with blocks for all of its tokens; false if there are
+        too few.
+        """
+        keys = self._prefix_keys(sequence)
+        cached = self.pool.lookup(keys)
+        missing = self._blocks_for(len(sequence.token_ids)) - len(cached)
+        if missing > self.pool.num_free - self.pool.count_unreferenced(cached):
+            return False
+        self.pool.acquire(cached)
+        sequence.block_table = cached + (self.pool.allocate(missing) or [])
+        self._count_hits(sequence, len(keys), len(cached), now)
+        self.waiting.take(sequence)
+        sequence.status = Status.RUNNING
+        sequence.job.num_running += 1
+        self.running.append(sequence)
+        for key in sequence.block_keys[len(cached) :]:
+            self._being_computed.setdefault(key, sequence)
+        return True
+
+    def _count_hits(self, sequence: Sequence, num_keys: int, num_cached: int, now: float) -> None:
+        sequence.num_computed_tokens = num_cached * self.pool.block_size
+        sequence.num_registered_blocks = num_cached
+        if sequence.started_at is None:
+            sequence.started_at = now
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.num_cache_queries += num_keys
+            self.num_cache_hits += num_cached
+
+    # ---- after the step ---------------------------------------------------------------------------------
+
+    def advance(self, item: Scheduled, new_ids: Iterable[int]) -> None:
+        """Note that a step computed an item's tokens and verified `new_ids`, the last of which is not
+        computed yet.
+        """
+        sequence = item.sequence
+        ids = tuple(new_ids)
+        sequence.token_ids += ids
+        sequence.num_computed_tokens += item.num_tokens + max(len(ids) - 1, 0)
+        self._publish(sequence)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Offer blocks that became full to the prefix cache."""
+        full = sequence.num_computed_tokens // self.pool.block_size
+        if full == sequence.num_registered_blocks:
+            return
+        computed = sequence.token_ids[: sequence.num_computed_tokens]
+        salt = sequence.job.info.salt
+        sequence.block_keys = block_keys(computed, self.pool.block_size, salt, sequence.block_keys[:full])
+        for place in range(sequence.num_registered_blocks, full):
+            key = sequence.block_keys[place]
+            self.pool.register(sequence.block_table[place], key)
+            if self._being_computed.get(key) is sequence:
+                del self._being_computed[key]
+        sequence.num_registered_blocks = full
+
+    def check(self) -> None:
+        """Verify the block accounts against all sequences; for tests and idle moments.
+
+        Raises:
+            AssertionError: a bug of ours.
+        """
+        assert all(not sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
+        self.pool.check(sequence.block_table for sequence in self.running)
+        known = set(self.running)
+        assert all(s in known for s in self._being_computed.values()), "a block is computed by nobody"

@@ -1,0 +1,232 @@
+"""The words of the engine: what is asked for, what is computed, what comes back.
+
+Plain data without behaviour worth a test of its own. Nothing here knows tensors, threads or HTTP.
+Read `block_pool` next, then `scheduler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
+from typing import Protocol
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended: end of text or a stop string, no room left, the client left, or a fault."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class Status(Enum):
+    """Where a sequence stands. A preempted sequence is waiting again."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class AllowedNext(Protocol):
+    """A constraint on the next token, as a pure function of the tokens generated so far."""
+
+    def __call__(self, output_ids: Seq[int]) -> Seq[int]:
+        """Return the ids allowed next; the end-of-text id among them means the text may end here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence is decoded. Ranges are checked by the HTTP layer; field meanings follow the
+    contract.
+    """
+
+    max_new_tokens: int = 16  # 0 scores the prompt and generates nothing
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = (
+        None  # None: off; 0: the chosen token; k: k alternatives too. Raw, before processors
+    )
+    score_from: int | None = None  # also give log p of the prompt tokens from this position on
+    allowed_next: AllowedNext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """One sequence to generate. Its draws are Philox(seed, ordinal, output position)."""
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    ordinal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """What the sequences of one request have in common."""
+
+    salt: str = ""  # separates prefix caches of different API keys
+    tenant: str = ""  # whose turn it is, when keys compete
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of a token and of its strongest alternatives, from the raw distribution."""
+
+    token_id: int
+    logprob: float | None  # None for the first token of a prompt, which nothing predicts
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStats:
+    """Final account of a sequence; times in seconds."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """News of one sequence. The one with a finish_reason is the last."""
+
+    index: int  # place of the sequence within its job
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    stats: SequenceStats | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """The sequences of one request, as the scheduler sees them: one turn in the queue, one cancel."""
+
+    info: JobInfo
+    num_running: int = 0
+    num_sequences: int = 0
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Sequence:
+    """Tokens and state of one sequence inside the engine. Owned by the engine thread once added."""
+
+    job: Job
+    index: int
+    request: SequenceRequest
+    arrived_at: float  # seconds on the engine's clock
+    token_ids: list[int] = field(init=False)  # prompt and output
+    status: Status = Status.WAITING
+    block_table: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)  # content keys of the full blocks, as far as known
+    num_computed_tokens: int = 0  # tokens whose K and V are in the cache
+    num_cached_tokens: int = 0  # of these, how many a prefix-cache hit gave at first admission
+    num_registered_blocks: int = 0  # full blocks already offered to the prefix cache
+    num_preemptions: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    started_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+
+    def __post_init__(self) -> None:
+        """Start from a copy of the prompt: the list grows with every token."""
+        self.token_ids = list(self.request.prompt_ids)
+
+    @property
+    def params(self) -> SamplingParams:
+        """The request's sampling parameters."""
+        return self.request.params
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens given by the client."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - len(self.request.prompt_ids)
+
+    @property
+    def output_ids(self) -> list[int]:
+        """Tokens generated so far."""
+        return self.token_ids[len(self.request.prompt_ids) :]
+
+    @property
+    def next_scored(self) -> int | None:
+        """Position of the next prompt token whose log probability is wanted; None when none is."""
+        if self.params.score_from is None:
+            return None
+        position = self.params.score_from + len(self.prompt_logprobs)
+        return position if position < self.num_prompt_tokens else None
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose K and V are still to be computed; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether more than the newest token is missing from the cache, or nothing was generated yet."""
+        return self.num_uncomputed_tokens > 1 or self.num_output_tokens == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A sequence's share of a step: its next `num_tokens` known tokens, then drafts to verify."""
+
+    sequence: Sequence
+    num_tokens: int
+    draft_ids: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the forward pass this sequence fills."""
+        return self.num_tokens + len(self.draft_ids)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the last known token is in this step, so that the next one can be sampled."""
+        sequence = self.sequence
+        end = sequence.num_computed_tokens + self.num_tokens
+        return end == len(sequence.token_ids) and sequence.params.max_new_tokens > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The sequences of one step, decodes first."""
+
+    items: tuple[Scheduled, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the forward pass."""
+        return sum(item.num_rows for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step gave one sequence: verified new ids (none while prefilling) and log probabilities."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
