@@ -1,4 +1,4 @@
-"""The legal values of the sampling fields that a task may give defaults for. Applies nothing: the engine does."""
+"""The legal values of the sampling fields that a task may give defaults for. The engine applies them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

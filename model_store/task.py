@@ -218,18 +218,6 @@ def generate_task(sampling: Mapping[str, float | int] | None = None) -> Task:
     )
 
 
-def with_generate(tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """Give `tasks` with the `generate` task, first, where it was missing.
-
-    Raises:
-        InvalidTask: There is a `generate` task, and its template is not "{prompt}".
-    """
-    generate = tasks.get("generate", generate_task())
-    if (generate.kind, generate.template) != ("generate", "{prompt}"):
-        raise InvalidTask("generate.template", "the task 'generate' must have the template '{prompt}'")
-    return {"generate": generate, **{name: task for name, task in tasks.items() if name != "generate"}}
-
-
 def _parse(template: str) -> list[tuple[str, str | None]]:
     """Split a template into (literal, the field after it or None), with escapes resolved."""
     try:

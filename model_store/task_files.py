@@ -2,10 +2,11 @@
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from model_store.errors import InvalidTask
-from model_store.task import Task
+from model_store.task import Task, generate_task
 
 
 def load_tasks(path: Path) -> dict[str, Task]:
@@ -44,6 +45,18 @@ def tasks_from_list(values: object) -> dict[str, Task]:
             raise InvalidTask(f"tasks[{place}].name", f"{task.name!r} is there twice")
         tasks[task.name] = task
     return tasks
+
+
+def with_generate(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Give `tasks` with the `generate` task, first, where it was missing.
+
+    Raises:
+        InvalidTask: There is a `generate` task, and its template is not "{prompt}".
+    """
+    generate = tasks.get("generate", generate_task())
+    if (generate.kind, generate.template) != ("generate", "{prompt}"):
+        raise InvalidTask("generate.template", "the task 'generate' must have the template '{prompt}'")
+    return {"generate": generate, **{name: task for name, task in tasks.items() if name != "generate"}}
 
 
 def _read_definitions(path: Path) -> object:

@@ -1,8 +1,8 @@
 """Reads a tokenizer's files: which tokenizer it is, which tokens are special, which end a text.
 
 `tokenizer.json` loads in milliseconds; `vocab.json` with `merges.txt` and BERT's `vocab.txt` are assembled
-here, all without importing transformers, which is asked only for formats that none of these is. No encoding here: see
-`model_store/tokenizer.py`.
+here, all without importing transformers, which is asked only for formats that none of these is. No encoding
+here: see `model_store/tokenizer.py`.
 """
 
 import json

@@ -1,0 +1,54 @@
+"""Where things lie in a store; reads names and pointers, deletes leftovers. See `model_store/store.py`."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_store.manifest import is_name, is_version, version_key
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One version as `list` shows it; nothing was verified."""
+
+    name: str
+    version: str
+    path: Path
+    is_active: bool
+    is_default: bool
+    is_builtin: bool
+
+
+def versions(source: Path, name: str) -> list[str]:
+    """Give the versions of a model, in numeric order; whether they are whole is not looked at."""
+    if not is_name(name) or not (source / name).is_dir():
+        return []
+    found = [path.name for path in (source / name).iterdir() if path.is_dir() and is_version(path.name)]
+    return sorted(found, key=version_key)
+
+
+def model_names(source: Path) -> list[str]:
+    if not source.is_dir():
+        return []
+    return sorted(path.name for path in source.iterdir() if versions(source, path.name))
+
+
+def history(source: Path, name: str) -> list[str]:
+    """The active version, then those active before it; only what is there."""
+    path = source / name / "active"
+    lines = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
+    return [line for line in lines if is_version(line) and (source / name / line).is_dir()]
+
+
+def read_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
+
+def sweep(root: Path) -> None:
+    """Delete what processes that died left; called under the lock, when nobody else can be at work."""
+    for pattern in (".adding-*", ".removed-*", ".*.tmp", "*/.*.tmp"):
+        for path in root.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
