@@ -13,15 +13,16 @@ def set_threads(threads: int | None = None) -> int:
     """Use this many threads in all kernels from now on.
 
     Args:
-        threads: at least 1; None means as many as the processors this process may run on.
+        threads: at least 1; None means one for each processor this process may run on.
 
     Returns:
         The number in use.
     """
     global _pool
-    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    count = threads or len(processors) or os.cpu_count() or 1
     if _pool is None or _pool.threads != count:
-        old, _pool = _pool, ThreadPool(count)
+        old, _pool = _pool, ThreadPool(count, processors if count == len(processors) > 1 else None)
         if old is not None:
             old.close()
     return count

@@ -2,13 +2,16 @@
 
 A task is a compiled `void(args, pool, thread)`; all threads enter it together, take work by `claim`, and wait for
 each other by `meet`. A forward pass is one task, so threads are woken once per step, not once per layer. Workers
-spin for some microseconds after a task and then sleep in the kernel: an idle service uses no processor time. The
-memory of the pool is one int64 array; the constants below name its cells, 64 bytes apart.
+spin for some microseconds after a task and then sleep in the kernel: an idle service uses no processor time. Where
+the pool has every processor to itself, each thread stays on its own (two of them woken on one core take turns for
+milliseconds); the caller only while a task runs. The pool's memory is one int64 array; the constants name its cells.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,8 @@ from service.engine.kernels.cache import CACHE
 _I = types.int64
 _GENERATION, _TASK, _ARGS, _COUNT = 0, 64, 72, 80
 _DONE, _SLEEPERS, _ARRIVED, _PHASE, _CLAIMED = 128, 192, 256, 320, 384
-_MUTEX, _CONDITION, _BYTES = 512, 768, 1024  # room for any platform's pthread types
+_PINS, _MASK, _FREE_MASK, _MASK_BYTES = 448, 1024, 1152, 128  # processor sets of the caller: within a task, outside
+_MUTEX, _CONDITION, _BYTES = 512, 768, 1280  # room for any platform's pthread types
 _SPIN_IDLE = 2000  # pauses (some 30 us) before a worker sleeps: longer than the gap between two calls of one step
 _SPIN_MEET = 4000  # pauses before a waiting thread lets others have the core
 
@@ -35,6 +39,8 @@ _wake_all = _pthread("pthread_cond_broadcast", types.int32(_I))
 _init_lock = _pthread("pthread_mutex_init", types.int32(_I, _I))
 _init_condition = _pthread("pthread_cond_init", types.int32(_I, _I))
 _yield = _pthread("sched_yield", types.int32())
+_set_affinity = _pthread("sched_setaffinity", types.int32(types.int32, _I, _I))
+_CAN_PIN = hasattr(os, "sched_setaffinity")
 
 
 @vec._intrinsic(_I, _I)
@@ -129,8 +135,15 @@ def _worker(pool, thread):  # type: ignore[no-untyped-def]
         atomic_add(pool + _DONE, 1)
 
 
+@njit
+def _stay_on(pool, mask):  # type: ignore[no-untyped-def]
+    if _CAN_PIN and vec.load_long(pool + _PINS) != 0:
+        _set_affinity(0, pool + mask, _MASK_BYTES)
+
+
 @cfunc(types.void(_I, _I, _I), cache=CACHE)
 def _run(pool, task, args):  # type: ignore[no-untyped-def]
+    _stay_on(pool, _MASK)
     others = num_threads(pool) - 1
     vec.store_long(pool + _TASK, task)
     vec.store_long(pool + _ARGS, args)
@@ -150,6 +163,7 @@ def _run(pool, task, args):  # type: ignore[no-untyped-def]
             spins += 1
             if spins % _SPIN_MEET == 0:
                 _yield()
+    _stay_on(pool, _FREE_MASK)
 
 
 @cfunc(types.void(_I), cache=CACHE)
@@ -163,20 +177,28 @@ class ThreadPool:
 
     Args:
         threads: how many take part, the caller included; at least 1.
+        processors: one for each thread to stay on, or None to leave that to the system.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, processors: Sequence[int] | None = None) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         self.threads = threads
-        self._memory = np.zeros(_BYTES // 8 + 8, np.int64)
-        self.address = int(self._memory.ctypes.data + 63) // 64 * 64
-        self._memory[(self.address + _COUNT - self._memory.ctypes.data) // 8] = threads
+        self.is_pinned = _CAN_PIN and processors is not None and max(processors) < 8 * _MASK_BYTES
+        self._memory = np.zeros(_BYTES + 64, np.uint8)
+        start = -self._memory.ctypes.data % 64
+        self.address = int(self._memory.ctypes.data + start)
+        cells = self._memory[start : start + _BYTES]
+        cells.view(np.int64)[[_COUNT // 8, _PINS // 8]] = threads, self.is_pinned
+        if self.is_pinned and processors is not None:
+            cells[_MASK : _MASK + _MASK_BYTES] = _mask_of({processors[0]})
+            cells[_FREE_MASK : _FREE_MASK + _MASK_BYTES] = _mask_of(os.sched_getaffinity(0))
         self._call = _run.ctypes
         _initialise.ctypes(self.address)
         for thread in range(1, threads):
+            processor = processors[thread] if self.is_pinned and processors is not None else None
             threading.Thread(
-                target=_worker.ctypes, args=(self.address, thread), name=f"kernel-{thread}", daemon=True
+                target=_work, args=(self.address, thread, processor), name=f"kernel-{thread}", daemon=True
             ).start()
 
     def run(self, task: int, args: np.ndarray[Any, np.dtype[np.int64]]) -> None:
@@ -191,3 +213,15 @@ class ThreadPool:
     def close(self) -> None:
         """End the workers."""
         self._call(self.address, 0, 0)
+
+
+def _work(pool: int, thread: int, processor: int | None) -> None:
+    if processor is not None:
+        os.sched_setaffinity(0, {processor})  # of this thread only
+    _worker.ctypes(pool, thread)
+
+
+def _mask_of(processors: set[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    bits = np.zeros(8 * _MASK_BYTES, np.uint8)
+    bits[[p for p in processors if p < len(bits)]] = 1
+    return np.packbits(bits, bitorder="little")

@@ -240,6 +240,15 @@ def load_bf16(builder: Any, address: Any) -> Any:
     return widen_bf16(builder, load(builder, address, ir.VectorType(I16, LANES), 2))
 
 
+@_intrinsic(FLOATS, types.int64, MASK)
+def load_bf16_where(builder: Any, address: Any, mask: Any) -> Any:
+    """The masked lanes as float lanes, 0 elsewhere."""
+    halves = ir.VectorType(I16, LANES)
+    nothing = ir.Constant(halves, [0] * LANES)
+    source = pointer(builder, address, halves)
+    return widen_bf16(builder, call(builder, "llvm.masked.load.v16i16.p0", halves, source, I32(2), mask, nothing))
+
+
 @_intrinsic(types.void, types.int64, INTS)
 def store_bytes(builder: Any, address: Any, x: Any) -> None:
     """The low byte of each lane."""

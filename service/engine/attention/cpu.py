@@ -1,0 +1,72 @@
+"""Attention on the processor: the compiled kernel over the paged cache, behind the protocol.
+
+The kernel is `kernels.attend`; what it must compute is said in `reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.engine.attention import ForwardBatch, KVCache
+from service.engine.kernels import attend, attend_ir
+from service.engine.kernels.pool import pool
+
+_Record = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+class CpuAttention:
+    """Causal attention through a cache in float32 or bfloat16; a row's bits depend on its own sequence only.
+
+    Args:
+        cache: keys and values of all layers, on the CPU.
+        scales: factor on the scores, one per layer.
+        max_context: longest context of a sequence, in tokens.
+    """
+
+    def __init__(self, cache: KVCache, scales: Sequence[float], *, max_context: int = 1024) -> None:
+        if cache.k.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"the cache must be float32 or bfloat16, not {cache.k.dtype}")
+        self.cache = cache
+        self.scales = np.asarray(scales, np.float32)
+        self.record = self._describe(max_context)
+        self._args = np.zeros(8, np.int64)
+
+    def _describe(self, max_context: int) -> _Record:
+        layers, _, heads, block_size, head_dim = self.cache.k.shape
+        padded = -(-head_dim // 16) * 16
+        room = 4 * attend_ir.QUERIES * (max_context + 64 + padded)
+        self._scratch = np.zeros(pool().threads * room + 64, np.uint8)
+        record = np.zeros(attend.A_FIELDS, np.int64)
+        record[:9] = (
+            heads, head_dim, block_size, self.cache.k.dtype == torch.bfloat16,
+            (self._scratch.ctypes.data + 63) // 64 * 64, room, self.cache.k[0].numel() * self.cache.k.element_size(),
+            self.cache.k.data_ptr(), self.cache.v.data_ptr(),
+        )  # fmt: skip
+        return record
+
+    def __call__(self, qkv: Tensor, layer: int, batch: ForwardBatch) -> Tensor:
+        """See `Attention`; qkv must be float32 and contiguous."""
+        width = qkv.shape[1] // 3
+        out = torch.empty((qkv.shape[0], width))
+        described = describe_batch(batch)
+        self._args[:7] = (
+            self.record.ctypes.data, described.ctypes.data, qkv.data_ptr(), layer, 0, out.data_ptr(), 4 * width,
+        )  # fmt: skip
+        self._args[4:5].view(np.float32)[0] = self.scales[layer]
+        pool().run(attend.attention_task.address, self._args)
+        return out
+
+
+def describe_batch(batch: ForwardBatch) -> _Record:
+    """The batch's `B_*` record; valid while the batch's tensors live."""
+    record = np.zeros(attend.B_FIELDS, np.int64)
+    record[:7] = (
+        batch.input_ids.shape[0], batch.context_lens.shape[0], batch.query_starts.data_ptr(),
+        batch.context_lens.data_ptr(), batch.block_tables.data_ptr(), 4 * batch.block_tables.stride(0),
+        batch.slots.data_ptr(),
+    )  # fmt: skip
+    return record
