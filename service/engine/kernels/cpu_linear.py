@@ -114,7 +114,7 @@ def _pack(weight: Tensor, kind: int) -> tuple[np.ndarray, Tensor | None, Tensor 
     padded[:length, :width] = values
     shaped = padded.view(steps, per_step, tiles, gemm.TILE).permute(2, 0, 3, 1).contiguous()
     room = huge_array(shaped.numel() * shaped.element_size())
-    room[:] = shaped.view(torch.uint8).numpy().reshape(-1)
+    room[:] = shaped.numpy().reshape(-1).view(np.uint8)
     return room.reshape(tiles, steps, gemm.STEP_BYTES), scale, column_sum
 
 

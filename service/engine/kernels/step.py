@@ -1,0 +1,139 @@
+"""A whole forward pass as one task: threads are woken once and meet between the operations of each layer.
+
+The numba side of `fused.FusedForward`, in the order of `model.GPT2.forward`. All addresses come in two int64 records:
+`M_*` for the model and its buffers, and the batch's (`attend.B_*` and the fields below).
+"""
+
+from __future__ import annotations
+
+from numba import cfunc, njit
+
+from service.engine.kernels import gemm, rows
+from service.engine.kernels import vectors as vec
+from service.engine.kernels.attend import B_TOKENS, attend, write_kv
+from service.engine.kernels.cache import CACHE
+from service.engine.kernels.linear_task import (
+    OUT_BFLOAT16,
+    OUT_FLOAT32,
+    W_K,
+    W_KIND,
+    W_N,
+    multiply,
+    pack_rows,
+    row_size,
+)
+from service.engine.kernels.threads import TASK, claim, meet
+
+M_LAYERS, M_WIDTH, M_EPSILON, M_TOKENS, M_POSITIONS = 0, 8, 16, 24, 32  # the last two: embedding tables
+M_LAYER, M_NORM_WEIGHT, M_NORM_BIAS, M_HEAD, M_CACHE = 40, 48, 56, 64, 72  # M_LAYER: the layers' L_* records
+M_X, M_PACKED, M_QKV, M_ATTENDED, M_ATTENDED_PACKED, M_INNER, M_INNER_PACKED, M_NORMED = range(80, 144, 8)
+M_FIELDS = 20
+L_NORM_1_WEIGHT, L_NORM_1_BIAS, L_QKV, L_ATTENTION_OUT, L_NORM_2_WEIGHT, L_NORM_2_BIAS = range(0, 48, 8)
+L_INNER_IN, L_INNER_OUT, L_SCALE, L_BYTES = 48, 56, 64, 80
+B_IDS, B_POSITIONS, B_ROWS, B_NUM_ROWS, B_LOGITS = 64, 72, 80, 88, 96
+
+
+@njit
+def _embed(model, batch, pool):  # type: ignore[no-untyped-def]
+    """x = token embedding + position embedding."""
+    width, tokens = vec.load_long(model + M_WIDTH), vec.load_long(batch + B_TOKENS)
+    ids, positions = vec.load_long(batch + B_IDS), vec.load_long(batch + B_POSITIONS)
+    token = claim(pool)
+    while token < tokens:
+        a = vec.load_long(model + M_TOKENS) + 4 * width * vec.load_long(ids + 8 * token)
+        b = vec.load_long(model + M_POSITIONS) + 4 * width * vec.load_long(positions + 8 * token)
+        rows.sum_row(a, b, width, vec.load_long(model + M_X) + 4 * width * token)
+        token = claim(pool)
+    meet(pool)
+
+
+@njit
+def _normalise(model, weight, bias, record, indices, count, pool, thread):  # type: ignore[no-untyped-def]
+    """LayerNorm of x's rows (all, or those listed at `indices`), packed for the layer at `record`."""
+    width, packed, row_bytes = vec.load_long(model + M_WIDTH), vec.load_long(model + M_PACKED), row_size(record)
+    kind, epsilon = vec.load_long(record + W_KIND), vec.load_float(model + M_EPSILON)
+    normed = vec.load_long(model + M_NORMED) + thread * (4 * width + 128)
+    row = claim(pool)
+    while row < count:
+        source = row if indices == 0 else vec.load_long(indices + 8 * row)
+        rows.norm_row(vec.load_long(model + M_X) + 4 * width * source, weight, bias, epsilon, width, normed)
+        rows.pack_row(kind, normed, width, packed + row * row_bytes, row_bytes)
+        row = claim(pool)
+    meet(pool)
+
+
+@njit
+def _stage(record, plain, packed):  # type: ignore[no-untyped-def]
+    """Where an operation leaves its rows for the layer at `record`: (address, bytes per row, kind of output).
+
+    Float kinds are written packed at once; int8 rows must be whole before their scale is known.
+    """
+    kind = vec.load_long(record + W_KIND)
+    if kind == gemm.INT8:
+        return plain, 4 * vec.load_long(record + W_K), OUT_FLOAT32
+    return packed, row_size(record), OUT_BFLOAT16 if kind == gemm.BFLOAT16 else OUT_FLOAT32
+
+
+@njit
+def _pack_if_needed(record, plain, packed, tokens, pool):  # type: ignore[no-untyped-def]
+    meet(pool)
+    if vec.load_long(record + W_KIND) == gemm.INT8:
+        pack_rows(record, plain, 4 * vec.load_long(record + W_K), tokens, packed, pool)
+        meet(pool)
+
+
+@njit
+def _attention_half(model, batch, layer, index, pool, thread):  # type: ignore[no-untyped-def]
+    """x += attention(norm(x))."""
+    tokens, width, x = vec.load_long(batch + B_TOKENS), vec.load_long(model + M_WIDTH), vec.load_long(model + M_X)
+    qkv, project = vec.load_long(layer + L_QKV), vec.load_long(layer + L_ATTENTION_OUT)
+    cache, buffer = vec.load_long(model + M_CACHE), vec.load_long(model + M_QKV)
+    weight, bias = vec.load_long(layer + L_NORM_1_WEIGHT), vec.load_long(layer + L_NORM_1_BIAS)
+    _normalise(model, weight, bias, qkv, 0, tokens, pool, thread)
+    packed = vec.load_long(model + M_PACKED)
+    multiply(qkv, packed, tokens, buffer, 12 * width, 0, OUT_FLOAT32, project, pool, thread)
+    meet(pool)
+    write_kv(cache, batch, buffer, index, pool)
+    meet(pool)
+    plain, attended = vec.load_long(model + M_ATTENDED), vec.load_long(model + M_ATTENDED_PACKED)
+    place, row_bytes, kind = _stage(project, plain, attended)
+    scale = vec.load_float(layer + L_SCALE)
+    attend(cache, batch, buffer, index, scale, place, row_bytes, kind, pool, thread)
+    _pack_if_needed(project, plain, attended, tokens, pool)
+    following = vec.load_long(layer + L_INNER_IN)
+    multiply(project, attended, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
+    meet(pool)
+
+
+@njit
+def _inner_half(model, batch, layer, following, pool, thread):  # type: ignore[no-untyped-def]
+    """x += inner_out(activation(inner_in(norm(x))))."""
+    tokens, width, x = vec.load_long(batch + B_TOKENS), vec.load_long(model + M_WIDTH), vec.load_long(model + M_X)
+    enter, leave = vec.load_long(layer + L_INNER_IN), vec.load_long(layer + L_INNER_OUT)
+    weight, bias = vec.load_long(layer + L_NORM_2_WEIGHT), vec.load_long(layer + L_NORM_2_BIAS)
+    _normalise(model, weight, bias, enter, 0, tokens, pool, thread)
+    plain, inner = vec.load_long(model + M_INNER), vec.load_long(model + M_INNER_PACKED)
+    place, row_bytes, kind = _stage(leave, plain, inner)
+    packed = vec.load_long(model + M_PACKED)
+    multiply(enter, packed, tokens, place, row_bytes, 0, kind, leave, pool, thread)
+    _pack_if_needed(leave, plain, inner, tokens, pool)
+    multiply(leave, inner, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
+    meet(pool)
+
+
+@cfunc(TASK, cache=CACHE)
+def forward_task(args, pool, thread):  # type: ignore[no-untyped-def]
+    """`FusedForward.__call__`. Args: the model's record, the batch's record."""
+    model, batch = vec.load_long(args), vec.load_long(args + 8)
+    layers, head = vec.load_long(model + M_LAYERS), vec.load_long(model + M_HEAD)
+    _embed(model, batch, pool)
+    for index in range(layers):
+        layer = vec.load_long(model + M_LAYER) + index * L_BYTES
+        _attention_half(model, batch, layer, index, pool, thread)
+        following = head if index + 1 == layers else vec.load_long(layer + L_BYTES + L_QKV)
+        _inner_half(model, batch, layer, following, pool, thread)
+    count = vec.load_long(batch + B_NUM_ROWS)
+    weight, bias = vec.load_long(model + M_NORM_WEIGHT), vec.load_long(model + M_NORM_BIAS)
+    _normalise(model, weight, bias, head, vec.load_long(batch + B_ROWS), count, pool, thread)
+    logits, packed = vec.load_long(batch + B_LOGITS), vec.load_long(model + M_PACKED)
+    multiply(head, packed, count, logits, 4 * vec.load_long(head + W_N), 0, OUT_FLOAT32, 0, pool, thread)
