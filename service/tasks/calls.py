@@ -1,8 +1,8 @@
 """What a task is asked for and what it gives back: frozen data between the HTTP dialects and the task runner.
 
-A field that is `None` was not given; the task's own default (`model_store.task.Task.sampling`), then the contract's,
-fills it in `service.tasks.sampling`. Nothing here validates: the HTTP layer checks types and shapes, the runner checks
-ranges and lengths. Read `events` next, then `run`.
+A field that is `None` was not given; the task's own default (`model_store.task.Task.sampling`), then the
+contract's, fills it in `service.tasks.sampling`. Nothing here validates: the HTTP layer checks types and
+shapes, the runner checks ranges and lengths. Read `events` next, then `run`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Origin:
 class GenerateCall:
     """Continue each prompt `n` times; choice `index = prompt * n + sample`."""
 
-    prompts: tuple[str, ...] | tuple[tuple[int, ...], ...]  # texts, or token ids (OpenAI dialect)
+    prompts: tuple[str | tuple[int, ...], ...]  # texts, or token ids (OpenAI dialect)
     n: int = 1
     echo: bool = False
     logprobs: int | None = None  # None off, 0 the chosen token, k alternatives too
@@ -122,7 +122,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds. The first three are summed over the job's sequences, which run side by side; total is wall time."""
+    """Milliseconds: the first three summed over the job's sequences, which run side by side; total is wall
+    time.
+    """
 
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -196,8 +198,8 @@ class QaAnswer:
 class QaResult:
     """Answer to a `QaCall`: distinct answers, best first, never empty.
 
-    No answer comes first when it wins, with the (negative) score of the best candidate, so that a threshold can be
-    tuned on the score alone.
+    No answer comes first when it wins, with the (negative) score of the best candidate, so that a threshold
+    can be tuned on the score alone.
     """
 
     seed: int

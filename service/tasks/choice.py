@@ -1,0 +1,97 @@
+"""Chooses among a task's labels by likelihood.
+
+A label's likelihood is that of its tokens and the end behind the prompt: what training maximised, so labels
+of several tokens need no correction for their length. The scores are a softmax over the labels. Read `run`
+next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+
+from model_store.task import Task
+from model_store.tokenizer import Tokenizer
+from service.engine.sequence import SamplingParams, SequenceRequest
+from service.errors import InvalidRequest
+from service.tasks.calls import ChoiceResult, ModelLimits, Overflow, SamplingFields
+from service.tasks.events import Done, Event, Token
+from service.tasks.fitting import Fitted, fit_fields
+from service.tasks.job import Job
+from service.tasks.sampling import Decoding, given_names
+from service.tasks.search import total_logprob
+
+_NEUTRAL = {
+    "temperature": (0, 1),
+    "min_new_tokens": (0,),
+    "ignore_eos": (False,),
+    "top_k": (0,),
+    "top_p": (1,),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+}
+
+
+def check_neutral(sampling: SamplingFields) -> None:
+    """Raise `InvalidRequest` for sampling fields that would change nothing: labels are scored, not
+    generated.
+    """
+    for name in given_names(sampling):
+        if name != "seed" and getattr(sampling, name) not in _NEUTRAL.get(name, ()):
+            raise InvalidRequest(
+                f"{name} has no effect on a task of kind choice and must be left out or neutral", name
+            )
+
+
+def build_requests(
+    task: Task,
+    tokenizer: Tokenizer,
+    fields: Mapping[str, str],
+    limits: ModelLimits,
+    overflow: Overflow,
+) -> tuple[list[SequenceRequest], int]:
+    """Make a scored sequence for each label; they share the prompt.
+
+    Returns:
+        The sequences in the labels' order, and how many tokens of the document were dropped.
+
+    Raises:
+        PromptTooLong: prompt and longest label do not fit.
+    """
+    labels = [task.encode_answer(tokenizer, label) for label in task.labels]
+    fitted = _fit(task, tokenizer, fields, limits.n_positions - max(map(len, labels)), overflow)
+    params = SamplingParams(max_new_tokens=0, temperature=0.0, score_from=len(fitted.prompt_ids))
+    requests = [
+        SequenceRequest((*fitted.prompt_ids, *ids), params, ordinal) for ordinal, ids in enumerate(labels)
+    ]
+    return requests, fitted.num_dropped
+
+
+def _fit(
+    task: Task, tokenizer: Tokenizer, fields: Mapping[str, str], room: int, overflow: Overflow
+) -> Fitted:
+    nothing_new = Decoding(SamplingParams(), max_new_tokens=0, is_explicit=True)
+    return fit_fields(task, tokenizer, fields, nothing_new, room, overflow)
+
+
+async def choice_events(job: Job, task: Task, seed: int) -> AsyncIterator[Event]:
+    """Yield the label as one token event, then the result."""
+    logprobs = [0.0] * len(task.labels)
+    async for output in job.outputs():
+        if output.prompt_logprobs:
+            logprobs[output.index] = total_logprob(output.prompt_logprobs)
+    scores = dict(zip(task.labels, softmax(logprobs), strict=True))
+    label = max(scores, key=lambda name: scores[name])
+    yield Token(0, label, finish_reason="stop")
+    yield Done(ChoiceResult(seed, label, scores, job.usage(), job.timings()))
+
+
+def softmax(logprobs: list[float]) -> list[float]:
+    """Probabilities in proportion to exp(logprobs); they sum to 1."""
+    highest = max(logprobs)
+    weights = [math.exp(logprob - highest) for logprob in logprobs]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]

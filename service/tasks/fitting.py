@@ -1,0 +1,137 @@
+"""Makes a prompt and its new tokens fit the model's window, or says the largest number that does.
+
+One sequence per prompt here; documents that become many windows are `chunking`'s. Read `generate` next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model_store.errors import InvalidFields, InvalidText
+from model_store.task import Task
+from model_store.tokenizer import Tokenizer, check_text
+from service.errors import InvalidRequest, PromptTooLong
+from service.tasks.calls import Overflow
+from service.tasks.sampling import Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A prompt that fits, with its room."""
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    num_dropped: int = 0
+
+
+def check_fields(task: Task, fields: Mapping[str, str]) -> None:
+    """Raise `InvalidRequest` unless the fields are exactly the task's, and valid Unicode."""
+    try:
+        task.check_fields(fields)
+    except InvalidFields as error:
+        raise InvalidRequest(str(error), error.field) from None
+    for name, text in fields.items():
+        check_unicode(name, text)
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raise `InvalidRequest` when a text holds lone surrogates, which no UTF-8 has."""
+    try:
+        check_text(text)
+    except InvalidText as error:
+        raise InvalidRequest(f"{name}: {error}", name) from None
+
+
+def check_not_blank(name: str, text: str) -> None:
+    """Raise `InvalidRequest` when a text has nothing to read."""
+    if not text.strip():
+        raise InvalidRequest(f"{name} must hold more than white space", name)
+
+
+def num_dropped(num_prompt: int, decoding: Decoding, n_positions: int, overflow: Overflow, param: str) -> int:
+    """Say how many tokens of a prompt must go.
+
+    Args:
+        num_prompt: tokens of the whole prompt, at least 1.
+        decoding: how many new tokens are wanted, and whether by default.
+        n_positions: the model's window.
+        overflow: whether anything may go.
+        param: the field that holds the prompt, for the error.
+
+    Returns:
+        0 when the prompt fits: with all new tokens if they were asked for, else with at least one.
+
+    Raises:
+        PromptTooLong: it does not fit and nothing may go; names the largest `max_new_tokens` that fits.
+        InvalidRequest: no prompt at all would fit beside that many new tokens.
+    """
+    wanted = decoding.max_new_tokens if decoding.is_explicit else 1
+    excess = num_prompt + wanted - n_positions
+    if excess <= 0:
+        return 0
+    if wanted >= n_positions and overflow == "truncate_left":
+        raise InvalidRequest(f"max_new_tokens must be at most {n_positions - 1}", "max_new_tokens")
+    if overflow == "truncate_left":
+        return excess
+    raise _too_long(num_prompt, wanted, n_positions, param)
+
+
+def _too_long(num_prompt: int, wanted: int, n_positions: int, param: str) -> PromptTooLong:
+    room = n_positions - num_prompt
+    if room < 1:
+        legal = f"at most {n_positions - 1} leave room for an answer"
+        return PromptTooLong(f"{param} makes a prompt of {num_prompt} tokens; {legal}", param)
+    reason = f"beside this prompt of {num_prompt} tokens in a window of {n_positions}"
+    return PromptTooLong(f"max_new_tokens must be at most {room} {reason}, not {wanted}", "max_new_tokens")
+
+
+def fit_ids(
+    ids: list[int], decoding: Decoding, n_positions: int, overflow: Overflow, param: str = "prompt"
+) -> Fitted:
+    """Fit a prompt of bare ids; tokens are dropped at its start."""
+    dropped = num_dropped(len(ids), decoding, n_positions, overflow, param)
+    room = n_positions - (len(ids) - dropped)
+    return Fitted(tuple(ids[dropped:]), min(decoding.max_new_tokens, room), dropped)
+
+
+def fit_fields(
+    task: Task,
+    tokenizer: Tokenizer,
+    fields: Mapping[str, str],
+    decoding: Decoding,
+    n_positions: int,
+    overflow: Overflow,
+) -> Fitted:
+    """Fit a task's prompt; the document field loses its start, the template nothing.
+
+    Returns:
+        The ids of the whole template with what is left of the document.
+
+    Raises:
+        PromptTooLong: it does not fit, and nothing may be dropped or the document is not what is too long.
+    """
+    param = task.document or task.fields[-1]
+    ids = task.encode(tokenizer, fields) or [tokenizer.eos_id]
+    total = len(ids)
+    excess = num_dropped(total, decoding, n_positions, overflow if task.document else "error", param)
+    kept = dict(fields)
+    while excess and task.document:
+        shorter = drop_tokens(tokenizer, kept[task.document], excess)
+        if len(shorter) == len(kept[task.document]):
+            num_dropped(len(ids), decoding, n_positions, "error", param)
+        kept[task.document] = shorter
+        ids = task.encode(tokenizer, kept) or [tokenizer.eos_id]
+        excess = num_dropped(len(ids), decoding, n_positions, overflow, param)
+    room = n_positions - len(ids)
+    return Fitted(tuple(ids), min(decoding.max_new_tokens, room), total - len(ids))
+
+
+def drop_tokens(tokenizer: Tokenizer, text: str, count: int) -> str:
+    """Cut at least one character and about `count` tokens from the start of a text; "" when it has no
+    more.
+    """
+    _, offsets = tokenizer.encode_with_offsets(text)
+    if count >= len(offsets):
+        return ""
+    return text[max(offsets[count][0], 1) :]

@@ -1,0 +1,110 @@
+"""Continues prompts: the plainest task, and what the OpenAI dialect runs through.
+
+Choices come as the engine gives them, untrimmed. Read `chunking` and `summarize` next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from model_store.tokenizer import Tokenizer
+from service.engine.sequence import SequenceOutput, SequenceRequest, TokenLogprob
+from service.errors import InvalidRequest
+from service.tasks.calls import Choice, GenerateResult, TokenScore
+from service.tasks.events import Done, Event, Token
+from service.tasks.fitting import Fitted
+from service.tasks.job import Job
+from service.tasks.sampling import LOGPROBS_RANGE, N_RANGE, Decoding, check_range
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that fits, and its text where it is to be echoed."""
+
+    fitted: Fitted
+    echo: str = ""
+
+
+def check_options(n: int, echo: bool, logprobs: int | None, decoding: Decoding) -> None:
+    """Raise `InvalidRequest` for options out of range, or no new token without anything to echo."""
+    check_range("n", n, N_RANGE)
+    if logprobs is not None:
+        check_range("logprobs", logprobs, LOGPROBS_RANGE)
+    if decoding.max_new_tokens == 0 and not echo:
+        raise InvalidRequest("max_new_tokens must be at least 1 (0 only with echo)", "max_new_tokens")
+
+
+def echo_of(tokenizer: Tokenizer, fitted: Fitted, text: str | None) -> str:
+    """The prompt's text as the model sees it: the caller's own unless it was cut or given as ids."""
+    return text if text is not None and not fitted.num_dropped else tokenizer.decode(fitted.prompt_ids)
+
+
+def build_requests(
+    prompts: Sequence[Prompt], decoding: Decoding, n: int, echo: bool, logprobs: int | None
+) -> list[SequenceRequest]:
+    """Make the sequences, in the order of their choices."""
+    score_from = 0 if echo and logprobs is not None else None
+    requests: list[SequenceRequest] = []
+    for prompt in prompts:
+        params = decoding.params_for(prompt.fitted.max_new_tokens)
+        params = replace(params, logprobs=logprobs, score_from=score_from)
+        for _ in range(n):
+            requests.append(SequenceRequest(prompt.fitted.prompt_ids, params, ordinal=len(requests)))
+    return requests
+
+
+@dataclass(slots=True)
+class ChoiceText:
+    """A choice as it grows."""
+
+    index: int
+    echo: str
+    text: str = ""
+    finish_reason: str = ""
+    scores: list[TokenScore] = field(default_factory=list)
+    _is_started: bool = False
+    _previous_id: int | None = None
+    _offset: int = 0
+
+    def push(self, tokenizer: Tokenizer, output: SequenceOutput, with_scores: bool) -> Token:
+        """Take the engine's news and give the event for them."""
+        delta = output.text if self._is_started else self.echo + output.text
+        entries = (*output.prompt_logprobs, *output.logprobs) if with_scores else ()
+        if not self._is_started and not output.prompt_logprobs:
+            self._offset = len(self.echo)
+        self._is_started = True
+        news = tuple(self._score(tokenizer, entry) for entry in entries)
+        self.text += delta
+        self.scores += news
+        self.finish_reason = output.finish_reason or ""
+        return Token(self.index, delta, news, self.finish_reason or None)
+
+    def _score(self, tokenizer: Tokenizer, entry: TokenLogprob) -> TokenScore:
+        def as_text(token_id: int) -> str:
+            return tokenizer.piece(self._previous_id, token_id).decode("utf-8", "replace")
+
+        piece = tokenizer.piece(self._previous_id, entry.token_id)
+        continues = bool(piece) and piece[0] & 0xC0 == 0x80  # goes on with a character that began before
+        offset = max(self._offset - continues, 0)
+        top = tuple((as_text(token_id), logprob) for token_id, logprob in entry.top)
+        score = TokenScore(entry.token_id, as_text(entry.token_id), offset, entry.logprob, top)
+        self._offset += sum(byte & 0xC0 != 0x80 for byte in piece)
+        self._previous_id = entry.token_id
+        return score
+
+
+async def generate_events(
+    job: Job, tokenizer: Tokenizer, prompts: Sequence[Prompt], n: int, seed: int, with_scores: bool
+) -> AsyncIterator[Event]:
+    """Yield the choices' tokens as they come, then the result."""
+    choices = [
+        ChoiceText(index, prompt.echo)
+        for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
+    ]
+    async for output in job.outputs():
+        yield choices[output.index].push(tokenizer, output, with_scores)
+    finished = tuple(
+        Choice(c.index, c.text, c.finish_reason, tuple(c.scores) if with_scores else None) for c in choices
+    )
+    yield Done(GenerateResult(seed, finished, job.usage(), job.timings()))

@@ -1,0 +1,295 @@
+"""Answers questions about a context of any length, with a score that compares across its windows.
+
+The context is read in overlapping windows whose borders do not depend on the question: many questions on one
+document share every window's prefix in the cache. `search` finds each window's likely answers. Grounded
+answers are spans of the context by construction (`spans`); free ones get offsets only where they occur word
+for word. Answers are compared with what the model says when there is none (`Task.no_answer`; a model that
+never learned any is compared with FALLBACK_NO_ANSWER). Read `choice` next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from model_store.task import Task
+from model_store.tokenizer import Tokenizer
+from service.engine.sequence import SequenceRequest
+from service.errors import InvalidRequest, PromptTooLong
+from service.tasks.borders import word_starts_and_ends
+from service.tasks.calls import ModelLimits, QaAnswer, QaCall, QaResult
+from service.tasks.chunking import Document, Span, stripped, windows
+from service.tasks.events import Done, Event, Plan, Token
+from service.tasks.job import Job, check_job_size
+from service.tasks.sampling import Decoding
+from service.tasks.search import Candidate, Frontier, Rollout, Rules, Window, no_answer_request, total_logprob
+from service.tasks.spans import FINISH_TOKENS, SpanAutomaton
+from service.tasks.vocabulary import Vocabulary
+
+FALLBACK_NO_ANSWER = "I don't know."
+MIN_WINDOW_TOKENS = 16
+MAX_OVERLAP_TOKENS = 128
+_QUESTION_STEP = 64  # questions are given room in steps of so many tokens
+_MAX_ROUNDS = 3  # of branches, while an answer is known
+_LAST_ROUND = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a task's questions are read.
+
+    Args:
+        task: of kind qa.
+        tokenizer, vocabulary: the model's.
+        decoding: resolved sampling fields.
+        limits: of the model.
+    """
+
+    task: Task
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    decoding: Decoding
+    limits: ModelLimits
+
+    @property
+    def end_id(self) -> int:
+        """What ends an answer: the end of text, or the stop string of a model that never learned to end
+        one.
+        """
+        if not self.task.no_answer and self.task.stop:
+            ids = self.tokenizer.encode(self.task.stop[0])
+            if len(ids) == 1:
+                return ids[0]
+        return self.tokenizer.eos_id
+
+    @property
+    def no_answer(self) -> str:
+        """What stands for no answer."""
+        return self.task.no_answer or FALLBACK_NO_ANSWER
+
+    @property
+    def no_answer_ids(self) -> list[int]:
+        """Its tokens, the end included."""
+        return [*self.task.encode_answer(self.tokenizer, self.no_answer)[:-1], self.end_id]
+
+    def max_output(self, call: QaCall) -> int:
+        """Tokens a rollout may have, the end included."""
+        return self.decoding.max_new_tokens + (1 + FINISH_TOKENS if call.grounded else 0)
+
+    def rules(self, call: QaCall) -> Rules:
+        """Sampling parameters of the rollouts."""
+        params = self.decoding.params_for(self.max_output(call))
+        end_ids: tuple[int, ...] = (self.end_id,)
+        if call.grounded:
+            # The automaton keeps away from stop strings, and a task's defaults are for free text.
+            params = replace(params, stop=(), repetition_penalty=1.0, no_repeat_ngram_size=0)
+            params = replace(params, min_new_tokens=0)
+        else:
+            end_ids = tuple(dict.fromkeys((self.end_id, *self.tokenizer.eos_token_ids)))
+        stop_ids = tuple(dict.fromkeys((*params.stop_token_ids, self.end_id)))
+        return Rules(replace(params, stop_token_ids=stop_ids), end_ids, self.tokenizer.vocab_size)
+
+    def read(self, call: QaCall) -> list[Window]:
+        """Plan the windows and build what constrains them.
+
+        Raises:
+            PromptTooLong: the question, or `max_new_tokens`, leaves no room for the context.
+            InvalidRequest: there are more windows than a job may have.
+        """
+        document = Document(call.context, self.tokenizer)
+        capacity = self._capacity(call)
+        overlap = min(MAX_OVERLAP_TOKENS, capacity // 4)
+        reserve = self._reserve(call)
+
+        def excess(start: int, end: int) -> int:
+            text = call.context[start:end].strip()
+            return len(self._encode(text, "")) + reserve - self.limits.n_positions
+
+        spans = windows(document, capacity, overlap, excess)
+        spans = [span for span in (stripped(call.context, s) for s in spans) if span.end > span.start]
+        check_job_size(len(spans), self.limits, self._document)
+        return [self._window(call, span) for span in spans]
+
+    @property
+    def _document(self) -> str:
+        return self.task.document or "context"
+
+    def _window(self, call: QaCall, span: Span) -> Window:
+        text = call.context[span.start : span.end]
+        automaton = None
+        if call.grounded:
+            stop = call.sampling.stop or ()
+            longest = self.decoding.max_new_tokens
+            automaton = SpanAutomaton(text, self.vocabulary, self.end_id, longest, stop)
+        return Window(tuple(self._encode(text, call.question)), span.start, automaton)
+
+    def _encode(self, context: str, question: str) -> list[int]:
+        fields = {"context": context, "question": question.strip()}
+        return self.task.encode(self.tokenizer, fields)
+
+    def _reserve(self, call: QaCall) -> int:
+        """Tokens kept free for question and answer: the question's rounded up, so that windows stay the
+        same.
+        """
+        asked = len(self._encode("", call.question)) - len(self._encode("", ""))
+        steps = max(-(-asked // _QUESTION_STEP), 1)
+        return steps * _QUESTION_STEP + max(self.max_output(call), len(self.no_answer_ids))
+
+    def _capacity(self, call: QaCall) -> int:
+        """Tokens of context that fit one window."""
+        capacity = self.limits.n_positions - len(self._encode("", "")) - self._reserve(call)
+        if capacity >= MIN_WINDOW_TOKENS:
+            return capacity
+        most = self.decoding.max_new_tokens + capacity - MIN_WINDOW_TOKENS
+        reason = f"or a window of {self.limits.n_positions} tokens has no room for the context"
+        if most >= 1:
+            raise PromptTooLong(f"max_new_tokens must be at most {most}, {reason}", "max_new_tokens")
+        raise PromptTooLong(f"question must be shorter, {reason}", "question")
+
+
+# Fields without meaning for a span, which repeats the prompt by nature, and their neutral values.
+_FREE_ONLY = {
+    "min_new_tokens": 0,
+    "ignore_eos": False,
+    "repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+}
+
+
+def check_sampling(call: QaCall) -> None:
+    """Raise `InvalidRequest` for sampling fields that have no meaning for a span of the context."""
+    for name, neutral in _FREE_ONLY.items() if call.grounded else ():
+        if getattr(call.sampling, name) not in (None, neutral):
+            legal = f"{neutral:g}" if not isinstance(neutral, bool) else "false"
+            raise InvalidRequest(f"{name} must be {legal} or left out when grounded is true", name)
+
+
+class QaRun:
+    """One call under way.
+
+    Args:
+        job: with one sequence per window, in order.
+        reader: how the task is read.
+        call: what was asked.
+        found: the windows.
+    """
+
+    def __init__(self, job: Job, reader: Reader, call: QaCall, found: list[Window]) -> None:
+        self._job = job
+        self._reader = reader
+        self._call = call
+        self._windows = found
+        self._rules = reader.rules(call)
+        self._rollouts: dict[int, Rollout] = {i: Rollout(w, ()) for i, w in enumerate(found)}
+        self._scored: dict[int, Window] = {}
+        self._frontier = Frontier(self._rules, self._answer_of)
+        self._is_search = reader.decoding.params.temperature == 0
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield the plan, the best answer as one token event, and the result."""
+        yield Plan("windows", len(self._windows))
+        self._add_scores()
+        if not self._is_search:
+            self._add([Rollout(window, ()) for window in self._windows for _ in range(self._width - 1)])
+        await self._finish_round()
+        for round_number in range(_LAST_ROUND if self._is_search else 0):
+            if round_number >= _MAX_ROUNDS and self._frontier.best:
+                break
+            branches = self._frontier.most_promising(self._width, self._floor(), self._call.num_answers)
+            if not branches:
+                break
+            self._add(branches)
+            await self._finish_round()
+        answers = self._answers()
+        yield Token(0, answers[0].answer, finish_reason="stop")
+        seed = self._reader.decoding.params.seed
+        yield Done(QaResult(seed, answers, len(self._windows), self._job.usage(), self._job.timings()))
+
+    @property
+    def _width(self) -> int:
+        """Branches per round, or draws per window."""
+        return max(4, 2 * self._call.num_answers)
+
+    def _floor(self) -> float:
+        """Below this, nothing can change the reply: no answer wins over one answer with a negative score."""
+        is_enough = self._call.no_answer and self._call.num_answers == 1 and self._frontier.best
+        return 0.0 if is_enough else float("-inf")
+
+    def _add_scores(self) -> None:
+        ids = self._reader.no_answer_ids
+        seed = self._reader.decoding.params.seed
+        first = self._job.num_sequences
+        requests = [no_answer_request(w, ids, first + i, seed) for i, w in enumerate(self._windows)]
+        indices = self._job.extend(requests)
+        self._scored.update(zip(indices, self._windows, strict=True))
+
+    def _add(self, rollouts: list[Rollout]) -> None:
+        first = self._job.num_sequences
+        requests = [self._rules.request(rollout, first + i) for i, rollout in enumerate(rollouts)]
+        self._rollouts.update(zip(self._job.extend(requests), rollouts, strict=True))
+
+    async def _finish_round(self) -> None:
+        """Let everything that runs finish, then take the round's rollouts in."""
+        async for output in self._job.outputs():
+            if output.index in self._scored:
+                if output.prompt_logprobs:
+                    window = self._scored[output.index]
+                    window.no_answer_logprob = total_logprob(output.prompt_logprobs)
+            else:
+                self._rollouts[output.index].push(output)
+        for rollout in self._rollouts.values():
+            self._frontier.add(rollout)
+        self._rollouts.clear()
+
+    def _answer_of(self, candidate: Candidate) -> str | None:
+        """The text of a candidate; None when it is empty or says that there is no answer."""
+        window = candidate.window
+        if isinstance(window.automaton, SpanAutomaton):
+            span = window.automaton.span(candidate.output_ids)
+            return (
+                None if span is None else self._call.context[window.start + span[0] : window.start + span[1]]
+            )
+        text = candidate.text
+        if text is None:
+            text = self._reader.tokenizer.decode(candidate.output_ids)
+        text = text.strip()
+        return None if text.casefold() == self._reader.no_answer.casefold() else text
+
+    def _answers(self) -> tuple[QaAnswer, ...]:
+        ranked = self._frontier.ranked()[: self._call.num_answers]
+        answers = [self._located(text, candidate.score) for text, candidate in ranked]
+        if not answers or (self._call.no_answer and answers[0].score < 0):
+            answers.insert(0, QaAnswer("", None, None, answers[0].score if answers else 0.0))
+        return tuple(answers[: self._call.num_answers])
+
+    def _located(self, text: str, score: float) -> QaAnswer:
+        start = first_occurrence(self._call.context, text)
+        return QaAnswer(text, start, None if start is None else start + len(text), score)
+
+
+def first_occurrence(context: str, answer: str) -> int | None:
+    """Where an answer first stands in the context between word borders, else where it first stands, else
+    None.
+    """
+    first = context.find(answer)
+    if first < 0:
+        return None
+    position = first
+    while position >= 0:
+        if _is_bordered(context, position, position + len(answer)):
+            return position
+        position = context.find(answer, position + 1)
+    return first
+
+
+def _is_bordered(context: str, start: int, end: int) -> bool:
+    """Whether words start and end exactly there; looks at the neighbourhood only."""
+    low, high = max(start - 64, 0), min(end + 64, len(context))
+    starts, ends = word_starts_and_ends(context[low:high])
+    return start - low in starts and end - low in ends
+
+
+def window_requests(reader: Reader, call: QaCall, found: list[Window]) -> list[SequenceRequest]:
+    """The first sequences of a call: one greedy or drawn rollout per window."""
+    rules = reader.rules(call)
+    return [rules.request(Rollout(window, ()), ordinal) for ordinal, window in enumerate(found)]

@@ -1,0 +1,145 @@
+"""Which tokens may come next if an answer has to be a piece of the context: an automaton over the context's
+bytes.
+
+A state is a set of (start, position) pairs: the answer so far may be `data[start:position]` for any of them.
+A token is allowed if its bytes go on with the context at one of the positions, and the answer may end where a
+word ends. One space before the answer is not part of it. Read `search` next, which looks for the best path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.tasks.borders import word_starts_and_ends
+from service.tasks.vocabulary import Reading, Vocabulary
+
+State = tuple[int, int]  # where the answer starts, where it is now; bytes
+FINISH_TOKENS = 8  # tokens an answer may have beyond its limit to complete a word
+
+
+class Automaton(Protocol):
+    """What the search needs to know about answers that are possible."""
+
+    def __call__(self, output_ids: Sequence[int]) -> Sequence[int]:
+        """Ids allowed next, never none; the end id among them means the answer may end here."""
+        ...
+
+
+class SpanText:
+    """A window of the context as the automaton reads it.
+
+    Args:
+        text: the window.
+        reading: how the tokenizer reads text (whether case and accents are lost).
+    """
+
+    def __init__(self, text: str, reading: Reading) -> None:
+        folded = [reading.fold(character) for character in text]
+        self.data = "".join(folded).encode()
+        byte_at = [0]
+        for character in folded:
+            byte_at.append(byte_at[-1] + len(character.encode()))
+        starts, ends = word_starts_and_ends(text)
+        self.starts = [byte_at[start] for start in starts]
+        self.ends = frozenset(byte_at[end] for end in ends)
+        self.borders = self.ends | frozenset(self.starts)
+        self._point_at = {byte: point for point, byte in enumerate(byte_at)}
+
+    def points(self, state: State) -> tuple[int, int]:
+        """The state's span in code points of the window."""
+        return self._point_at[state[0]], self._point_at[state[1]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What may follow one sequence of output tokens."""
+
+    following: dict[int, list[State]]
+    span: State | None  # the first in the context, if the answer may end here
+    allowed: tuple[int, ...]
+
+
+class SpanAutomaton:
+    """Allows exactly the spans of a text from word border to word border.
+
+    Args:
+        text: the window.
+        vocabulary: the tokenizer's tokens by their bytes.
+        end_id: the token that ends an answer.
+        max_tokens: answers do not go on after so many tokens, except to complete a word.
+        stop: strings that no answer may hold.
+
+    Cost: the first step walks once over the words of the window; every other step over the few places where
+        the
+    answer so far occurs. Steps are remembered, so sequences that share a beginning share the work.
+    """
+
+    def __init__(
+        self, text: str, vocabulary: Vocabulary, end_id: int, max_tokens: int, stop: Sequence[str] = ()
+    ) -> None:
+        self._text = SpanText(text, vocabulary)
+        self._vocabulary = vocabulary
+        self._end_id = end_id
+        self._max_tokens = max_tokens
+        self._stop = tuple("".join(map(vocabulary.fold, item)).encode() for item in stop)
+        first = [(start, start) for start in self._text.starts]
+        self._nodes: dict[tuple[int, ...], _Node] = {(): self._expand(first, 0)}
+
+    def __call__(self, output_ids: Sequence[int]) -> Sequence[int]:
+        """Ids allowed after `output_ids`, never none; the end id alone when nothing else goes on."""
+        return self._node(tuple(output_ids)).allowed
+
+    def span(self, output_ids: Sequence[int]) -> tuple[int, int] | None:
+        """The answer that `output_ids` (without the end) spell: code points of its first place, or None."""
+        found = self._node(tuple(output_ids)).span
+        return None if found is None else self._text.points(found)
+
+    def _node(self, output_ids: tuple[int, ...]) -> _Node:
+        node = self._nodes.get(output_ids)
+        if node is None:
+            states = self._node(output_ids[:-1]).following.get(output_ids[-1], [])
+            node = self._nodes[output_ids] = self._expand(states, len(output_ids))
+        return node
+
+    def _expand(self, states: list[State], length: int) -> _Node:
+        ending = [state for state in states if state[1] > state[0] and state[1] in self._text.ends]
+        following: dict[int, list[State]] = {}
+        if not (ending and length >= self._max_tokens):
+            for token_id, state in self._steps(states, is_first=length == 0):
+                following.setdefault(token_id, []).append(state)
+        following.pop(self._end_id, None)
+        can_end = bool(ending) or not following
+        allowed = (*following, self._end_id) if can_end else tuple(following)
+        return _Node(following, min(ending, default=None), allowed)
+
+    def _steps(self, states: list[State], is_first: bool) -> Iterator[tuple[int, State]]:
+        for start, position in states:
+            for token_id, reached in self._vocabulary.steps(self._text, position, is_first):
+                if not (self._stop and self._holds_stop(start, reached)):
+                    yield token_id, (start, reached)
+
+    def _holds_stop(self, start: int, end: int) -> bool:
+        return any(self._text.data.find(item, start, end) >= 0 for item in self._stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A constraint that gives `prefix_ids` first and then leaves the choice to another one.
+
+    Args:
+        prefix_ids: tokens to come first.
+        then: the constraint after them; None allows every token.
+        vocab_size: how many tokens there are.
+    """
+
+    prefix_ids: tuple[int, ...]
+    then: Automaton | None
+    vocab_size: int
+
+    def __call__(self, output_ids: Sequence[int]) -> Sequence[int]:
+        """Ids allowed after `output_ids`."""
+        if len(output_ids) < len(self.prefix_ids):
+            return (self.prefix_ids[len(output_ids)],)
+        return range(self.vocab_size) if self.then is None else self.then(output_ids)
