@@ -107,7 +107,7 @@ class Tokenizer:
             return own
         before = b"" if previous_id is None else self._own_piece(previous_id)
         if self._style == "metaspace":
-            return own if previous_id is None or not own.startswith(b" ") or before else own[1:]
+            return own if before else own.removeprefix(b" ")
         return _wordpiece(before, own)
 
     def decode(self, ids: Sequence[int]) -> str:

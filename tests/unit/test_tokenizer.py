@@ -1,0 +1,187 @@
+"""The tokenizer: round trips, special tokens as text, and the bytes of each token."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from store_models import LINES, write_bert, write_byte_level, write_merges
+from tokenizers import decoders, models, pre_tokenizers
+
+from model_store.errors import InvalidText, TokenizerError
+from model_store.tokenizer import Tokenizer, bytes_by_character
+
+TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
+SOME = settings(deadline=None, derandomize=True, max_examples=150)
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_byte_level(tmp_path_factory.mktemp("byte_level")))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_bert(tmp_path_factory.mktemp("bert")))
+
+
+@given(text=TEXTS)
+@SOME
+def test_every_text_comes_back_from_byte_level_ids(byte_level: Tokenizer, text: str) -> None:
+    assert byte_level.decode(byte_level.encode(text)) == text
+
+
+@given(ids=st.lists(st.integers(0, 319), max_size=40))
+@SOME
+def test_pieces_joined_are_what_decode_gives(byte_level: Tokenizer, ids: list[int]) -> None:
+    pieces = [byte_level.piece(before, i) for before, i in zip([None, *ids], ids, strict=False)]
+    joined = b"".join(pieces).decode("utf-8", "replace")
+    assert joined.startswith(byte_level.decode(ids))
+
+
+@given(text=TEXTS)
+@SOME
+def test_offsets_tile_the_text_in_code_points(byte_level: Tokenizer, text: str) -> None:
+    _, offsets = byte_level.encode_with_offsets(text)
+    covered = {place for start, end in offsets for place in range(start, end)}
+    assert covered == set(range(len(text)))
+
+
+@given(text=TEXTS)
+@SOME
+def test_offsets_come_with_the_ids_of_encode(byte_level: Tokenizer, text: str) -> None:
+    assert byte_level.encode_with_offsets(text)[0] == byte_level.encode(text)
+
+
+def test_an_end_of_text_that_a_user_types_is_text(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("a<|endoftext|>b")
+    assert byte_level.eos_id not in ids and byte_level.decode(ids) == "a<|endoftext|>b"
+
+
+def test_an_end_of_text_in_a_template_is_a_token(byte_level: Tokenizer) -> None:
+    assert byte_level.encode_specials("a<|endoftext|>b")[1] == byte_level.eos_id
+
+
+def test_a_special_token_adds_no_text(byte_level: Tokenizer) -> None:
+    assert byte_level.piece(None, byte_level.eos_id) == b"" and byte_level.is_special(byte_level.eos_id)
+
+
+def test_an_id_out_of_the_vocabulary_adds_no_text(byte_level: Tokenizer) -> None:
+    assert byte_level.piece(None, byte_level.vocab_size + 5) == b""
+
+
+@pytest.mark.parametrize("text", ["\ud800", "ab\udfffc"])
+def test_a_lone_surrogate_gets_a_clear_error(byte_level: Tokenizer, text: str) -> None:
+    with pytest.raises(InvalidText, match=r"lone surrogate at character [02]"):
+        byte_level.encode(text)
+
+
+def test_half_a_character_at_the_end_is_left_out(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("😀")
+    assert len(ids) == 4 and byte_level.decode(ids[:-1]) == ""
+
+
+def test_invalid_bytes_within_become_the_replacement_character(byte_level: Tokenizer) -> None:
+    half, letter = byte_level.encode("😀")[0], byte_level.encode("a")[0]
+    assert byte_level.decode([half, letter]) == "\ufffda"
+
+
+def test_the_byte_table_has_every_byte_once() -> None:
+    assert sorted(bytes_by_character().values()) == list(range(256))
+
+
+@pytest.mark.parametrize("text", [*LINES[:3], "Zürich\t\n  😀"])
+def test_vocab_and_merges_give_the_ids_of_tokenizer_json(
+    byte_level: Tokenizer, tmp_path: Path, text: str
+) -> None:
+    assert Tokenizer.load(write_merges(tmp_path)).encode(text) == byte_level.encode(text)
+
+
+def test_vocab_and_merges_know_the_end_of_text(byte_level: Tokenizer, tmp_path: Path) -> None:
+    loaded = Tokenizer.load(write_merges(tmp_path))
+    assert loaded.eos_token_ids == (0,) and 0 not in loaded.encode("<|endoftext|>")
+
+
+def test_chinese_text_gets_no_spaces(bert: Tokenizer) -> None:
+    assert bert.decode(bert.encode("计算机\uff0c科学")) == "计算机\uff0c科学"
+
+
+def test_word_pieces_are_joined_and_words_parted(bert: Tokenizer) -> None:
+    assert bert.decode(bert.encode("Hello  worlds")) == "hello worlds"
+
+
+def test_no_space_stands_between_a_word_and_chinese(bert: Tokenizer) -> None:
+    assert bert.decode(bert.encode("hello 计 hello")) == "hello计hello"
+
+
+def test_bert_encoding_adds_no_marks(bert: Tokenizer) -> None:
+    assert not any(bert.is_special(i) for i in bert.encode("计算机"))
+
+
+def test_the_bert_separator_ends_a_text(bert: Tokenizer) -> None:
+    assert bert.eos_token_ids == (3,)
+
+
+def test_a_bert_mark_that_a_user_types_is_text(bert: Tokenizer) -> None:
+    assert not {2, 3} & set(bert.encode("[CLS] 计 [SEP]"))
+
+
+def test_an_end_token_of_another_vocabulary_is_ignored(tmp_path: Path) -> None:
+    (write_bert(tmp_path) / "config.json").write_text('{"eos_token_id": 50256}')
+    assert Tokenizer.load(tmp_path).eos_token_ids == (3,)
+
+
+def test_further_end_tokens_of_the_generation_config_count(tmp_path: Path) -> None:
+    (write_byte_level(tmp_path) / "generation_config.json").write_text('{"eos_token_id": [0, 5]}')
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>"}}')
+    assert Tokenizer.load(tmp_path).eos_token_ids == (0, 5)
+
+
+def test_sentencepiece_marks_are_spaces_and_bytes(tmp_path: Path) -> None:
+    names = ["<unk>", "</s>", "\u2581the", "\u2581sea", "<0xE8>", "<0xAE>", "<0xA1>", "s"]
+    backend = tokenizers.Tokenizer(models.Unigram([(name, -1.0) for name in names], 0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    assert Tokenizer.load(tmp_path).decode([2, 3, 7, 4, 5, 6, 1]) == "the seas计"
+
+
+def test_a_kind_that_cannot_be_streamed_is_refused_by_name(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="WordLevel with decoder none is not supported"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path) -> None:
+    write_byte_level(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=4)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).decode(Tokenizer.load(tmp_path).encode("q" * 30)) == "q" * 30
+
+
+def test_loading_imports_no_transformers(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from model_store.tokenizer import Tokenizer; "
+        "Tokenizer.load(Path(sys.argv[1])); sys.exit('transformers' in sys.modules)"
+    )
+    for write in (write_byte_level, write_merges, write_bert):
+        folder = write(tmp_path / write.__name__)
+        assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
