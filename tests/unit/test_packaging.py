@@ -53,7 +53,7 @@ def imported(folder: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.split(".")[0])
     known = packages_distributions()
-    ours = {"service", "model_store", "tests", "conftest"}
+    ours = {"service", "model_store", "tests", *(file.stem for file in (ROOT / "tests").rglob("*.py"))}
     foreign = modules - set(sys.stdlib_module_names) - ours
     return {known.get(module, [module])[0].lower().replace("_", "-") for module in foreign}
 
