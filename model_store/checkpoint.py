@@ -72,6 +72,20 @@ def source_file(folder: Path, name: str) -> Path:
     return path
 
 
+def config_size(config: Mapping[str, Any], key: str, default: int) -> int:
+    """Read a size from config.json; a missing or null one is GPT-2's default.
+
+    Raises:
+        ImportRefused: It is not a positive integer.
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not int or value < 1:
+        raise ImportRefused(f"config.json: {key} must be a positive integer")
+    return value
+
+
 def read_shapes(folder: Path, names: list[str]) -> Shapes:
     """Read the tensors' names and shapes from the headers of safetensors files.
 
@@ -159,9 +173,9 @@ def _check_shapes(shapes: Shapes, config: Mapping[str, Any]) -> None:
 
 
 def _expected(config: Mapping[str, Any]) -> Shapes:
-    width, layers = int(config.get("n_embd", 768)), int(config.get("n_layer", 12))
-    inner = int(config.get("n_inner") or 4 * width)
-    vocab, positions = int(config.get("vocab_size", 50257)), int(config.get("n_positions", 1024))
+    width, layers = config_size(config, "n_embd", 768), config_size(config, "n_layer", 12)
+    inner = config_size(config, "n_inner", 4 * width)
+    vocab, positions = config_size(config, "vocab_size", 50257), config_size(config, "n_positions", 1024)
     sizes = dict(zip(_BLOCK_WEIGHTS, (width, 3 * width, width, width, inner, width), strict=True))
     rows = {"mlp.c_proj": inner}
     shapes: Shapes = {"wte.weight": (vocab, width), "wpe.weight": (positions, width)}

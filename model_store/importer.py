@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model_store.checkpoint import source_file, write_weights
+from model_store.checkpoint import config_size, source_file, write_weights
 from model_store.entry import ModelEntry
 from model_store.errors import ImportRefused
 from model_store.manifest import MANIFEST, Draft, GoldenPrompt, parse_draft, read_json_manifest
@@ -121,7 +121,10 @@ def _fill(source: Path, target: Path, config: dict[str, Any], origin: Origin, ma
         if (source / name).exists() or (source / name).is_symlink():
             shutil.copyfile(source_file(source, name), target / name)
     parameters = write_weights(source, target, config)
-    _check_vocabulary(Tokenizer.load(target), config)
+    tokenizer = Tokenizer.load(target)
+    _check_vocabulary(tokenizer, config)
+    if not any((target / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        tokenizer.save(target)  # converted by transformers once, and not at every start
     draft = _read_draft(source)
     tasks = with_generate(origin.tasks) if origin.tasks is not None else draft.tasks
     return replace(
@@ -142,7 +145,7 @@ def _read_draft(source: Path) -> Draft:
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    vocab_size = int(config.get("vocab_size", 50257))
+    vocab_size = config_size(config, "vocab_size", 50257)
     if tokenizer.vocab_size > vocab_size:
         raise ImportRefused(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but config.json's vocab_size is {vocab_size}"

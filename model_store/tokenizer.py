@@ -59,6 +59,10 @@ class Tokenizer:
         """
         return cls(load_files(folder))
 
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, whatever files it was loaded from."""
+        self._backend.save(str(folder / "tokenizer.json"))
+
     @property
     def eos_id(self) -> int:
         """The token that ends a text; also what an empty prompt becomes."""

@@ -93,7 +93,11 @@ def _from_vocab_txt(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _from_transformers(folder: Path) -> Any:
-    """Let transformers convert what is none of the plain formats (SentencePiece, say)."""
+    """Let transformers convert a SentencePiece model; with no file it would make up an empty tokenizer."""
+    if not any(folder.glob("*.model")):
+        raise TokenizerError(
+            f"{folder.name} has no tokenizer.json, vocab.json + merges.txt, vocab.txt or SentencePiece .model"
+        )
     from transformers import AutoTokenizer
 
     try:
@@ -102,8 +106,7 @@ def _from_transformers(folder: Path) -> Any:
     except Exception as error:  # whatever a converter stumbles over
         reason = str(error).strip().split("\n")[0]
         raise TokenizerError(
-            f"{folder.name} has no tokenizer.json, vocab.json + merges.txt or vocab.txt, "
-            f"and transformers cannot convert what it has: {reason}"
+            f"transformers cannot convert the tokenizer of {folder.name}: {reason}"
         ) from error
 
 
