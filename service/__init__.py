@@ -1,1 +1,1 @@
-"""The running service: HTTP in front, tasks behind it, the engine underneath. Read `docs/architecture.md` first."""
+"""The running service: HTTP in front, tasks behind, the engine underneath. `docs/architecture.md` first."""

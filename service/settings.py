@@ -91,12 +91,8 @@ class Settings(BaseSettings):
     threads: AutoInt = _setting(
         None, "Compute threads; `auto`: one per physical core", "`auto` or 1 … 256", ge=1, le=256
     )
-    speculation: AutoInt = _setting(
-        None,
-        "Draft tokens copied from the prompt and verified in one pass; 0: off",
-        "`auto` or 0 … 16",
-        ge=0,
-        le=16,
+    speculation: bool = _setting(
+        True, "Guess tokens from the prompt and verify them in one pass; no text changes", "`0` or `1`"
     )
     kv_cache_bytes: AutoInt = _setting(
         None,

@@ -1,0 +1,145 @@
+"""Request bodies: read within limits of size and time, then parsed as strict JSON.
+
+What Python's parser lets through and JSON does not have is refused: NaN, infinities, a name twice in one
+object, nesting without end. Shapes and ranges are `schemas`' concern.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from email.message import Message as Headers
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.types import Receive
+
+from service.api.exchange import ClientGone
+from service.api.problems import HttpProblem
+
+LARGE_BODY_BYTES = 8 * 1024
+DRAIN_S = 2.0
+MAX_FIELDS = 100  # each unknown one would become an error to build
+
+
+def body_refusal(headers: Mapping[bytes, bytes], limit: int) -> None:
+    """Refuse a body by its headers.
+
+    Args:
+        headers: of the request, names in lower case.
+        limit: most bytes.
+
+    Raises:
+        HttpProblem: 415, not JSON; 413, the announced length is above the limit.
+    """
+    if not _is_json(headers.get(b"content-type", b"").decode("latin-1")):
+        raise HttpProblem("unsupported_media_type", "send the body as `Content-Type: application/json`")
+    if int(headers.get(b"content-length", b"0")) > limit:
+        raise _too_large(limit)
+
+
+def _is_json(content_type: str) -> bool:
+    parsed = Headers()
+    parsed["content-type"] = content_type or "none/none"
+    subtype = parsed.get_content_subtype()
+    is_json = parsed.get_content_maintype() == "application" and (
+        subtype == "json" or subtype.endswith("+json")
+    )
+    return is_json and str(parsed.get_param("charset", "utf-8")).lower() in ("utf-8", "utf8", "us-ascii")
+
+
+def _too_large(limit: int) -> HttpProblem:
+    return HttpProblem("body_too_large", f"the body is larger than {limit} bytes")
+
+
+async def read_body(receive: Receive, limit: int, timeout_s: float) -> bytes:
+    """Read a whole body, counting as it comes.
+
+    Raises:
+        HttpProblem: 413, more than `limit` bytes; 408, not complete after `timeout_s`.
+        ClientGone: the client left within it.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > limit:
+                    raise _too_large(limit)
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+    except TimeoutError:
+        raise HttpProblem("request_timeout", f"the body did not arrive within {timeout_s:g} s") from None
+
+
+async def drain(receive: Receive) -> None:
+    """Swallow what a client still sends, for a while: a reset connection would cost it the answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while (message := await receive())["type"] != "http.disconnect":
+                if not message.get("more_body", False):
+                    return
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse strict JSON in UTF-8.
+
+    Raises:
+        HttpProblem: 400, saying where it breaks, never what stands there.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise HttpProblem("bad_request", f"the body is not JSON: it breaks at {where}") from None
+    except UnicodeDecodeError as error:
+        raise HttpProblem("bad_request", f"the body is not UTF-8: byte {error.start}") from None
+    except RecursionError:
+        raise HttpProblem("bad_request", "the body is nested too deeply") from None
+    except ValueError:
+        raise HttpProblem("bad_request", "the body holds a number with too many digits") from None
+
+
+def _no_constant(name: str) -> float:
+    raise HttpProblem("bad_request", "the body is not JSON: NaN and infinities are not numbers there")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise HttpProblem("bad_request", "the body has the same name twice in one object")
+    return found
+
+
+class StrictRequest(Request):
+    """A request whose `json` is strict; large bodies are parsed off the event loop."""
+
+    async def json(self) -> Any:
+        """Parse the body; see `parse_json`. An object with very many fields is refused at once."""
+        body = await self.body()
+        is_large = len(body) > LARGE_BODY_BYTES
+        value = await asyncio.to_thread(parse_json, body) if is_large else parse_json(body)
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise HttpProblem("invalid_request", f"the body has more than {MAX_FIELDS} fields")
+        return value
+
+
+class StrictRoute(APIRoute):
+    """A route whose handler gets a `StrictRequest`."""
+
+    def get_route_handler(self) -> Any:
+        """Wrap the framework's handler."""
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Any:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strict

@@ -1,0 +1,161 @@
+"""The OpenAI dialect: `/v1/completions` and `/v1/models`, for clients that speak it already.
+
+The same tasks run behind it as behind `/generate`; only names, shapes and statuses differ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.bodies import StrictRoute
+from service.api.exchange import Exchange, exchange_of
+from service.api.native import collect, json_response, stream
+from service.api.openai_schemas import CompletionBody
+from service.api.problems import Problem
+from service.api.replies import new_id
+from service.api.reply_models import OPENAI_LOOK, OPENAI_WORK
+from service.api.sse import frame
+from service.api.state import Served, service_of
+from service.errors import NotFound
+from service.tasks.calls import GenerateResult, TokenScore, Usage
+from service.tasks.events import Done, Event, Token
+
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
+
+_JSON_OR_STREAM = {
+    "application/json": {"schema": {"type": "object"}},
+    "text/event-stream": {"schema": {"type": "string"}},
+}
+_REPLY: dict[int | str, Any] = {
+    200: {"description": "A completion, or a stream of chunks", "content": _JSON_OR_STREAM}
+}
+_OBJECT: dict[int | str, Any] = {
+    200: {"description": "As OpenAI's", "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+
+
+@router.post("/completions", responses={**OPENAI_WORK, **_REPLY}, response_model=None)
+async def completions(body: CompletionBody, request: Request) -> Response:
+    """Continue a prompt, or several, in OpenAI's shapes."""
+    service, exchange = service_of(request), exchange_of(request)
+    served = service.require_served()
+    _check_model(body.model, served)
+    call = body.to_call(exchange.origin(service.settings.request_timeout_s))
+    head = _head(served.name)
+    work = served.runner.prepare_generate(call)
+    if body.stream:
+        has_usage = body.stream_options is not None and body.stream_options.include_usage
+        return await stream(request, work, OpenAIFrames(head, body, has_usage, exchange))
+    result = await exchange.run(collect(work), request.receive)
+    assert isinstance(result, GenerateResult), "prepare_generate gives no other result"
+    exchange.account(result)
+    return json_response({**head, "choices": _choices(result, body), "usage": _usage(result.usage, body.n)})
+
+
+@router.get("/models", responses={**OPENAI_LOOK, **_OBJECT}, response_model=None)
+async def models(request: Request) -> dict[str, Any]:
+    """List the served model."""
+    return {"object": "list", "data": [_model(service_of(request).require_served())]}
+
+
+@router.get("/models/{name:path}", responses={**OPENAI_LOOK, **_OBJECT}, response_model=None)
+async def model(name: str, request: Request) -> dict[str, Any]:
+    """Describe the served model."""
+    served = service_of(request).require_served()
+    _check_model(name, served)
+    return _model(served)
+
+
+def _check_model(name: str, served: Served) -> None:
+    if name not in ("", served.name, f"{served.name}@{served.version}"):
+        raise NotFound(f"no such model; this service has {served.name}", "model")
+
+
+def _model(served: Served) -> dict[str, Any]:
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "textgen"}
+
+
+def _head(model_name: str) -> dict[str, Any]:
+    created = int(time.time())
+    return {"id": new_id("cmpl"), "object": "text_completion", "created": created, "model": model_name}
+
+
+def _choices(result: GenerateResult, body: CompletionBody) -> list[dict[str, Any]]:
+    return [
+        _choice(choice.index, choice.text, _scores(choice.logprobs or (), body), choice.finish_reason)
+        for choice in result.choices
+    ]
+
+
+def _choice(
+    index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _scores(scores: Sequence[TokenScore], body: CompletionBody) -> dict[str, Any] | None:
+    """OpenAI's four parallel lists; None when log probabilities were not asked for."""
+    if body.logprobs is None:
+        return None
+    return {
+        "tokens": [score.text for score in scores],
+        "token_logprobs": [score.logprob for score in scores],
+        "top_logprobs": [_top(score) for score in scores],
+        "text_offset": [score.offset for score in scores],
+    }
+
+
+def _top(score: TokenScore) -> dict[str, float] | None:
+    """The alternatives and always the chosen token; None for a prompt's first token."""
+    return None if score.logprob is None else {**dict(score.top), score.text: score.logprob}
+
+
+def _usage(usage: Usage, n: int) -> dict[str, Any]:
+    """Tokens as OpenAI counts them: a prompt once, however many samples it has."""
+    prompt_tokens = usage.prompt_tokens // n
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": min(usage.cached_tokens, prompt_tokens)},
+    }
+
+
+class OpenAIFrames:
+    """Events of one request as OpenAI's chunks.
+
+    Args:
+        head: what all chunks begin with.
+        body: the request's body.
+        has_usage: whether a chunk with the usage is to come before the end.
+        exchange: the request; learns usage and timings from the last event.
+    """
+
+    def __init__(
+        self, head: dict[str, Any], body: CompletionBody, has_usage: bool, exchange: Exchange
+    ) -> None:
+        self._head = {**head, "usage": None} if has_usage else head
+        self._body, self._has_usage, self._exchange = body, has_usage, exchange
+
+    def of(self, event: Event) -> Iterator[bytes]:
+        """See `service.api.sse.Frames`."""
+        if isinstance(event, Token) and (event.text or event.logprobs or event.finish_reason):
+            scores = _scores(event.logprobs, self._body)
+            yield frame(
+                {**self._head, "choices": [_choice(event.index, event.text, scores, event.finish_reason)]}
+            )
+        if isinstance(event, Done):
+            self._exchange.account(event.result)
+            if self._has_usage:
+                usage = _usage(event.result.usage, self._body.n)
+                yield frame({**self._head, "choices": [], "usage": usage})
+            yield b"data: [DONE]\n\n"
+
+    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+        """See `service.api.sse.Frames`."""
+        return [frame(problem.body("openai", self._exchange.request_id))]

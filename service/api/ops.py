@@ -1,0 +1,86 @@
+"""Operations: is it alive, is it ready, what does it count, what does it serve. Never counted as requests."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.native import json_response
+from service.api.reply_models import LOOK
+from service.api.state import ServiceState, service_of
+from service.errors import EngineDead, NotReady
+from service.metrics import CONTENT_TYPE
+
+router = APIRouter()
+
+_TEXT: dict[int | str, Any] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
+}
+_REFUSALS: dict[int | str, Any] = {status: LOOK[status] for status in (405, 431, 500)}
+_NOT_READY: dict[int | str, Any] = {503: {"description": "not_ready, draining", "model": LOOK[500]["model"]}}
+
+
+@router.get("/livez", responses=_REFUSALS)
+async def livez() -> dict[str, str]:
+    """Answer as long as the process lives."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses={**_REFUSALS, **_NOT_READY})
+async def readyz(request: Request) -> dict[str, str]:
+    """Answer 200 when new work would be taken now, 503 with the reason otherwise."""
+    served = service_of(request).require_served()
+    if not served.engine.is_ready:
+        raise EngineDead("the engine takes no work", 5.0)
+    return {"status": "ready"}
+
+
+@router.get("/metrics", responses={**LOOK, **_TEXT}, response_class=Response)
+async def metrics(request: Request) -> Response:
+    """All counts and times, for Prometheus."""
+    return Response(service_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@router.get(
+    "/info", responses={**LOOK, 200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+)
+async def info(request: Request) -> Response:
+    """What is served: model, device, limits."""
+    return json_response(_facts(service_of(request)))
+
+
+@router.get("/", responses=LOOK)
+async def index() -> dict[str, str]:
+    """Where to look."""
+    return {"service": "textgen", "version": version("textgen-service"), "docs": "/docs", "info": "/info"}
+
+
+def _facts(service: ServiceState) -> dict[str, Any]:
+    settings, served = service.settings, service.served
+    limits: dict[str, Any] = {
+        "max_body_bytes": settings.max_body_bytes,
+        "max_job_sequences": settings.max_job_sequences,
+        "max_waiting": settings.max_waiting,
+        "request_timeout_s": settings.request_timeout_s,
+    }
+    found: dict[str, Any] = {"version": version("textgen-service"), "status": _status(service)}
+    if served is not None:
+        limits["n_positions"] = served.runner.limits.n_positions
+        found["model"] = {"name": served.name, "version": served.version, **served.facts}
+        found["tasks"] = list(served.tasks)
+    return {**found, "limits": limits}
+
+
+def _status(service: ServiceState) -> str:
+    """One word: loading, ready, draining or failed."""
+    if service.is_draining:
+        return "draining"
+    try:
+        return "ready" if service.require_served().engine.is_ready else "failed"
+    except NotReady:
+        return "loading"
+    except EngineDead:
+        return "failed"

@@ -1,0 +1,195 @@
+"""What went wrong, as HTTP: one table from exception to status and code, one body for each dialect.
+
+Framework errors (404, 405, validation) come through here too, so every refusal looks alike. No message holds
+the client's input: values are never shown, and a field name only where it looks like one. Read `gate` next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from starlette.exceptions import HTTPException
+
+from service import errors
+
+Dialect = Literal["native", "openai"]
+
+STATUSES = {
+    "bad_request": 400,
+    "unauthorized": 401,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_request": 422,
+    "prompt_too_long": 422,
+    "queue_full": 429,
+    "headers_too_large": 431,
+    "internal": 500,
+    "not_ready": 503,
+    "draining": 503,
+    "deadline_exceeded": 504,
+}
+
+_CODES: tuple[tuple[type[errors.TextgenError], str], ...] = (
+    (errors.PromptTooLong, "prompt_too_long"),
+    (errors.NotFound, "not_found"),
+    (errors.RequestError, "invalid_request"),
+    (errors.QueueFull, "queue_full"),
+    (errors.Draining, "draining"),
+    (errors.Refused, "not_ready"),
+    (errors.DeadlineExceeded, "deadline_exceeded"),
+)
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_INTERNAL = "something failed in the service; its log tells more under this request id"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One refusal or failure, before it takes a dialect's shape."""
+
+    code: str  # a key of STATUSES
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+    def status(self, dialect: Dialect) -> int:
+        """HTTP status; OpenAI's clients expect 400 where we say 422."""
+        status = STATUSES[self.code]
+        return 400 if dialect == "openai" and status == 422 else status
+
+    def headers(self, dialect: Dialect) -> dict[str, str]:
+        """Headers that belong to the status."""
+        found: dict[str, str] = {}
+        if self.retry_after_s is not None:
+            found["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.code == "unauthorized":
+            found["WWW-Authenticate"] = "Bearer"
+        if self.code == "deadline_exceeded" and dialect == "openai":
+            found["X-Should-Retry"] = "false"
+        return found
+
+    def body(self, dialect: Dialect, request_id: str) -> dict[str, Any]:
+        """The error body of a dialect."""
+        if dialect == "native":
+            fields = {"code": self.code, "message": self.message, "param": self.param}
+            return {"error": {**fields, "request_id": request_id}}
+        status = self.status(dialect)
+        kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        code = "context_length_exceeded" if self.code == "prompt_too_long" else self.code
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
+
+    def encoded(self, dialect: Dialect, request_id: str) -> bytes:
+        """The body as JSON bytes."""
+        return json.dumps(self.body(dialect, request_id), ensure_ascii=False).encode()
+
+
+class HttpProblem(HTTPException):
+    """A refusal that only HTTP knows: raised by the API layer, passed through by the framework.
+
+    Args:
+        code: a key of `STATUSES`.
+        message: what is wrong and what is legal; never the client's input.
+        param: the field at fault, if one is.
+        retry_after_s: seconds after which to try again, if that helps.
+    """
+
+    def __init__(
+        self, code: str, message: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        self.problem = Problem(code, message, param, retry_after_s)
+        super().__init__(STATUSES[code], message)
+
+
+def problem_for(error: BaseException) -> Problem:
+    """Map any exception to what the client is told; unknown ones are `internal`."""
+    if isinstance(error, HttpProblem):
+        return error.problem
+    if isinstance(error, HTTPException):
+        return _framework_problem(error.status_code)
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return Problem(
+                code,
+                error.message,
+                getattr(error, "param", None),
+                getattr(error, "retry_after_s", None),
+            )
+    if isinstance(error, errors.EngineFault):
+        return Problem("internal", error.message)
+    return Problem("internal", _INTERNAL)
+
+
+def _framework_problem(status: int) -> Problem:
+    """404 and 405 of the router, and whatever else the framework refuses by itself."""
+    if status == 404:
+        return Problem("not_found", "there is nothing at this path; GET /docs lists what there is")
+    if status == 405:
+        return Problem(
+            "method_not_allowed", "this path has no such method; the Allow header names those it has"
+        )
+    if status < 500:
+        return Problem("bad_request", "the request could not be read")
+    return Problem("internal", _INTERNAL)
+
+
+# ---- validation --------------------------------------------------------------------------------------------
+
+_EXPECTED = {
+    "string_type": "must be a string",
+    "string_unicode": "must be Unicode text: it holds half of a surrogate pair",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "missing": "is required",
+    "literal_error": "has no such choice",
+}
+
+
+def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, str]) -> Problem:
+    """Say what is wrong with a body, in our words.
+
+    Args:
+        found: pydantic's errors; only types, places and our own limits are read, never the input.
+        legal: legal values in words, by field name; the keys are the names that exist.
+    """
+    place = [part for part in found[0]["loc"] if part != "body"]
+    kind = str(found[0]["type"])
+    if not place:
+        return Problem("invalid_request", "the body " + _EXPECTED.get(kind, "must be an object"))
+    if kind == "extra_forbidden":
+        return _unknown_field(str(place[-1]), legal)
+    names = [str(part) for part in place if isinstance(part, int) or part in legal]
+    if not names and _FIELD_NAME.fullmatch(str(place[0])):
+        names = [str(place[0])]  # a field of a task
+    hint = next((legal[name] for name in reversed(names) if legal.get(name)), "")
+    path = ".".join(names)
+    text = _EXPECTED.get(kind, "has a value that is not legal")
+    legal_text = f"; legal: {hint}" if hint and kind != "missing" else ""
+    return Problem("invalid_request", f"{path or 'a field'} {text}{legal_text}", path or None)
+
+
+def _unknown_field(name: str, legal: Mapping[str, str]) -> Problem:
+    """Name an unknown field only if it looks like one: a typo helps, a pasted secret is not repeated."""
+    is_name = _FIELD_NAME.fullmatch(name) is not None
+    near = difflib.get_close_matches(name, legal, n=1) if is_name else []
+    hint = f"; did you mean {near[0]}?" if near else "; /docs lists the fields"
+    return Problem(
+        "invalid_request", "the body has a field that does not exist" + hint, name if is_name else None
+    )

@@ -1,0 +1,115 @@
+"""Replies of the native dialect: results become JSON, events become frames; both say the same.
+
+Plain dictionaries: what comes from the task runner is known to be right. `reply_models` describes the same
+for the OpenAPI page, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from service.api.exchange import Exchange
+from service.api.problems import Problem
+from service.api.sse import frame
+from service.tasks.calls import (
+    Choice,
+    ChoiceResult,
+    GenerateResult,
+    QaResult,
+    Result,
+    SummarizeResult,
+    TokenScore,
+)
+from service.tasks.events import Chunk, Done, Event, Plan, Token
+
+
+def new_id(prefix: str) -> str:
+    """An id for a reply, not guessable."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
+    """The non-streaming reply of any kind of task."""
+    return {
+        "id": reply_id,
+        "model": model,
+        "seed": result.seed,
+        **_content(result),
+        "usage": asdict(result.usage),
+        "timings": asdict(result.timings),
+    }
+
+
+def _content(result: Result) -> dict[str, Any]:
+    match result:
+        case GenerateResult():
+            return {"choices": [_choice(choice) for choice in result.choices]}
+        case SummarizeResult():
+            chunks = [asdict(chunk) for chunk in result.chunks]
+            return {"summary": result.summary, "finish_reason": result.finish_reason, "chunks": chunks}
+        case QaResult():
+            return _answer(result)
+        case ChoiceResult():
+            return {"label": result.label, "scores": dict(result.scores)}
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    found = {"index": choice.index, "text": choice.text, "finish_reason": choice.finish_reason}
+    if choice.logprobs is None:
+        return found
+    return {**found, "logprobs": [_score(score) for score in choice.logprobs]}
+
+
+def _score(score: TokenScore) -> dict[str, Any]:
+    top = [{"token": token, "logprob": logprob} for token, logprob in score.top]
+    return {"token": score.text, "logprob": score.logprob, "top": top}
+
+
+def _answer(result: QaResult) -> dict[str, Any]:
+    best, *others = result.answers
+    found = asdict(best)
+    return {**found, "answers": [asdict(answer) for answer in result.answers]} if others else found
+
+
+class NativeFrames:
+    """Events of one request as native frames.
+
+    Args:
+        reply_id: the reply's id.
+        model: the served model's name.
+        exchange: the request; learns usage and timings from the last event.
+    """
+
+    def __init__(self, reply_id: str, model: str, exchange: Exchange) -> None:
+        self._reply_id, self._model, self._exchange = reply_id, model, exchange
+
+    def of(self, event: Event) -> Iterator[bytes]:
+        """See `service.api.sse.Frames`."""
+        match event:
+            case Token():
+                if event.text:
+                    yield frame({"index": event.index, "text": event.text}, "token")
+            case Plan():
+                yield frame(asdict(event), "plan")
+            case Chunk():
+                yield frame(asdict(event), "chunk")
+            case Done():
+                self._exchange.account(event.result)
+                yield frame(without_text(reply(event.result, self._reply_id, self._model)), "done")
+
+    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+        """See `service.api.sse.Frames`."""
+        return [frame(problem.body("native", self._exchange.request_id), "error")]
+
+
+def without_text(found: dict[str, Any]) -> dict[str, Any]:
+    """A reply without what the token events have already said."""
+    left = {name: value for name, value in found.items() if name not in ("summary", "answer")}
+    if "choices" in left:
+        left["choices"] = [
+            {name: value for name, value in choice.items() if name != "text"} for choice in left["choices"]
+        ]
+    return left

@@ -1,0 +1,77 @@
+"""Who asks: API keys and how many requests each may have in flight. Request ids are cleaned here too.
+
+Keys are kept and compared as digests, every key each time, so that neither time nor a core dump tells one.
+No HTTP framework here; `gate` calls it before a body is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterable
+
+from service.api.problems import HttpProblem
+
+_REQUEST_ID = re.compile(rb"[\x20-\x7e]{1,128}")
+
+
+class Keyring:
+    """The API keys; none means that everybody may ask.
+
+    Args:
+        keys: the keys as clients send them.
+        concurrency: most requests in flight for one key; 0 is no limit.
+    """
+
+    def __init__(self, keys: Iterable[str], concurrency: int = 0) -> None:
+        self._digests = [_digest(key.encode()) for key in keys]
+        self._concurrency = concurrency
+        self._in_flight: Counter[str] = Counter()
+
+    def tenant(self, authorization: bytes) -> str:
+        """Check a key.
+
+        Args:
+            authorization: value of the Authorization header, b"" if there is none.
+
+        Returns:
+            A name for the key that says nothing about it, "" when access is open.
+
+        Raises:
+            HttpProblem: 401, this is none of the keys.
+        """
+        if not self._digests:
+            return ""
+        scheme, _, key = authorization.partition(b" ")
+        given = _digest(key.strip())
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise HttpProblem("unauthorized", "send a valid API key as `Authorization: Bearer <key>`")
+        return hashlib.sha256(b"tenant:" + given).hexdigest()[:16]
+
+    def enter(self, tenant: str) -> None:
+        """Count a request of this key in. Raises HttpProblem (429) when it has too many in flight."""
+        if self._concurrency and tenant and self._in_flight[tenant] >= self._concurrency:
+            message = f"this key has {self._concurrency} requests in flight, as many as it may have"
+            raise HttpProblem("queue_full", message, retry_after_s=1.0)
+        self._in_flight[tenant] += 1
+
+    def leave(self, tenant: str) -> None:
+        """Count a request of this key out."""
+        self._in_flight[tenant] -= 1
+        if not self._in_flight[tenant]:
+            del self._in_flight[tenant]
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def request_id_from(header: bytes | None) -> str:
+    """The client's request id if it is 1 to 128 printable ASCII characters, else a new one."""
+    if header is not None and _REQUEST_ID.fullmatch(header):
+        return header.decode("ascii")
+    return secrets.token_hex(16)

@@ -1,0 +1,129 @@
+"""The only writer of server-sent events.
+
+An `EventStream` pulls one event at a time, so a client that reads slowly holds up nothing but itself: the
+engine merges what piles up. It ends with exactly one last frame whatever happens, says `: keep-alive` when
+idle, and cuts off a client that does not read. How an event becomes a frame is the dialect's concern.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from service.api.exchange import ClientGone, Exchange, end_task
+from service.api.problems import Problem, problem_for
+from service.tasks.events import Event
+from service.tasks.job import Prepared
+
+KEEP_ALIVE_S = 15.0
+KEEP_ALIVE = b": keep-alive\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Frames(Protocol):
+    """Turns events into frames, for one dialect and one request."""
+
+    def of(self, event: Event) -> Iterable[bytes]:
+        """Frames of one event, the last ones for `Done`."""
+        ...
+
+    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+        """The last frames after a failure."""
+        ...
+
+
+def frame(data: Any, event: str | None = None) -> bytes:
+    """One frame: `data: {json}` and an empty line, with `event: <type>` before it if given."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    head = f"event: {event}\n" if event else ""
+    return f"{head}data: {text}\n\n".encode()
+
+
+class EventStream(Response):
+    """A response that streams a prepared task.
+
+    Args:
+        prepared: the admitted task; left, and so aborted, when the stream ends for whatever reason.
+        frames: the dialect.
+        exchange: the request.
+        send_timeout_s: seconds one frame may take to be taken by the client's socket.
+        keep_alive_s: seconds of silence after which a comment is sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        frames: Frames,
+        exchange: Exchange,
+        send_timeout_s: float,
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._prepared, self._frames, self._exchange = prepared, frames, exchange
+        self._send_timeout_s, self._keep_alive_s = send_timeout_s, keep_alive_s
+        self._lock = asyncio.Lock()
+        self._is_started = False
+        self._last_frame_at = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; see the class."""
+        try:
+            await self._exchange.run(self._stream(send), receive)
+        except ClientGone:
+            raise
+        except Exception as error:
+            if not self._is_started:
+                raise
+            problem = problem_for(error)
+            self._exchange.failed(problem, error)
+            await self._write_all(send, self._frames.of_problem(problem))
+        await self._write(send, b"", is_last=True)
+
+    async def _stream(self, send: Send) -> None:
+        async with self._prepared as prepared:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self._is_started = True
+            self._last_frame_at = asyncio.get_running_loop().time()
+            pulse = asyncio.ensure_future(self._keep_alive(send))
+            try:
+                async for event in prepared.events():
+                    await self._write_all(send, self._frames.of(event))
+            finally:
+                await end_task(pulse)
+
+    async def _write_all(self, send: Send, frames: Iterable[bytes]) -> None:
+        data = b"".join(frames)
+        if data:
+            await self._write(send, data)
+
+    async def _write(self, send: Send, data: bytes, is_last: bool = False) -> None:
+        """Hand a frame to the socket. Raises ClientGone when it takes none for too long."""
+        message: Message = {"type": "http.response.body", "body": data, "more_body": not is_last}
+        try:
+            async with asyncio.timeout(self._send_timeout_s), self._lock:
+                await send(message)
+        except TimeoutError as error:
+            raise ClientGone from error
+        self._last_frame_at = asyncio.get_running_loop().time()
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever nothing else was sent for a while."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            silence = clock() - self._last_frame_at
+            if silence < self._keep_alive_s:
+                await asyncio.sleep(self._keep_alive_s - silence)
+                continue
+            try:
+                await self._write(send, KEEP_ALIVE)
+            except ClientGone as gone:
+                self._exchange.fail(gone)
+                return

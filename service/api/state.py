@@ -1,0 +1,89 @@
+"""What the routes of one application share: settings, metrics, keys, the engine and the task runner.
+
+`service.app` fills it while the model loads. Routes find it with `service_of`; nothing here is global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.requests import Request
+
+from model_store.task import Task
+from service.api.exchange import Exchange
+from service.api.security import Keyring
+from service.errors import Draining, EngineDead, NotReady
+from service.metrics import Metrics
+from service.settings import Settings
+from service.tasks.run import TaskRunner
+
+
+class EngineHealth(Protocol):
+    """What the API layer asks of the engine; work goes through the task runner."""
+
+    @property
+    def is_ready(self) -> bool: ...
+    @property
+    def is_alive(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model that is loaded, and all that works on it."""
+
+    name: str
+    version: str
+    tasks: Mapping[str, Task]
+    runner: TaskRunner
+    engine: EngineHealth
+    created: int  # seconds since 1970, for the list of models
+    facts: Mapping[str, Any]  # shown by /info
+
+
+@dataclass(eq=False, slots=True)
+class ServiceState:
+    """See the module's docstring.
+
+    Args:
+        settings: what the service was started with.
+    """
+
+    settings: Settings
+    metrics: Metrics = field(default_factory=Metrics)
+    served: Served | None = None  # None while loading
+    is_draining: bool = False
+    exchanges: set[Exchange] = field(default_factory=set)
+    keyring: Keyring = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the keys once."""
+        self.keyring = Keyring(self.settings.keys(), self.settings.key_concurrency)
+
+    def require_served(self) -> Served:
+        """The loaded model, if new work can be taken.
+
+        Raises:
+            Draining: the process was told to stop.
+            NotReady: the model is still loading.
+            EngineDead: the engine is gone, the process will follow.
+        """
+        if self.is_draining:
+            raise Draining("the service is shutting down and takes no new work", 5.0)
+        if self.served is None:
+            raise NotReady("the model is still loading", 2.0)
+        if not self.served.engine.is_alive:
+            raise EngineDead("the engine stopped working; the service is about to restart", 5.0)
+        return self.served
+
+    def fail_all(self, error: Exception) -> None:
+        """End every request in flight; streams get `error` as their last frame."""
+        for exchange in tuple(self.exchanges):
+            exchange.fail(error)
+
+
+def service_of(request: Request) -> ServiceState:
+    """The state of the application that serves this request."""
+    state: ServiceState = request.app.state.service
+    return state

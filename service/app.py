@@ -1,0 +1,253 @@
+"""The application: `create_app` and its life. Load, warm up, serve, drain.
+
+The lifespan returns at once and the model loads behind it, so `/livez` answers from the first moment and
+`/readyz` says when. Signals are not handled here: `service.server` calls `Life.drain`. Nothing is global; a
+process may hold many applications.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from model_store.entry import ModelEntry
+from model_store.errors import StoreError
+from model_store.store import resolve
+from model_store.tokenizer import Tokenizer
+from service.api import native, openai, ops
+from service.api.gate import Gate
+from service.api.openai_schemas import OPENAI_LEGAL
+from service.api.problems import HttpProblem, validation_problem
+from service.api.schemas import LEGAL
+from service.api.state import Served, ServiceState
+from service.errors import Draining, EngineDead, SettingsError
+from service.logs import get_logger
+from service.settings import Settings
+from service.tasks.calls import ModelLimits
+from service.tasks.run import TaskRunner
+
+if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.loader import EngineConfig
+
+_LAST_FRAMES_S = 3.0  # for streams to get their error frame when the engine is gone
+_POLL_S = 0.02
+
+
+class Life:
+    """From loading to the end of one application.
+
+    Args:
+        state: what the routes share.
+        engine: a stand-in for the engine, started by us; None loads the model's own.
+    """
+
+    def __init__(self, state: ServiceState, engine: AsyncEngine | None = None) -> None:
+        self.state = state
+        self.failure: BaseException | None = None  # why the process must end
+        self.failed = asyncio.Event()
+        self._engine = engine
+        self._hurry = asyncio.Event()
+
+    @asynccontextmanager
+    async def span(self, app: FastAPI) -> AsyncIterator[None]:
+        """The lifespan: loading starts with it, the engine stops with it."""
+        task = asyncio.create_task(self._serve())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            if self._engine is not None:
+                await self._engine.stop()
+            if self.state.served is not None:
+                self.state.served.runner.close()
+
+    async def _serve(self) -> None:
+        """Load, then watch the engine; ends only when something is wrong."""
+        try:
+            engine = await self._load()
+            await engine.died.wait()
+            self._fail(EngineDead("the engine stopped working; the process ends to be restarted"))
+        except (StoreError, SettingsError) as error:
+            self._fail(SettingsError(str(error)))
+        except Exception as error:
+            get_logger().error("the model could not be loaded", exc_info=error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.failed.set()
+
+    async def _load(self) -> AsyncEngine:
+        log, started = get_logger(), time.monotonic()
+        settings = self.state.settings
+        log.info("loading", model=settings.model or "the default one")
+        entry = await asyncio.to_thread(resolve, settings.model, settings.store)
+        for warning in entry.warnings:
+            log.warning(warning)
+        self.state.metrics.model = entry.name
+        tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path)
+        facts = _facts(entry)
+        if self._engine is None:
+            self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer, facts)
+        await self._engine.start()
+        limits = ModelLimits(facts["n_positions"], settings.max_job_sequences)
+        runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits)
+        self.state.served = Served(
+            entry.name, entry.version, entry.tasks, runner, self._engine, int(time.time()), facts
+        )
+        log.info("ready", model=entry.label, seconds=round(time.monotonic() - started, 1))
+        return self._engine
+
+    def hurry(self) -> None:
+        """Skip what is left of the wait of `drain`."""
+        self._hurry.set()
+
+    async def drain(self) -> None:
+        """Refuse new work, let running requests finish for `drain_s`, end the rest with an error frame."""
+        self.state.is_draining = True
+        if self._engine is not None:
+            self._engine.begin_drain()
+        await self._until_idle(self.state.settings.drain_s)
+        await self.end_requests(Draining("the service stopped before this request was done", 5.0))
+
+    async def end_requests(self, error: Exception) -> None:
+        """End every request in flight and give it a moment to say so."""
+        self._hurry.clear()
+        self.state.fail_all(error)
+        await self._until_idle(_LAST_FRAMES_S)
+
+    async def _until_idle(self, limit_s: float) -> None:
+        end = time.monotonic() + limit_s
+        while self.state.exchanges and time.monotonic() < end and not self._hurry.is_set():
+            await asyncio.sleep(_POLL_S)
+
+
+def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI:
+    """Make an application.
+
+    Args:
+        settings: validated settings.
+        engine: used instead of one built from the settings' model, whose tokenizer and tasks are still used.
+
+    Returns:
+        An ASGI application; `app.state.life` is its `Life`, `app.state.service` what its routes share.
+    """
+    state = ServiceState(settings)
+    life = Life(state, engine)
+    app = FastAPI(
+        title="textgen-service",
+        version=version("textgen-service"),
+        summary="Continue, summarise and answer with a fine-tuned GPT-2.",
+        lifespan=life.span,
+        redirect_slashes=False,
+        exception_handlers={
+            HTTPException: _pass_on,
+            RequestValidationError: _explain,
+        },
+    )
+    app.state.service, app.state.life = state, life
+    app.add_middleware(Gate, state=state)
+    for router in (native.router, openai.router, ops.router):
+        app.include_router(router)
+    return app
+
+
+async def _pass_on(request: Request, error: Exception) -> Response:
+    """Let the gate answer."""
+    raise error
+
+
+async def _explain(request: Request, error: RequestValidationError) -> Response:
+    """Turn the framework's validation errors into ours, and let the gate answer."""
+    is_openai = request.url.path.startswith("/v1/")
+    problem = validation_problem(error.errors(), OPENAI_LEGAL if is_openai else LEGAL)
+    raise HttpProblem(problem.code, problem.message, problem.param)
+
+
+def _facts(entry: ModelEntry) -> dict[str, Any]:
+    """What `/info` tells about the model; the engine adds its part."""
+    from service.engine.architecture import UnsupportedCheckpoint, read_architecture
+
+    try:
+        architecture = read_architecture(entry.path)
+    except UnsupportedCheckpoint as error:
+        raise SettingsError(f"{entry.label} cannot be served: {error}") from error
+    return {
+        "parameters": entry.manifest.parameters,
+        "license": entry.manifest.license,
+        "n_positions": architecture.n_positions,
+        "n_layer": architecture.n_layer,
+        "n_embd": architecture.n_embd,
+    }
+
+
+def _make_engine(
+    state: ServiceState, folder: Path, tokenizer: Tokenizer, facts: dict[str, Any]
+) -> AsyncEngine:
+    """An engine that loads when started, on its own thread."""
+    from service.engine.architecture import UnsupportedCheckpoint
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.engine import Engine
+    from service.engine.loader import build_engine
+
+    config = engine_config(state.settings, folder)
+    facts.update(device=config.device, precision=config.precision or "auto")
+
+    def make() -> Engine:
+        try:
+            return build_engine(config, tokenizer, state.metrics, on_fault=_log_fault)
+        except UnsupportedCheckpoint as error:
+            raise SettingsError(f"the model cannot be served: {error}") from error
+
+    return AsyncEngine(make, config.max_running + state.settings.max_waiting)
+
+
+def _log_fault(error: BaseException) -> None:
+    get_logger().error("a step failed", exc_info=error)
+
+
+def engine_config(settings: Settings, folder: Path) -> EngineConfig:
+    """What the engine is built from; settings that say `auto` are decided here or left to the engine.
+
+    Raises:
+        SettingsError: the device does not exist here.
+    """
+    import torch
+
+    from service.engine.loader import EngineConfig
+
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_cuda:
+        raise SettingsError("TEXTGEN_DEVICE is cuda, and no CUDA device can be used here")
+    chosen: dict[str, Any] = {
+        "device": "cuda" if has_cuda and settings.device != "cpu" else "cpu",
+        "precision": _precision(settings),
+        "is_deterministic": settings.deterministic,
+        "kv_cache_bytes": settings.kv_cache_bytes,
+        "max_batch_tokens": settings.max_batch_tokens,
+        "max_running": settings.max_running,
+        "num_threads": settings.threads,
+        "speculation": settings.speculation,
+        "report": get_logger().info,
+    }
+    return EngineConfig(folder, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _precision(settings: Settings) -> str | None:
+    """One word for dtype and quantization; None leaves it to the machine."""
+    if settings.quantization == "int8":
+        return "int8"
+    return None if settings.dtype == "auto" else settings.dtype

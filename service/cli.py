@@ -1,0 +1,110 @@
+"""`textgen serve | settings | bench | model …`: the only module that prints.
+
+Importing it is quick: nothing here loads torch or a web framework before a command asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from service.errors import SettingsError
+
+app = typer.Typer(help="Serve a GPT-2 over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"textgen-service {version('textgen-service')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Serve a GPT-2 over HTTP."""
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, typer.Option(help="Store name, name@version, folder, or hf:<id>.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[str | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder of models.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none or int8.")] = None,
+    deterministic: Annotated[bool | None, typer.Option(help="Same text in every batch.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Compute threads.")] = None,
+    max_running: Annotated[str | None, typer.Option(help="Most sequences in one forward pass.")] = None,
+    max_waiting: Annotated[str | None, typer.Option(help="Most sequences that wait.")] = None,
+    api_keys_file: Annotated[str | None, typer.Option(help="File with one key a line.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve a model until SIGTERM or Ctrl-C.
+
+    Every flag is also a variable (--max-running: TEXTGEN_MAX_RUNNING); `textgen settings` lists them all.
+    """
+    flags = {name: value for name, value in locals().items() if value is not None}
+    raise typer.Exit(_serve(flags))
+
+
+def _serve(flags: dict[str, Any]) -> int:
+    """Serve with these flags; returns the exit code."""
+    from service.settings import load_settings
+
+    try:
+        settings = load_settings(flags)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"textgen: {line}", err=True)
+        return 2
+    from service.logs import configure_logs
+
+    configure_logs(settings.log_format, settings.log_level)
+    from service.server import run_server
+
+    code = run_server(settings)
+    if code:  # a hung engine thread must not hold up the exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+@app.command()
+def settings() -> None:
+    """List every setting with its default, as a Markdown table."""
+    from service.settings import settings_table
+
+    typer.echo(settings_table())
+
+
+def _mount_commands() -> None:
+    """Add the commands that other packages bring."""
+    from model_store.cli import app as model_app
+
+    app.add_typer(model_app, name="model")
+    if importlib.util.find_spec("service.bench") is not None:
+        bench = importlib.import_module("service.bench")
+        if hasattr(bench, "app"):
+            app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Entry point of `textgen`."""
+    _mount_commands()
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Every metric of the service, declared once, and the text that `/metrics` answers.
+
+The engine knows none of this: it calls an observer, and `Metrics` is one (same method names, no import).
+Numbers are plain ints and floats that one thread writes: requests on the event loop, everything of the engine
+on its thread. They become Prometheus families, with the label `model`, only when a scrape collects, so a step
+pays little for being watched. A process, and a test, may hold many `Metrics`.
+
+Counting requests is the business of `service.api.gate`, the one place that calls `request_received` and
+`request_finished`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+ENDPOINTS = ("/generate", "/summarize", "/qa", "/tasks/{name}", "/v1/completions", "other")
+
+# 0.15 ms growing by 1.5 up to 219 s: a small model steps in less than 1 ms, a long job takes minutes.
+SECONDS = tuple(round(0.00015 * 1.5**i, 9) for i in range(36))
+TOKENS = tuple(float(2**i) for i in range(14))
+
+GAUGES = {
+    "textgen_requests_running": "sequences in the engine's batch",
+    "textgen_requests_waiting": "sequences that wait for their turn",
+    "textgen_requests_in_flight": "requests received and not finished",
+    "textgen_kv_blocks_used_ratio": "share of the KV blocks that running sequences hold",
+}
+COUNTERS = {
+    "textgen_requests_received_total": "requests received, by endpoint",
+    "textgen_requests_finished_total": "requests finished, by endpoint and outcome",
+    "textgen_prompt_tokens_total": "prompt tokens of finished sequences",
+    "textgen_generation_tokens_total": "tokens generated",
+    "textgen_prefix_cache_queries_total": "prompt blocks looked up in the prefix cache",
+    "textgen_prefix_cache_hits_total": "prompt blocks found there",
+    "textgen_draft_tokens_total": "draft tokens proposed",
+    "textgen_accepted_tokens_total": "draft tokens accepted",
+    "textgen_preemptions_total": "sequences whose blocks were taken for another's",
+}
+HISTOGRAMS = {
+    "textgen_time_to_first_token_seconds": "from submission to the first token",
+    "textgen_inter_token_latency_seconds": "between two tokens of one sequence",
+    "textgen_request_duration_seconds": "from a request's headers to the last byte of its reply, by endpoint",
+    "textgen_request_queue_seconds": "from submission to the first step that holds the sequence",
+    "textgen_step_seconds": "one forward pass with sampling",
+    "textgen_step_tokens": "tokens of one forward pass",
+}
+NAMES = {**GAUGES, **COUNTERS, **HISTOGRAMS}
+
+
+class Histogram:
+    """Counts by bucket and a sum. One thread writes; a reader may be one observation behind.
+
+    Args:
+        bounds: upper bounds of the buckets, rising; one more bucket takes what is larger.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value, in the unit of the bounds."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Pairs of (upper bound, how many values are not above it), as Prometheus wants them."""
+        total, found = 0, []
+        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts.copy(), strict=True):
+            total += count
+            found.append((bound, float(total)))
+        return found
+
+
+class StepNumbers(Protocol):
+    """What a step tells: the engine's `StepStats`. The last five are counts that only grow."""
+
+    @property
+    def duration_s(self) -> float: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def blocks_used_ratio(self) -> float: ...
+    @property
+    def num_cache_queries(self) -> int: ...
+    @property
+    def num_cache_hits(self) -> int: ...
+    @property
+    def num_drafted(self) -> int: ...
+    @property
+    def num_accepted(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+
+
+class FinishedSequence(Protocol):
+    """What a sequence tells at its end: the engine's `SequenceStats`."""
+
+    @property
+    def num_prompt_tokens(self) -> int: ...
+
+
+class Metrics:
+    """All numbers of one service.
+
+    Args:
+        model: value of the label `model`; may be set later, when the model is known.
+    """
+
+    def __init__(self, model: str = "") -> None:
+        self.model = model
+        self.gauges = dict.fromkeys(GAUGES, 0.0)
+        self.counters = dict.fromkeys(COUNTERS, 0.0)
+        self.received = Counter(dict.fromkeys(ENDPOINTS, 0))
+        self.finished: Counter[tuple[str, str]] = Counter({(name, "ok"): 0 for name in ENDPOINTS})
+        self.durations = {name: Histogram(SECONDS) for name in ENDPOINTS}
+        self.histograms = {
+            name: Histogram(TOKENS if name.endswith("tokens") else SECONDS)
+            for name in HISTOGRAMS
+            if name != "textgen_request_duration_seconds"
+        }
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    # ---- requests, on the event loop --------------------------------------------------------------------
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests received and not finished."""
+        return int(self.gauges["textgen_requests_in_flight"])
+
+    def request_received(self, endpoint: str) -> None:
+        """Count a request in.
+
+        Args:
+            endpoint: one of `ENDPOINTS`.
+        """
+        self.received[endpoint] += 1
+        self.gauges["textgen_requests_in_flight"] += 1
+
+    def request_finished(self, endpoint: str, outcome: str, duration_s: float) -> None:
+        """Count a request out.
+
+        Args:
+            endpoint: what it was counted in as.
+            outcome: `ok`, `abort` or one of our error codes, never a text of the client's.
+            duration_s: seconds from headers to last byte.
+        """
+        self.finished[endpoint, outcome] += 1
+        self.gauges["textgen_requests_in_flight"] -= 1
+        self.durations[endpoint].observe(duration_s)
+
+    # ---- the engine's observer, on its thread -----------------------------------------------------------
+
+    def on_start(self, queue_s: float) -> None:
+        """A sequence was admitted after waiting so long."""
+        self.histograms["textgen_request_queue_seconds"].observe(queue_s)
+
+    def on_tokens(self, count: int, since_s: float, is_first: bool) -> None:
+        """A sequence got `count` tokens at once; the time since its last ones is shared among them."""
+        self.counters["textgen_generation_tokens_total"] += count
+        if is_first:
+            self.histograms["textgen_time_to_first_token_seconds"].observe(since_s)
+            return
+        for _ in range(count):
+            self.histograms["textgen_inter_token_latency_seconds"].observe(since_s / count)
+
+    def on_finish(self, stats: FinishedSequence) -> None:
+        """A sequence ended, for whatever reason."""
+        self.counters["textgen_prompt_tokens_total"] += stats.num_prompt_tokens
+
+    def on_step(self, stats: StepNumbers) -> None:
+        """A step ended: take over the engine's own counts."""
+        self.histograms["textgen_step_seconds"].observe(stats.duration_s)
+        self.histograms["textgen_step_tokens"].observe(stats.num_rows)
+        self.gauges["textgen_requests_running"] = stats.num_running
+        self.gauges["textgen_requests_waiting"] = stats.num_waiting
+        self.gauges["textgen_kv_blocks_used_ratio"] = stats.blocks_used_ratio
+        self.counters["textgen_prefix_cache_queries_total"] = stats.num_cache_queries
+        self.counters["textgen_prefix_cache_hits_total"] = stats.num_cache_hits
+        self.counters["textgen_draft_tokens_total"] = stats.num_drafted
+        self.counters["textgen_accepted_tokens_total"] = stats.num_accepted
+        self.counters["textgen_preemptions_total"] = stats.num_preemptions
+
+    # ---- the scrape -------------------------------------------------------------------------------------
+
+    def render(self) -> bytes:
+        """The exposition text. Call it on the event loop, so that it sees no half-counted request."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all families; the registry calls this at every scrape."""
+        for name, text in GAUGES.items():
+            gauge = GaugeMetricFamily(name, text, labels=["model"])
+            gauge.add_metric([self.model], self.gauges[name])
+            yield gauge
+        yield from self._request_counters()
+        for name in list(COUNTERS)[2:]:
+            counter = CounterMetricFamily(name, COUNTERS[name], labels=["model"])
+            counter.add_metric([self.model], self.counters[name])
+            yield counter
+        yield from self._histogram_families()
+
+    def _request_counters(self) -> Iterator[Metric]:
+        name = "textgen_requests_received_total"
+        received = CounterMetricFamily(name, COUNTERS[name], labels=["model", "endpoint"])
+        for endpoint, count in self.received.items():
+            received.add_metric([self.model, endpoint], count)
+        yield received
+        name = "textgen_requests_finished_total"
+        finished = CounterMetricFamily(name, COUNTERS[name], labels=["model", "endpoint", "outcome"])
+        for (endpoint, outcome), count in self.finished.items():
+            finished.add_metric([self.model, endpoint, outcome], count)
+        yield finished
+
+    def _histogram_families(self) -> Iterator[Metric]:
+        for name, histogram in self.histograms.items():
+            family = HistogramMetricFamily(name, HISTOGRAMS[name], labels=["model"])
+            family.add_metric([self.model], histogram.buckets(), histogram.sum)
+            yield family
+        name = "textgen_request_duration_seconds"
+        family = HistogramMetricFamily(name, HISTOGRAMS[name], labels=["model", "endpoint"])
+        for endpoint, histogram in self.durations.items():
+            family.add_metric([self.model, endpoint], histogram.buckets(), histogram.sum)
+        yield family
