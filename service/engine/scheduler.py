@@ -121,11 +121,14 @@ class Scheduler:
     def _schedule_decodes(self) -> list[Scheduled]:
         decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
         drafts = self._draft(decoding)
-        items = []
         for sequence in decoding:
-            if sequence.status is Status.RUNNING and self._reserve(sequence, 1):
-                items.append(Scheduled(sequence, 1, self._with_room(sequence, drafts.get(sequence, ()))))
-        return [item for item in items if item.sequence.status is Status.RUNNING]
+            if sequence.status is Status.RUNNING:
+                self._reserve(sequence, 1)
+        return [
+            Scheduled(s, 1, self._with_room(s, drafts.get(s, ())))
+            for s in decoding
+            if s.status is Status.RUNNING
+        ]
 
     def _schedule_prefills(self, rows: int) -> list[Scheduled]:
         items = []
@@ -136,22 +139,23 @@ class Scheduler:
                 rows -= count
         return items
 
-    def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make room for tokens to come, preempting the youngest if needed; false if that was this
-        sequence.
-        """
+    def _reserve(self, sequence: Sequence, num_tokens: int) -> None:
+        """Make room for tokens to come, preempting the youngest if needed, which may be this sequence."""
         needed = self._blocks_for(sequence.num_computed_tokens + num_tokens)
         missing = max(needed - len(sequence.block_table), 0)
         while missing > self.pool.num_free:
             youngest = self.running[-1]
             self.preempt(youngest)
             if youngest is sequence:
-                return False
+                return
         sequence.block_table += self.pool.allocate(missing) or []
-        return True
 
     def _with_room(self, sequence: Sequence, draft: tuple[int, ...]) -> tuple[int, ...]:
-        """Reserve places for drafts only from free blocks: guesses preempt nobody."""
+        """Reserve places for drafts from blocks that are left once everybody has one for its next token:
+        guesses preempt nobody.
+        """
+        if not draft:
+            return ()
         missing = self._blocks_for(sequence.num_computed_tokens + 1 + len(draft)) - len(sequence.block_table)
         blocks = self.pool.allocate(max(missing, 0))
         if blocks is None:
@@ -239,9 +243,9 @@ class Scheduler:
         full = sequence.num_computed_tokens // self.pool.block_size
         if full == sequence.num_registered_blocks:
             return
-        computed = sequence.token_ids[: sequence.num_computed_tokens]
-        salt = sequence.job.info.salt
-        sequence.block_keys = block_keys(computed, self.pool.block_size, salt, sequence.block_keys[:full])
+        if len(sequence.block_keys) < full:
+            size, salt = self.pool.block_size, sequence.job.info.salt
+            sequence.block_keys = block_keys(sequence.token_ids, size, salt, sequence.block_keys)
         for place in range(sequence.num_registered_blocks, full):
             key = sequence.block_keys[place]
             self.pool.register(sequence.block_table[place], key)
