@@ -32,6 +32,8 @@ MAX_OVERLAP_TOKENS = 128
 _QUESTION_STEP = 64  # questions are given room in steps of so many tokens
 _MAX_ROUNDS = 3  # of branches, while an answer is known
 _LAST_ROUND = 12
+_LOOK_FOR_ONE = 128  # alternatives per step; any other token has less than 1/128 of the probability
+_LOOK_FOR_MANY = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class Reader:
         else:
             end_ids = tuple(dict.fromkeys((self.end_id, *self.tokenizer.eos_token_ids)))
         stop_ids = tuple(dict.fromkeys((*params.stop_token_ids, self.end_id)))
-        return Rules(replace(params, stop_token_ids=stop_ids), end_ids, self.tokenizer.vocab_size)
+        looked_at = _LOOK_FOR_ONE if call.num_answers == 1 else _LOOK_FOR_MANY
+        return Rules(replace(params, stop_token_ids=stop_ids), end_ids, self.tokenizer.vocab_size, looked_at)
 
     def read(self, call: QaCall) -> list[Window]:
         """Plan the windows and build what constrains them.

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field, replace
 from service.engine.sequence import SamplingParams, SequenceOutput, SequenceRequest, TokenLogprob
 from service.tasks.spans import Automaton, Forced
 
-ALTERNATIVES = 32  # tokens looked at per step
-
 
 @dataclass(slots=True)
 class Window:
@@ -90,11 +88,13 @@ class Rules:
         params: sampling parameters of a rollout, length included.
         end_ids: tokens that end an answer, the one that is scored first.
         vocab_size: how many tokens there are.
+        num_alternatives: tokens looked at per step, the likeliest of all, allowed or not.
     """
 
     params: SamplingParams
     end_ids: tuple[int, ...]
     vocab_size: int
+    num_alternatives: int
 
     def request(self, rollout: Rollout, ordinal: int) -> SequenceRequest:
         """The sequence of a rollout."""
@@ -102,7 +102,7 @@ class Rules:
         allowed: Automaton | None = automaton
         if rollout.prefix_ids:
             allowed = Forced(rollout.prefix_ids, automaton, self.vocab_size)
-        params = replace(self.params, allowed_next=allowed, logprobs=ALTERNATIVES)
+        params = replace(self.params, allowed_next=allowed, logprobs=self.num_alternatives)
         return SequenceRequest(rollout.window.prompt_ids, params, ordinal)
 
 

@@ -151,7 +151,7 @@ async def summarize_events(
         async for index in run.collect(outputs, chunks, first_index=0):
             yield _chunk_event(plotted.spans[index], index, chunks[index])
         final = Summary()
-        async for token in run.reduce([chunk.text for chunk in chunks], final):
+        async for token in run.reduce([chunk.text for chunk in chunks], plotted.num_text_tokens, final):
             yield token
     summaries = tuple(
         ChunkSummary(span.start, span.end, chunk.text)
@@ -193,19 +193,25 @@ class _Run:
             if output.finish_reason is not None:
                 yield place
 
-    async def reduce(self, parts: list[str], final: Summary) -> AsyncIterator[Token]:
-        """Summarise the joined parts until they fit one window; the last sequence is streamed."""
-        num_tokens: float = float("inf")
+    async def reduce(self, parts: list[str], num_tokens: int, final: Summary) -> AsyncIterator[Token]:
+        """Summarise the joined parts until they fit one window; the last sequence is streamed.
+
+        Args:
+            parts: summaries of the text's chunks.
+            num_tokens: tokens of the text they summarise.
+            final: takes the result.
+        """
         while True:
             joined = "\n".join(part for part in parts if part)
             plotted = await self._plot(joined)
-            if plotted is None or plotted.num_text_tokens > num_tokens * _SHRINKS:
+            is_last = plotted is not None and len(plotted.spans) == 1
+            if plotted is None or (not is_last and plotted.num_text_tokens > num_tokens * _SHRINKS):
                 yield self._keep(joined, final)
                 return
             num_tokens = plotted.num_text_tokens
             first_index = self._job.extend(plotted.requests).start
             outputs = self._job.outputs()
-            if len(plotted.spans) == 1:
+            if is_last:
                 async for token in self.stream(outputs, final):
                     yield token
                 return

@@ -128,6 +128,6 @@ def _all_tokens(tokenizer: Tokenizer) -> Tokens:
 
 
 def _plain_word(tokenizer: Tokenizer) -> int | None:
-    """A token that is an ASCII letter or word, to see what others write after it."""
-    ids = tokenizer.encode("a")
-    return ids[-1] if ids else None
+    """A token of ASCII letters, to see what others write after it."""
+    pieces = ((token_id, tokenizer.piece(None, token_id)) for token_id in range(tokenizer.vocab_size))
+    return next((token_id for token_id, piece in pieces if piece.isalpha()), None)

@@ -1,0 +1,191 @@
+"""Chunks and windows: they tile or cover, they fit, and they end where a sentence does if they can."""
+
+# ruff: noqa: RUF001 -- Chinese punctuation is a case
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_engine import make_tokenizer
+
+from model_store.tokenizer import Tokenizer
+from service.errors import PromptTooLong
+from service.tasks.borders import clause_ends, sentence_ends, splits_character, word_ends
+from service.tasks.chunking import Document, Span, split, stripped, windows
+
+TOKENIZER = make_tokenizer()
+SOME = settings(deadline=None, derandomize=True, max_examples=120)
+PIECES = [
+    "Anna lives in Paris. ",
+    "Do they write letters? ",
+    "one, two; three ",
+    "3.5 miles ",
+    "Mr. Tom ",
+    "计算机科学。",
+    "是一种科学，计算机！",
+    "word ",
+    "\r\n",
+    "\n\n",
+    "   ",
+    "👩‍👩‍👧 ",
+    "e\u0301",
+    "x" * 30,
+    "🙂",
+]
+TEXTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=60).map("".join)
+WILD = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
+
+
+def _excess(text: str, capacity: int) -> object:
+    """The tokens of a chunk as a prompt would have them, beyond the capacity."""
+    return lambda start, end: len(TOKENIZER.encode(" " + text[start:end].strip())) - capacity
+
+
+def _split(text: str, capacity: int) -> list[Span]:
+    return split(Document(text, TOKENIZER), capacity, _excess(text, capacity))
+
+
+def _windows(text: str, capacity: int, overlap: int) -> list[Span]:
+    return windows(Document(text, TOKENIZER), capacity, overlap, _excess(text, capacity))
+
+
+@SOME
+@given(TEXTS | WILD, st.integers(16, 80))
+def test_chunks_tile_the_text(text: str, capacity: int) -> None:
+    chunks = _split(text, capacity)
+    assert "".join(text[c.start : c.end] for c in chunks) == text
+    assert all(c.start < c.end for c in chunks)
+
+
+@SOME
+@given(TEXTS | WILD, st.integers(16, 80))
+def test_every_chunk_fits(text: str, capacity: int) -> None:
+    excess = _excess(text, capacity)
+    assert all(excess(c.start, c.end) <= 0 for c in _split(text, capacity))
+
+
+@SOME
+@given(TEXTS, st.integers(16, 80))
+def test_no_chunk_is_blank_unless_all_is(text: str, capacity: int) -> None:
+    chunks = _split(text, capacity)
+    assert len(chunks) == 1 or all(text[c.start : c.end].strip() for c in chunks)
+
+
+@pytest.mark.parametrize("sentence", ["Anna lives in Paris. ", "计算机科学是一种科学。", "Tom writes! "])
+def test_chunks_end_at_sentences_where_there_are_some(sentence: str) -> None:
+    text = sentence * 40
+    assert all(c.end % len(sentence) == 0 for c in _split(text, 60))
+
+
+def test_chunks_end_at_clauses_where_no_sentence_ends() -> None:
+    text = "one two three, " * 60
+    assert all(text[: c.end].endswith(", ") for c in _split(text, 60))
+
+
+def test_chunks_end_at_words_where_no_clause_ends() -> None:
+    text = "word " * 200
+    assert all(text[: c.end].endswith(" ") for c in _split(text, 40))
+
+
+def test_a_text_without_any_border_is_cut_where_tokens_end() -> None:
+    assert len(_split("x" * 3000, 50)) > 5
+
+
+@pytest.mark.parametrize("text", ["👩‍👩‍👧" * 40, "e\u0301" * 100, "a\r\n" * 100])
+def test_a_cut_separates_nothing_that_is_read_as_one(text: str) -> None:
+    assert not any(splits_character(text, c.end) for c in _split(text, 40))
+
+
+def test_chunks_are_of_similar_size() -> None:
+    text = "Anna lives in Paris. " * 80
+    document = Document(text, TOKENIZER)
+    sizes = [document.num_tokens(c.start, c.end) for c in _split(text, 100)]
+    assert min(sizes) > 0.6 * max(sizes)
+
+
+def test_a_text_that_fits_is_one_chunk() -> None:
+    assert _split("Anna lives in Paris.", 40) == [Span(0, 20)]
+
+
+def test_a_character_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(PromptTooLong):
+        _split("🙂🙂", 1)
+
+
+@SOME
+@given(TEXTS | WILD, st.integers(24, 80))
+def test_windows_cover_the_text_in_order(text: str, capacity: int) -> None:
+    found = _windows(text, capacity, capacity // 4)
+    assert found[0].start == 0 and found[-1].end == len(text)
+    for before, after in itertools.pairwise(found):
+        assert before.start < after.start <= before.end < after.end
+
+
+@SOME
+@given(TEXTS | WILD, st.integers(24, 80))
+def test_every_window_fits(text: str, capacity: int) -> None:
+    excess = _excess(text, capacity)
+    assert all(excess(w.start, w.end) <= 0 for w in _windows(text, capacity, capacity // 4))
+
+
+@SOME
+@given(TEXTS, st.integers(32, 80), st.data())
+def test_a_short_span_lies_wholly_in_some_window(text: str, capacity: int, data: st.DataObject) -> None:
+    overlap = capacity // 4
+    document = Document(text, TOKENIZER)
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = document.reach(start, overlap - 2)
+    if any(document.num_tokens(p, p + 1) > 4 for p in range(start, end)):
+        return  # a character of very many tokens moves a border by as many
+    assert any(w.start <= start and end <= w.end for w in _windows(text, capacity, overlap))
+
+
+def test_tokenising_in_slices_counts_as_tokenising_at_once() -> None:
+    text = "Anna lives in Paris. " * 2000
+    assert abs(Document(text, TOKENIZER).num_tokens(0, len(text)) - len(TOKENIZER.encode(text))) <= 10
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("He left. She stayed. ", [9]),
+        ("Mr. Tom left. He", [14]),
+        ("J. R. Tolkien wrote. He", [21]),
+        ("It is 3.5 miles. Go", [17]),
+        ('"Go!" he said. Then', [6, 15]),
+        ("他来了。她走了！好", [4, 8]),
+        ("a\n\nb", [3]),
+        ("see e.g. there", []),
+    ],
+)
+def test_sentence_ends(text: str, ends: list[int]) -> None:
+    found = [p for p in sentence_ends(text) if p < len(text)]
+    assert found == ends
+
+
+def test_clause_ends_stand_after_commas_and_line_breaks() -> None:
+    assert clause_ends("a, b\nc，d 1,000") == [3, 5, 7]
+
+
+def test_word_ends_stand_after_spaces_and_between_characters_without_spaces() -> None:
+    assert word_ends("ab cd 计算") == [3, 6, 7, 8]
+
+
+def test_stripping_keeps_the_offsets_of_what_is_left() -> None:
+    assert stripped("xx  ab \n", Span(2, 8)) == Span(4, 6)
+
+
+def test_a_long_document_takes_time_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = 0
+    encode = Tokenizer.encode_with_offsets
+
+    def counting(self: Tokenizer, text: str) -> object:
+        nonlocal encoded
+        encoded += len(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_with_offsets", counting)
+    text = "Anna lives in Paris. " * 5000
+    _split(text, 200)
+    assert encoded <= 2 * len(text)

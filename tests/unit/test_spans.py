@@ -1,0 +1,175 @@
+"""The automaton of answers: its paths are the spans from word border to word border, all of them."""
+
+# ruff: noqa: RUF001 -- Chinese punctuation is a case
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from store_models import write_bert
+from toy_engine import ENGLISH, make_tokenizer
+
+from model_store.tokenizer import Tokenizer
+from service.tasks.borders import word_starts_and_ends
+from service.tasks.spans import Forced, SpanAutomaton
+from service.tasks.vocabulary import Vocabulary
+
+TOKENIZER = make_tokenizer()
+VOCABULARY = Vocabulary(TOKENIZER)
+END = TOKENIZER.eos_id
+SOME = settings(deadline=None, derandomize=True, max_examples=100)
+WILD = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+TEXTS = WILD | st.sampled_from(
+    [ENGLISH, "计算机科学是一种科学。", "Tom's 3.5 miles\r\nto 東京 👩‍👩‍👧!", "naïve cafe\u0301s — हिन्दी में"]
+)
+
+
+def _automaton(text: str, max_tokens: int = 30, stop: tuple[str, ...] = ()) -> SpanAutomaton:
+    return SpanAutomaton(text, VOCABULARY, END, max_tokens, stop)
+
+
+def _walk(automaton: SpanAutomaton, seed: int) -> list[int]:
+    """A random path to an end."""
+    chance = random.Random(seed)
+    ids: list[int] = []
+    while True:
+        token_id = chance.choice(list(automaton(ids)))
+        if token_id == END:
+            return ids
+        ids.append(token_id)
+
+
+@SOME
+@given(TEXTS, st.integers(0, 1000))
+def test_every_path_spells_the_span_it_is_said_to_be(text: str, seed: int) -> None:
+    automaton = _automaton(text)
+    ids = _walk(automaton, seed)
+    span = automaton.span(ids)
+    if ids and span is not None:
+        assert TOKENIZER.decode(ids).removeprefix(" ") == text[slice(*span)]
+
+
+@SOME
+@given(TEXTS, st.integers(0, 1000))
+def test_every_path_is_from_word_border_to_word_border(text: str, seed: int) -> None:
+    automaton = _automaton(text)
+    span = automaton.span(_walk(automaton, seed))
+    starts, ends = word_starts_and_ends(text)
+    assert span is None or (span[0] in starts and span[1] in ends)
+
+
+@SOME
+@given(TEXTS, st.data())
+def test_every_span_of_words_is_reachable(text: str, data: st.DataObject) -> None:
+    starts, ends = word_starts_and_ends(text)
+    if not starts or not ends:
+        return
+    start = data.draw(st.sampled_from(starts))
+    later = [end for end in ends if start < end <= start + 25]
+    if not later:
+        return
+    answer = text[start : data.draw(st.sampled_from(later))]
+    automaton = _automaton(text, max_tokens=200)
+    ids: list[int] = []
+    for token_id in TOKENIZER.encode(data.draw(st.sampled_from(["", " "])) + answer):
+        assert token_id in automaton(ids)
+        ids.append(token_id)
+    assert END in automaton(ids)
+
+
+@SOME
+@given(TEXTS, st.integers(0, 1000))
+def test_something_is_always_allowed(text: str, seed: int) -> None:
+    automaton = _automaton(text)
+    ids: list[int] = []
+    for _ in range(10):
+        allowed = automaton(ids)
+        assert len(allowed) > 0
+        ids.append(random.Random(seed).choice(list(allowed)))
+
+
+def test_the_first_of_several_places_is_the_span() -> None:
+    ids = TOKENIZER.encode(" sea")
+    assert _automaton("the sea and the sea").span(ids) == (4, 7)
+
+
+def test_an_answer_at_its_limit_may_only_complete_its_word() -> None:
+    automaton = _automaton("Paris Paris", max_tokens=1)
+    ids = [*TOKENIZER.encode(" P")[:1]]
+    while END not in automaton(ids):
+        ids.append(automaton(ids)[0])
+    assert list(automaton(ids)) == [END]
+
+
+def test_no_answer_holds_a_stop_string() -> None:
+    automaton = _automaton("the sea, the king", stop=("sea",))
+    spans = {automaton.span(_walk(automaton, seed)) for seed in range(200)}
+    assert not any("sea" in "the sea, the king"[slice(*span)] for span in spans if span)
+
+
+def test_a_text_without_words_allows_the_end_only() -> None:
+    assert list(_automaton(" \n ")([])) == [END]
+
+
+def test_the_end_alone_is_no_span() -> None:
+    assert _automaton("the sea").span([]) is None
+
+
+def test_forced_tokens_come_before_the_automaton() -> None:
+    forced = Forced((5, 6), lambda ids: [len(ids)], 100)
+    assert [list(forced(ids)) for ids in ([], [5], [5, 6])] == [[5], [6], [2]]
+
+
+def test_forced_tokens_without_an_automaton_leave_everything_open() -> None:
+    assert list(Forced((5,), None, 9)([5])) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Tom's 3.5 miles", ["Tom", "'", "s", "3.5", "miles"]),
+        ("1,000 (not 4).", ["1,000", "(", "not", "4", ")", "."]),
+        ("计算机", ["计", "算", "机"]),
+        ("cafe\u0301s!", ["cafe\u0301s", "!"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    starts, ends = word_starts_and_ends(text)
+    assert [text[s:e] for s, e in zip(starts, ends, strict=True)] == words
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_bert(tmp_path_factory.mktemp("bert")))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("计算机科学，worlds.", "机科"),
+        ("hello worlds.", "worlds"),
+        ("hello worlds.", "hello worlds."),
+        ("科 hello. 学", "hello. 学"),
+        ("Hello WORLDS.", "Hello WORLDS"),
+    ],
+)
+def test_a_tokenizer_that_implies_spaces_reaches_spans_too(bert: Tokenizer, text: str, answer: str) -> None:
+    automaton = SpanAutomaton(text, Vocabulary(bert), bert.eos_id, 30)
+    ids: list[int] = []
+    for token_id in bert.encode(answer):
+        assert token_id in automaton(ids)
+        ids.append(token_id)
+    assert text[slice(*automaton.span(ids))] == answer
+
+
+def test_a_joined_token_does_not_skip_a_space(bert: Tokenizer) -> None:
+    automaton = SpanAutomaton("wor ld wor", Vocabulary(bert), bert.eos_id, 30)
+    joined = bert.encode("world")[1]
+    assert joined not in automaton(bert.encode("wor"))
+
+
+def test_the_loader_gives_a_usable_bert(tmp_path: Path) -> None:
+    assert Vocabulary(Tokenizer.load(write_bert(tmp_path))).implies_spaces

@@ -1,0 +1,142 @@
+"""The real engine and its thread, with a language model that is a function of the tokens so far."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import torch
+from store_models import LINES
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from model_store.task import Task, default_tasks
+from model_store.tokenizer import Tokenizer
+from model_store.tokenizer_files import LoadedTokenizer
+from service.engine.async_engine import AsyncEngine
+from service.engine.block_pool import BlockPool
+from service.engine.engine import Engine
+from service.engine.model_runner import ModelRunner
+from service.engine.scheduler import Budget, Scheduler
+from service.engine.sequence import Batch
+from service.tasks.calls import ModelLimits
+from service.tasks.events import Done, Event
+from service.tasks.job import Prepared
+from service.tasks.run import TaskRunner
+
+LanguageModel = Callable[[Sequence[int]], torch.Tensor]
+BLOCK_SIZE = 16
+ENGLISH = (
+    "Anna lives in Paris. Her brother Tom lives in New York City, far away! Do they write letters? "
+    "Yes; every week, since 1,024 days. The answer is 3.5 miles (not 4). Don't ask why."
+)
+
+
+def make_tokenizer() -> Tokenizer:
+    """A byte-level BPE of 600 tokens; the end of text is 0."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*LINES, *[ENGLISH] * 20], trainer)
+    return Tokenizer(LoadedTokenizer(backend, "byte_level", (0,)))
+
+
+class ToyRunner(ModelRunner):
+    """Samples and scores as the real one does; logits come from a function instead of a network."""
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        self._block_size = BLOCK_SIZE
+        self._end_ids = (0,)
+        self._attention: Any = None
+        self.model: Any = self
+        self._language_model = language_model
+
+    def _lay_out(self, batch: Batch, wanted: list[int]) -> Any:
+        rows = []
+        for item in batch.items:
+            ids = item.sequence.token_ids + list(item.draft_ids)
+            start = item.sequence.num_computed_tokens
+            rows += [ids[: start + row + 1] for row in range(item.num_rows)]
+        return [rows[at] for at in wanted]
+
+    def forward(self, histories: Any, attention: Any) -> torch.Tensor:
+        return (
+            torch.stack([self._language_model(ids) for ids in histories]) if histories else torch.zeros(0, 1)
+        )
+
+
+def babbling(vocab_size: int) -> LanguageModel:
+    """A model whose logits depend on the last two tokens, by a fixed pseudo-random table."""
+
+    def logits(ids: Sequence[int]) -> torch.Tensor:
+        seed = (ids[-1] * 7919 + (ids[-2] if len(ids) > 1 else 1)) % 2**31
+        return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * 3
+
+    return logits
+
+
+def reciting(tokenizer: Tokenizer, answers: dict[str, str], certainty: float = 12.0) -> LanguageModel:
+    """A model that knows by heart what follows a prompt that ends in a given text.
+
+    Args:
+        answers: ending of the prompt -> what to say before the end of text; the longest ending counts.
+        certainty: logit of what it says over everything else.
+    """
+    spoken = {key: [*tokenizer.encode(text), tokenizer.eos_id] for key, text in answers.items()}
+    endings = {key: tokenizer.encode(key) for key in answers}
+
+    def logits(ids: Sequence[int]) -> torch.Tensor:
+        values = torch.linspace(0, -1, tokenizer.vocab_size)
+        said = _next_said(list(ids), endings, spoken)
+        if said is not None:
+            values[said] += certainty
+        return values
+
+    return logits
+
+
+def _next_said(ids: list[int], endings: dict[str, list[int]], spoken: dict[str, list[int]]) -> int | None:
+    for key, ending in sorted(endings.items(), key=lambda item: -len(item[1])):
+        for count in range(len(spoken[key])):
+            if ids[len(ids) - len(ending) - count :] == ending + spoken[key][:count]:
+                return spoken[key][count]
+    return None
+
+
+@asynccontextmanager
+async def running(
+    language_model: LanguageModel,
+    tokenizer: Tokenizer,
+    tasks: dict[str, Task] | None = None,
+    limits: ModelLimits | None = None,
+    max_sequences: int = 1024,
+) -> AsyncIterator[tuple[TaskRunner, AsyncEngine]]:
+    """A task runner over a running engine."""
+    scheduler = Scheduler(BlockPool(512, BLOCK_SIZE), Budget(256, 32, 24))
+    engine = AsyncEngine(lambda: Engine(scheduler, ToyRunner(language_model), tokenizer), max_sequences)
+    await engine.start()
+    runner = TaskRunner(engine, tokenizer, tasks or default_tasks(), limits or ModelLimits(128, 64))
+    try:
+        yield runner, engine
+    finally:
+        runner.close()
+        await engine.stop()
+        scheduler.check()
+
+
+async def events_of(prepared: Prepared) -> list[Event]:
+    """All events of a task."""
+    async with prepared:
+        return [event async for event in prepared.events()]
+
+
+async def result_of(prepared: Prepared) -> Any:
+    """The result of a task."""
+    last = (await events_of(prepared))[-1]
+    assert isinstance(last, Done)
+    return last.result
