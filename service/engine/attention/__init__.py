@@ -7,11 +7,14 @@ Read `reference` next: it says in plain torch what the fast kernels compute.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from service.engine.kernels.pages import huge_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,14 @@ class KVCache:
         it.
         """
         shape = (layers, blocks, heads, block_size, head_dim)
-        k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        k, v = (_allocate(shape, dtype, device) for _ in range(2))
         return cls(k.fill_(0), v.fill_(0))
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if torch.device(device).type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(huge_array(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
 
 
 class Attention(Protocol):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from service.engine.attention import ForwardBatch, KVCache
-from service.engine.kernels import attend, attend_ir
+from service.engine.kernels import attend
 from service.engine.kernels.pool import pool
 
 _Record = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -38,7 +38,7 @@ class CpuAttention:
     def _describe(self, max_context: int) -> _Record:
         layers, _, heads, block_size, head_dim = self.cache.k.shape
         padded = -(-head_dim // 16) * 16
-        room = 4 * attend_ir.QUERIES * (max_context + 64 + padded)
+        room = 4 * attend.SCRATCH_ROWS * (max_context + 64 + padded)
         self._scratch = np.zeros(pool().threads * room + 64, np.uint8)
         record = np.zeros(attend.A_FIELDS, np.int64)
         record[:9] = (

@@ -21,6 +21,8 @@ A_HEADS, A_HEAD_DIM, A_BLOCK, A_IS_BF16, A_SCRATCH, A_SCRATCH_BYTES, A_LAYER_BYT
 A_KEYS, A_VALUES, A_FIELDS = 56, 64, 10
 B_TOKENS, B_SEQUENCES, B_STARTS, B_LENGTHS, B_TABLES, B_TABLE_BYTES, B_SLOTS = 0, 8, 16, 24, 32, 40, 48
 B_FIELDS = 16
+HEADS = 6  # heads of a decoding row that one thread takes together: their keys in a block are one run of memory
+SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES
 _ZERO, _ONE, _LOWEST = np.float32(0), np.float32(1), np.float32(-np.inf)
 
 
@@ -62,7 +64,7 @@ def _store_row(cache, source, place):  # type: ignore[no-untyped-def]
 
 @njit
 def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thread):  # type: ignore[no-untyped-def]
-    """Every query row of the batch; threads take (rows, head) in turn, no meeting at the end.
+    """Every query row of the batch; threads take (rows, heads) in turn, no meeting at the end.
 
     Args:
         cache, batch: addresses of the records.
@@ -74,7 +76,7 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
     heads, sequences = vec.load_long(cache), vec.load_long(batch + B_SEQUENCES)
     starts, lengths = vec.load_long(batch + B_STARTS), vec.load_long(batch + B_LENGTHS)
     sequence, before, turns = -1, 0, 0  # turns of `sequence` come after `before` turns of earlier ones
-    start, queries = 0, 0
+    start, queries, together, groups = 0, 0, 1, 1
     turn = claim(pool)
     while True:
         while turn >= before + turns:
@@ -83,43 +85,44 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
                 return
             start = np.int64(vec.load_int(starts + 4 * sequence))
             queries = np.int64(vec.load_int(starts + 4 * sequence + 4)) - start
-            turns = (queries + inner.QUERIES - 1) // inner.QUERIES * heads
-        group, head = (turn - before) // heads, (turn - before) % heads
-        first = group * inner.QUERIES
+            together = min(heads, HEADS) if queries < inner.QUERIES else 1
+            groups = (queries + inner.QUERIES - 1) // inner.QUERIES
+            turns = groups * ((heads + together - 1) // together)
+        head, first = (turn - before) // groups * together, (turn - before) % groups * inner.QUERIES
         position = np.int64(vec.load_int(lengths + 4 * sequence)) - queries + first
-        count = min(inner.QUERIES, queries - first)
         _attend_rows(
-            cache, batch, sequence, head, position, count, qkv, start + first, layer, scale,
-            out, out_bytes, out_kind, thread,
+            cache, batch, sequence, head, min(together, heads - head), position,
+            min(inner.QUERIES, queries - first), qkv, start + first, layer, scale, out, out_bytes, out_kind, thread,
         )  # fmt: skip
         turn = claim(pool)
 
 
 @njit
 def _attend_rows(
-    cache, batch, sequence, head, position, count, qkv, token, layer, scale, out, out_bytes, out_kind, thread
+    cache, batch, sequence, head, heads, position, count, qkv, token, layer, scale, out, out_bytes, out_kind, thread
 ):  # type: ignore[no-untyped-def]
-    """Rows `position` .. `position + count - 1` of one sequence, of one head: together if four, else one by one."""
-    heads, head_dim = vec.load_long(cache), vec.load_long(cache + A_HEAD_DIM)
+    """`count` rows of one sequence from `position` on, `heads` heads: all rows together if four, else one by one."""
+    width, head_dim = vec.load_long(cache) * vec.load_long(cache + A_HEAD_DIM), vec.load_long(cache + A_HEAD_DIM)
     table = vec.load_long(batch + B_TABLES) + sequence * vec.load_long(batch + B_TABLE_BYTES)
     scratch = vec.load_long(cache + A_SCRATCH) + thread * vec.load_long(cache + A_SCRATCH_BYTES)
-    q_bytes = 12 * heads * head_dim
     step = inner.QUERIES if count == inner.QUERIES else 1
     for row in range(0, count, step):
-        q = qkv + (token + row) * q_bytes + 4 * head * head_dim
+        q = qkv + (token + row) * 12 * width + 4 * head * head_dim
         place = out + (token + row) * out_bytes + head * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
         context = position + row + 1
         score_bytes = (context + step + 15) // 16 * 64
-        sums = scratch + inner.QUERIES * score_bytes + 64  # before them, one factor per row
+        factors = scratch + heads * step * score_bytes
+        sums = factors + 4 * SCRATCH_ROWS
         offset = layer * vec.load_long(cache + A_LAYER_BYTES)
-        _scores(cache, table, head, offset, context + step - 1, q, q_bytes, step, scratch, score_bytes)
-        for i in range(step):
-            total = _softmax(scratch + i * score_bytes, context + i, score_bytes // 4, scale)
-            vec.store_float(sums - 64 + 4 * i, _ONE / total)
-        _weigh(cache, table, head, offset, context + step - 1, step, scratch, score_bytes, sums)
-        for i in range(step):
-            inverse = vec.floats(vec.load_float(sums - 64 + 4 * i))
-            _emit(sums + i * _padded(head_dim), inverse, head_dim, place + i * out_bytes, out_kind)
+        _scores(cache, table, head, heads, offset, context + step - 1, q, 12 * width, step, scratch, score_bytes)
+        for i in range(heads * step):
+            total = _softmax(scratch + i * score_bytes, context + i % step, score_bytes // 4, scale)
+            vec.store_float(factors + 4 * i, _ONE / total)
+        _weigh(cache, table, head, heads, offset, context + step - 1, step, scratch, score_bytes, sums)
+        for i in range(heads * step):
+            inverse = vec.floats(vec.load_float(factors + 4 * i))
+            target = place + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+            _emit(sums + i * _padded(head_dim), inverse, head_dim, target, out_kind)
 
 
 @njit
@@ -158,11 +161,15 @@ def _softmax(scores, context, padded, scale):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _place(cache, table, head, index):  # type: ignore[no-untyped-def]
-    """Byte offset, within a layer, of one head of the sequence's block `index`."""
-    block = np.int64(vec.load_int(table + 4 * index))
-    each = vec.load_long(cache + A_BLOCK) * vec.load_long(cache + A_HEAD_DIM) * element_bytes(cache)
-    return (block * vec.load_long(cache) + head) * each
+def _place(cache, table, index):  # type: ignore[no-untyped-def]
+    """Byte offset, within a layer, of the sequence's block `index`."""
+    return np.int64(vec.load_int(table + 4 * index)) * vec.load_long(cache) * _head_bytes(cache)
+
+
+@njit
+def _head_bytes(cache):  # type: ignore[no-untyped-def]
+    """Bytes of one head in a block."""
+    return vec.load_long(cache + A_BLOCK) * vec.load_long(cache + A_HEAD_DIM) * element_bytes(cache)
 
 
 @njit
@@ -171,58 +178,58 @@ def _is_fast(cache):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _scores(cache, table, head, offset, context, q, q_bytes, rows, scores, score_bytes):  # type: ignore[no-untyped-def]
-    """Dot products of `rows` queries with the first `context` keys."""
-    keys = vec.load_long(cache + A_KEYS) + offset
+def _scores(cache, table, head, heads, offset, context, q, q_bytes, rows, scores, score_bytes):  # type: ignore[no-untyped-def]
+    """Dot products of `rows` queries of each head with its first `context` keys; a block's heads are neighbours."""
+    keys, each = vec.load_long(cache + A_KEYS) + offset, _head_bytes(cache)
+    blocks, is_bf16 = (context + 15) // 16, vec.load_long(cache + A_IS_BF16) != 0
     if not _is_fast(cache):
-        for i in range(rows):
-            _scores_any(cache, table, head, keys, context, q + i * q_bytes, scores + i * score_bytes)
+        for i in range(heads * rows):
+            source = q + i % rows * q_bytes + i // rows * 4 * vec.load_long(cache + A_HEAD_DIM)
+            _scores_any(cache, table, keys + (head + i // rows) * each, context, source, scores + i * score_bytes)
         return
-    is_bf16 = vec.load_long(cache + A_IS_BF16) != 0
-    blocks = (context + 15) // 16
-    here = keys + _place(cache, table, head, 0)
     for index in range(blocks):
-        if index + 1 < blocks:
-            ahead = keys + _place(cache, table, head, index + 1)
-        else:
-            ahead = vec.load_long(cache + A_VALUES) + offset + _place(cache, table, head, 0)
-        target = scores + 64 * index
-        if is_bf16 and rows == 1:
-            inner.scores_one_bf16(q, q_bytes, here, target, score_bytes, ahead)
-        elif is_bf16:
-            inner.scores_four_bf16(q, q_bytes, here, target, score_bytes, ahead)
-        elif rows == 1:
-            inner.scores_one_f32(q, q_bytes, here, target, score_bytes, ahead)
-        else:
-            inner.scores_four_f32(q, q_bytes, here, target, score_bytes, ahead)
-        here = ahead
+        here = keys + _place(cache, table, index) + head * each
+        later = keys + _place(cache, table, min(index + 1, blocks - 1)) + head * each
+        for h in range(heads):
+            target = scores + h * rows * score_bytes + 64 * index
+            source, block, ahead = q + 4 * inner.HEAD_DIM * h, here + h * each, later + h * each
+            if is_bf16 and rows == 1:
+                inner.scores_one_bf16(source, q_bytes, block, target, score_bytes, ahead)
+            elif is_bf16:
+                inner.scores_four_bf16(source, q_bytes, block, target, score_bytes, ahead)
+            elif rows == 1:
+                inner.scores_one_f32(source, q_bytes, block, target, score_bytes, ahead)
+            else:
+                inner.scores_four_f32(source, q_bytes, block, target, score_bytes, ahead)
 
 
 @njit
-def _weigh(cache, table, head, offset, context, rows, weights, weight_bytes, sums):  # type: ignore[no-untyped-def]
-    """Sums of the first `context` values, weighted; (rows, padded head dim) float32 at `sums`."""
-    for i in range(0, rows * _padded(vec.load_long(cache + A_HEAD_DIM)), 64):
+def _weigh(cache, table, head, heads, offset, context, rows, weights, weight_bytes, sums):  # type: ignore[no-untyped-def]
+    """Sums of each head's first `context` values, weighted; (heads, rows, padded head dim) float32 at `sums`."""
+    values, each, padded = vec.load_long(cache + A_VALUES) + offset, _head_bytes(cache), vec.load_long(cache + A_HEAD_DIM)
+    blocks, is_bf16, padded = (context + 15) // 16, vec.load_long(cache + A_IS_BF16) != 0, _padded(padded)
+    for i in range(0, heads * rows * padded, 64):
         vec.store_floats(sums + i, vec.floats(_ZERO))
-    values = vec.load_long(cache + A_VALUES) + offset
     if not _is_fast(cache):
-        for i in range(rows):
-            place = sums + i * _padded(vec.load_long(cache + A_HEAD_DIM))
-            _weigh_any(cache, table, head, values, context, weights + i * weight_bytes, place)
+        for i in range(heads * rows):
+            source = values + (head + i // rows) * each
+            _weigh_any(cache, table, source, context, weights + i * weight_bytes, sums + i * padded)
         return
-    is_bf16 = vec.load_long(cache + A_IS_BF16) != 0
-    here = values + _place(cache, table, head, 0)
-    for key in range(0, context, 16):
-        ahead = here if key + 16 >= context else values + _place(cache, table, head, key // 16 + 1)
-        source, count = weights + 4 * key, min(16, context - key)
-        if is_bf16 and rows == 1:
-            inner.values_one_bf16(source, weight_bytes, here, count, sums, ahead)
-        elif is_bf16:
-            inner.values_four_bf16(source, weight_bytes, here, count, sums, ahead)
-        elif rows == 1:
-            inner.values_one_f32(source, weight_bytes, here, count, sums, ahead)
-        else:
-            inner.values_four_f32(source, weight_bytes, here, count, sums, ahead)
-        here = ahead
+    for index in range(blocks):
+        here = values + _place(cache, table, index) + head * each
+        later = values + _place(cache, table, min(index + 1, blocks - 1)) + head * each
+        count = min(16, context - 16 * index)
+        for h in range(heads):
+            source, total = weights + h * rows * weight_bytes + 64 * index, sums + h * rows * padded
+            block, ahead = here + h * each, later + h * each
+            if is_bf16 and rows == 1:
+                inner.values_one_bf16(source, weight_bytes, block, count, total, ahead)
+            elif is_bf16:
+                inner.values_four_bf16(source, weight_bytes, block, count, total, ahead)
+            elif rows == 1:
+                inner.values_one_f32(source, weight_bytes, block, count, total, ahead)
+            else:
+                inner.values_four_f32(source, weight_bytes, block, count, total, ahead)
 
 
 @njit
@@ -233,17 +240,17 @@ def _load_where(cache, address, mask):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _cached_row(cache, table, head, position):  # type: ignore[no-untyped-def]
+def _cached_row(cache, table, position):  # type: ignore[no-untyped-def]
     block, length = vec.load_long(cache + A_BLOCK), vec.load_long(cache + A_HEAD_DIM)
-    return _place(cache, table, head, position // block) + position % block * length * element_bytes(cache)
+    return _place(cache, table, position // block) + position % block * length * element_bytes(cache)
 
 
 @njit
-def _scores_any(cache, table, head, keys, context, q, scores):  # type: ignore[no-untyped-def]
+def _scores_any(cache, table, keys, context, q, scores):  # type: ignore[no-untyped-def]
     """`_scores` of one row for any head size."""
     length, each = vec.load_long(cache + A_HEAD_DIM), element_bytes(cache)
     for position in range(context):
-        key, total = keys + _cached_row(cache, table, head, position), vec.floats(_ZERO)
+        key, total = keys + _cached_row(cache, table, position), vec.floats(_ZERO)
         for i in range(0, length, 16):
             mask = vec.first_lanes(length - i)
             x = _load_where(cache, key + each * i, mask)
@@ -252,11 +259,11 @@ def _scores_any(cache, table, head, keys, context, q, scores):  # type: ignore[n
 
 
 @njit
-def _weigh_any(cache, table, head, values, context, weights, sums):  # type: ignore[no-untyped-def]
+def _weigh_any(cache, table, values, context, weights, sums):  # type: ignore[no-untyped-def]
     """`_weigh` of one row for any head size."""
     length, each = vec.load_long(cache + A_HEAD_DIM), element_bytes(cache)
     for position in range(context):
-        value = values + _cached_row(cache, table, head, position)
+        value = values + _cached_row(cache, table, position)
         weight = vec.floats(vec.load_float(weights + 4 * position))
         for i in range(0, length, 16):
             x = _load_where(cache, value + each * i, vec.first_lanes(length - i))

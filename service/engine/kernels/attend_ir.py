@@ -64,11 +64,11 @@ def _scores(rows: int, is_bf16: bool) -> Any:
 
 def _merge(builder: Any, stack: list[Any], key: int) -> None:
     """Halve equal subtrees as soon as both are there, so that few vectors are alive at once."""
-    done = key + 1
-    while done % 2 == 0:
+    for level in range(4):
+        if (key + 1) % (2 << level):
+            return
         right, left = stack.pop(), stack.pop()
-        stack.append(halve(builder, left, right))
-        done //= 2
+        stack.append(halve(builder, left, right, 1 if level < 2 else 4))
 
 
 def _values(rows: int, is_bf16: bool) -> Any:

@@ -5,19 +5,17 @@ The Python side of `linear_task`. `step` uses the same packed weights without th
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from service.engine.kernels import gemm, linear_task, rows
+from service.engine.kernels.pages import huge_array
 from service.engine.kernels.pool import pool
 from service.engine.linear import Precision, UnsupportedLinear, find_activation, quantise_weight
 
 _KINDS: dict[Precision, int] = {"float32": gemm.FLOAT32, "bfloat16": gemm.BFLOAT16, "int8": gemm.INT8}
 _FUSED = {None: rows.NO_ACTIVATION, "gelu_new": rows.GELU_TANH, "gelu_pytorch_tanh": rows.GELU_TANH, "relu": rows.RELU}
-_HUGE_PAGE = 2 << 20
 
 
 def is_fused(activation: str | None) -> bool:
@@ -116,13 +114,3 @@ def _pack(weight: Tensor, kind: int) -> tuple[np.ndarray, Tensor | None, Tensor 
     room = huge_array(shaped.numel() * shaped.element_size())
     room[:] = shaped.numpy().reshape(-1).view(np.uint8)
     return room.reshape(tiles, steps, gemm.STEP_BYTES), scale, column_sum
-
-
-def huge_array(size: int) -> np.ndarray:
-    """Bytes on huge pages where the system has them: a third more bandwidth when weights are streamed."""
-    region = mmap.mmap(-1, size + _HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        region.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(region, np.uint8)
-    start = -whole.ctypes.data % _HUGE_PAGE
-    return whole[start : start + size]
