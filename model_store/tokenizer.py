@@ -18,6 +18,7 @@ from model_store.errors import InvalidText
 from model_store.tokenizer_files import LoadedTokenizer, PieceStyle, load_files
 
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space so
+_LONG_TEXT = 4096  # characters whose encoding takes a few milliseconds
 _CJK_RANGES = (
     (0x2E80, 0x9FFF),  # radicals, CJK punctuation, kana, unified ideographs and extension A
     (0xAC00, 0xD7AF),  # hangul
@@ -75,7 +76,7 @@ class Tokenizer:
             InvalidText: The text holds lone surrogates.
         """
         check_text(text)
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encode(text).ids
         return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -87,7 +88,7 @@ class Tokenizer:
             InvalidText: The text holds lone surrogates.
         """
         check_text(text)
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         return encoding.ids, encoding.offsets
 
     def encode_specials(self, text: str) -> list[int]:
@@ -130,6 +131,12 @@ class Tokenizer:
         other = type(self._backend).from_str(self._backend.to_str())
         other.encode_special_tokens = False
         return other
+
+    def _encode(self, text: str) -> Any:
+        """Encode a text; a long one as a batch of one, which leaves the interpreter to other threads."""
+        if len(text) <= _LONG_TEXT:
+            return self._backend.encode(text, add_special_tokens=False)
+        return self._backend.encode_batch([text], add_special_tokens=False)[0]
 
     def _own_piece(self, token_id: int) -> bytes:
         """The bytes of one token, whatever stands before it; WordPiece keeps its "##"."""
