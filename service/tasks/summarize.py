@@ -63,13 +63,20 @@ class Summarizer:
             PromptTooLong: strategy `single` and it does not fit, or no room for any text beside the new
                 tokens.
         """
-        if strategy == "single" or (strategy == "auto" and self._fits(text)):
+        if strategy == "single":
             return self._plot_single(text, overflow)
-        return self.plot_chunks(text, first_ordinal=0)
-
-    def plot_chunks(self, text: str, first_ordinal: int) -> Plotted:
-        """Split a text and make a sequence for each chunk; one chunk if it fits the window."""
         document = Document(text, self._tokenizer)
+        is_short = document.num_tokens(0, len(text)) <= self._n_positions
+        if strategy == "auto" and is_short and self._excess(text) <= 0:
+            return self._plot_single(text, overflow)
+        return self._plot_chunks(document, first_ordinal=0)
+
+    def plot_round(self, text: str, first_ordinal: int) -> Plotted:
+        """Plan a round of reduction: as many chunks as it takes, one if the text fits the window."""
+        return self._plot_chunks(Document(text, self._tokenizer), first_ordinal)
+
+    def _plot_chunks(self, document: Document, first_ordinal: int) -> Plotted:
+        text = document.text
         spans = tuple(split(document, self._capacity(), lambda start, end: self._excess(text[start:end])))
         requests = tuple(
             self._request(self._encode(text[span.start : span.end]), first_ordinal + place)
@@ -96,9 +103,6 @@ class Summarizer:
 
     def _excess(self, text: str) -> int:
         return len(self._encode(text)) + self._decoding.max_new_tokens - self._n_positions
-
-    def _fits(self, text: str) -> bool:
-        return self._excess(text) <= 0
 
     def _capacity(self) -> int:
         """Tokens of text that fit one window beside template and new tokens."""
@@ -224,7 +228,7 @@ class _Run:
         if not joined:
             return None
         ordinal = self._job.num_sequences
-        return await self._offloader.run([joined], lambda: self._summarizer.plot_chunks(joined, ordinal))
+        return await self._offloader.run([joined], lambda: self._summarizer.plot_round(joined, ordinal))
 
     def _keep(self, joined: str, final: Summary) -> Token:
         """Give the joined summaries themselves: another round would not shorten them."""
