@@ -101,7 +101,8 @@ def test_no_package_is_pinned_in_both_lock_files() -> None:
 
 
 def test_everything_the_service_imports_is_a_runtime_dependency() -> None:
-    assert imported("service") - declared(None) == set()
+    optional = {"matplotlib"}  # `textgen bench --plot` says so when it is missing
+    assert imported("service") - declared(None) - optional == set()
 
 
 def test_everything_the_store_imports_is_a_dependency_or_in_the_train_extra() -> None:
