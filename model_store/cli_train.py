@@ -1,0 +1,232 @@
+"""The commands that make and measure models: `textgen model train-tokenizer | pretrain | finetune |
+evaluate`.
+
+Reads options, calls `training_run.py` or `evaluate.py`, shows results. Errors become one line and exit code
+1. The store's commands are in `model_store/cli.py`.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_store.cli_evaluate import evaluate
+from model_store.cli_options import with_train_options
+from model_store.errors import StoreError
+from model_store.manifest import Draft
+from model_store.recipe import Source, load_recipe
+from model_store.task import Task
+from model_store.task_files import load_tasks
+from model_store.train import RunResult, TrainOptions
+from model_store.training_errors import InvalidOption
+
+app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
+
+_STORE = Path("~/.local/share/textgen")
+Out = Annotated[Path, typer.Option("--out", help="The run's folder; the model goes into `model/` in it.")]
+Recipe = Annotated[Path | None, typer.Option(help="A TOML file with a table [[source]] for each source.")]
+Corpus = Annotated[Path, typer.Option(help="The folder that a recipe's paths are relative to.")]
+Valid = Annotated[list[Path] | None, typer.Option("--valid", help="Text to validate on; may be given again.")]
+ValidShare = Annotated[float, typer.Option(help="Share of the data kept for validation without --valid.")]
+Tasks = Annotated[Path | None, typer.Option(help="Task definitions, .toml or .json.")]
+Block = Annotated[int, typer.Option(help="Tokens in a row.")]
+Dtype = Annotated[str, typer.Option(help="Of the exported weights: bf16, fp16 or fp32.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Name = Annotated[str, typer.Option(help="Add the model to the store under this name.")]
+StoreFolder = Annotated[
+    Path,
+    typer.Option(
+        "--store", envvar="TEXTGEN_STORE", help="The store's folder.", show_default="~/.local/share/textgen"
+    ),
+]
+License = Annotated[str, typer.Option(help="Of the weights, for the manifest.")]
+About = Annotated[
+    list[str] | None, typer.Option("--about-data", help="A source and its licence; may be given again.")
+]
+
+
+@app.command("train-tokenizer")
+def train_tokenizer(
+    paths: Annotated[list[Path], typer.Argument(help="Text, JSON lines, .zst, folders.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens wanted.")] = 8192,
+    tasks: Tasks = None,
+    max_chars_per_file: Annotated[int, typer.Option(help="Read at most so many of each; 0 reads all.")] = 0,
+) -> None:
+    """Train a byte-level BPE tokenizer."""
+    from model_store.bpe import train_tokenizer as train
+
+    with one_line_errors():
+        words = [text for task in _tasks(tasks).values() for text in (task.template, task.no_answer)]
+        size = train(paths, out, vocab_size, words * 1000, max_chars_per_file)
+    typer.echo(
+        f"{out}: {size:,} tokens" + ("" if size == vocab_size else f"; the text gave no {vocab_size:,}")
+    )
+
+
+@app.command()
+@with_train_options
+def pretrain(
+    tokenizer: Annotated[Path, typer.Option(help="What train-tokenizer wrote.")],
+    out: Out,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="Text, .zst, JSON lines, folders.")
+    ] = None,
+    recipe: Recipe = None,
+    corpus: Corpus = Path(),
+    valid: Valid = None,
+    valid_share: ValidShare = 0.01,
+    tasks: Tasks = None,
+    block: Block = 512,
+    n_embd: Annotated[int, typer.Option(help="Width.")] = 256,
+    n_layer: Annotated[int, typer.Option(help="Layers.")] = 6,
+    n_head: Annotated[int, typer.Option(help="Attention heads.")] = 8,
+    n_positions: Annotated[int, typer.Option(help="The longest sequence.")] = 1024,
+    dtype: Dtype = "bf16",
+    resume: Resume = False,
+    name: Name = "",
+    store: StoreFolder = _STORE,
+    license: License = "",
+    about_data: About = None,
+    *,
+    options: TrainOptions,
+) -> None:
+    """Train a new GPT-2 on text, and on tasks where a recipe mixes them in."""
+    from model_store.training_run import Job, Shape
+    from model_store.training_run import pretrain as train
+
+    with one_line_errors():
+        known = _tasks(tasks)
+        sources = _sources([Source(path) for path in text or []], recipe, corpus, known, "--text")
+        job = Job(
+            out=out,
+            sources=sources,
+            valid=tuple(Source(path) for path in valid or []),
+            valid_share=valid_share,
+            tasks=known,
+            block=block,
+            dtype=dtype,
+            is_resumed=resume,
+            draft=_draft(known, license, about_data),
+            options=options,
+        )
+        shape = Shape(n_embd, n_layer, n_head, n_positions)
+        _finish(train(job, tokenizer, shape, _report), out, name, store)
+
+
+@app.command()
+@with_train_options
+def finetune(
+    out: Out,
+    tasks: Tasks = None,
+    model: Annotated[
+        str, typer.Option(help="A folder (with a /), or a model of the store; empty: the default.")
+    ] = "",
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="TASK=FILE, JSON lines; may be given again.")
+    ] = None,
+    text: Annotated[list[Path] | None, typer.Option("--text", help="Text, for a second domain.")] = None,
+    recipe: Recipe = None,
+    corpus: Corpus = Path(),
+    valid: Annotated[list[str] | None, typer.Option("--valid", help="TASK=FILE to validate on.")] = None,
+    valid_share: ValidShare = 0.02,
+    block: Block = 1024,
+    loss_everywhere: Annotated[
+        bool, typer.Option("--loss-everywhere", help="Learn the prompts too, not the answers only.")
+    ] = False,
+    dtype: Dtype = "bf16",
+    resume: Resume = False,
+    name: Name = "",
+    store: StoreFolder = _STORE,
+    license: License = "",
+    about_data: About = None,
+    *,
+    options: TrainOptions,
+) -> None:
+    """Train a model on tasks; the tasks go into its manifest."""
+    from model_store.store import resolve
+    from model_store.training_run import Job
+    from model_store.training_run import finetune as train
+
+    with one_line_errors():
+        entry = resolve(model, store.expanduser())
+        known = {**entry.tasks, **_tasks(tasks)}
+        given = [_example_source(item, "--data") for item in data or []]
+        given += [Source(path) for path in text or []]
+        job = Job(
+            out=out,
+            sources=_sources(given, recipe, corpus, known, "--data"),
+            valid=tuple(_example_source(item, "--valid") for item in valid or []),
+            valid_share=valid_share,
+            tasks=known,
+            block=block,
+            dtype=dtype,
+            is_resumed=resume,
+            draft=_draft(
+                known, license or entry.manifest.license, [*entry.manifest.data, *(about_data or [])]
+            ),
+            options=options,
+        )
+        _finish(train(job, entry.path, loss_everywhere, _report), out, name, store)
+
+
+app.command()(evaluate)
+
+
+def _tasks(path: Path | None) -> dict[str, Task]:
+    return load_tasks(path) if path else {}
+
+
+def _sources(
+    given: list[Source], recipe: Path | None, corpus: Path, tasks: Mapping[str, Task], option: str
+) -> tuple[Source, ...]:
+    """What the options and the recipe name together."""
+    sources = [*given, *(load_recipe(recipe, corpus, tasks) if recipe else [])]
+    if not sources:
+        raise InvalidOption(option, "is missing; give data with it or with --recipe")
+    return tuple(sources)
+
+
+def _example_source(item: str, option: str) -> Source:
+    """Read TASK=FILE."""
+    task, separator, path = item.partition("=")
+    if not separator or not task or not path:
+        raise InvalidOption(option, f"must be TASK=FILE, as qa=questions.jsonl, not {item!r}")
+    return Source(Path(path), kind="examples", task=task)
+
+
+def _draft(tasks: Mapping[str, Task], license: str, about: list[str] | None) -> Draft:
+    command = shlex.join(["textgen", *sys.argv[1:]])
+    return Draft(tasks=tasks, license=license, data=tuple(about or ()), command=command)
+
+
+def _report(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _finish(result: RunResult, out: Path, name: str, store: Path) -> None:
+    """Say what came out, and add it to the store."""
+    from model_store.importer import Origin, import_model
+    from model_store.store import Store
+
+    valid = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.3f}"
+    typer.echo(
+        f"{result.steps:,} steps, {result.tokens:,} tokens, loss {result.loss:.3f}{valid}: {out / 'model'}"
+    )
+    if name:
+        entry = import_model(Store(store.expanduser()), str(out / "model"), name, "", Origin())
+        typer.echo(f"added {entry.label}; next: textgen model activate {entry.label}")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End with one line on standard error and exit code 1, not with a traceback."""
+    try:
+        yield
+    except (StoreError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

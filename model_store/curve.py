@@ -1,0 +1,115 @@
+"""The learning curve of a run: `loss.csv`, its plot, and the marks that say which checkpoints are whole.
+
+Callbacks for transformers' Trainer; the loop is in `model_store/train.py`.
+"""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+from model_store.training_errors import MissingExtra
+
+COLUMNS = ("step", "tokens", "loss", "valid_loss", "learning_rate")
+_MARK = "whole"  # written after everything else of a checkpoint
+
+
+class CurveCallback(TrainerCallback):  # type: ignore[misc]
+    """Keeps `loss.csv` up to date; after a resume it goes on where the checkpoint was, as if nothing had
+    happened.
+
+    Args:
+        path: The CSV file; replaced as a whole each time, so a killed run leaves a readable one.
+        tokens_per_step: What one optimizer step sees on all devices.
+    """
+
+    def __init__(self, path: Path, tokens_per_step: int) -> None:
+        self._path, self._tokens_per_step = path, tokens_per_step
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._rows = {}
+        if state.global_step and self._path.exists():
+            with self._path.open(encoding="utf-8", newline="") as stream:
+                rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= state.global_step]
+            self._rows = {int(row["step"]): row for row in rows}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        names = {"loss": "loss", "eval_loss": "valid_loss", "learning_rate": "learning_rate"}
+        news = {column: f"{float(logs[key]):.6g}" for key, column in names.items() if key in logs}
+        if not state.is_world_process_zero or not news:
+            return
+        row = self._rows.setdefault(state.global_step, {"step": state.global_step})
+        row |= {"tokens": state.global_step * self._tokens_per_step, **news}
+        self._write()
+
+    def _write(self) -> None:
+        unfinished = self._path.with_suffix(".tmp")
+        with unfinished.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._rows.values())
+        os.replace(unfinished, self._path)
+
+
+class MarkCallback(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint as whole once it is written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK).touch()
+
+
+class BarCallback(ProgressCallback):  # type: ignore[misc]
+    """Trainer's progress bar with the time left, the losses beside it instead of lines between."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {key: f"{float(logs[key]):.3f}" for key in ("loss", "eval_loss") if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Give the newest checkpoint that was written to its end; halves, left by a kill, are deleted."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / _MARK).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def read_curve(path: Path) -> list[dict[str, str]]:
+    """Give the rows of a `loss.csv`."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def plot_curve(path: Path, picture: Path) -> None:
+    """Draw a `loss.csv`: training and validation loss over tokens.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtra("matplotlib") from error
+    rows = read_curve(path)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for column, label in (("loss", "training"), ("valid_loss", "validation")):
+        points = [(int(row["tokens"]), float(row[column])) for row in rows if row[column]]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)

@@ -1,0 +1,251 @@
+"""Builds the packed rows that a run trains on, from the sources of a recipe, in bounded memory.
+
+Everything is read, checked and tokenised before training begins, so that a wrong line is named within minutes
+and not after hours. The result is kept in a folder named after a fingerprint of its inputs: a resumed run
+finds it again. Read next: `model_store/packing.py` (rows on disk), `model_store/examples.py` (rendering).
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from model_store.cloze import make_questions, split_passages
+from model_store.examples import Example, Pair, encode_pairs, encode_text, shorten
+from model_store.grounding import ground
+from model_store.packing import RowWriter
+from model_store.recipe import Source
+from model_store.task import Task
+from model_store.text_files import documents, expand, records, text_of
+from model_store.tokenizer import Tokenizer
+from model_store.training_errors import InvalidData, InvalidOption
+
+T = TypeVar("T")
+GROUP_WINDOW = 50_000  # pairs held in memory to find those that share a document
+_QUESTIONS_PER_PASSAGE = (3, 8)
+_FOREIGN_SHARE = 0.5  # passages that get one question of the passage before, which they do not answer
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """Everything that decides what the rows hold.
+
+    Args:
+        sources: What to read.
+        tasks: The tasks by name.
+        block: Tokens in a row.
+        is_loss_everywhere: Count the prompts' tokens too (pretraining).
+        valid_share: The share of documents and records kept for validation, from 0 to below 1.
+        seed: Of every draw.
+    """
+
+    sources: tuple[Source, ...]
+    tasks: Mapping[str, Task]
+    block: int
+    is_loss_everywhere: bool
+    valid_share: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """Where the rows lie.
+
+    Args:
+        train: A folder for `packing.Rows`.
+        valid: The same for validation; empty rows when no share was asked for.
+        counts: What was used and what was left out, by reason, for the run's report.
+    """
+
+    train: Path
+    valid: Path
+    counts: Mapping[str, int]
+
+
+def build(plan: BuildPlan, tokenizer: Tokenizer, cache: Path, report: Callable[[str], None]) -> Built:
+    """Give the packed rows of a plan, made now or found in the cache.
+
+    Args:
+        plan: What to make.
+        tokenizer: The model's own.
+        cache: A folder for packed rows; one subfolder for each fingerprint.
+        report: Gets one line for each file as it is read.
+
+    Raises:
+        InvalidData: A file is wrong; names file and line.
+    """
+    files = [(source, file) for source in plan.sources for file in expand([source.path])]
+    folder = cache / _fingerprint(plan, tokenizer, [file for _, file in files])
+    if not (folder / "counts.json").exists():
+        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            counts = _Builder(plan, tokenizer, unfinished).run(files, report)
+            (unfinished / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    return Built(folder / "train", folder / "valid", counts)
+
+
+class _Builder:
+    """Reads sources into two row writers."""
+
+    def __init__(self, plan: BuildPlan, tokenizer: Tokenizer, folder: Path) -> None:
+        self._plan, self._tokenizer = plan, tokenizer
+        self._rng = random.Random(plan.seed)
+        self._counts: Counter[str] = Counter()
+        size = (plan.block, tokenizer.eos_id, tokenizer.vocab_size)
+        self._writers = [RowWriter(folder / name, *size) for name in ("train", "valid")]
+
+    def run(self, files: list[tuple[Source, Path]], report: Callable[[str], None]) -> dict[str, int]:
+        with self._writers[0], self._writers[1]:
+            for source, file in files:
+                before = self._counts.total()
+                for _ in range(source.repeat):
+                    self._read(source, file)
+                report(f"{file.name}: {self._counts.total() - before:,} {source.kind}")
+            for writer in self._writers:
+                writer.finish()
+        return dict(self._counts)
+
+    def _read(self, source: Source, file: Path) -> None:
+        if source.kind == "text":
+            self._read_text(source, file)
+        elif source.kind == "cloze":
+            self._read_cloze(source, file)
+        else:
+            self._read_examples(source, file)
+
+    def _read_text(self, source: Source, file: Path) -> None:
+        for document in self._sample(source, documents(file)):
+            self._writer().add_text(encode_text(self._tokenizer, document))
+            self._counts["documents"] += 1
+
+    def _read_cloze(self, source: Source, file: Path) -> None:
+        task, last = self._plan.tasks[source.task], ""
+        for document in documents(file):
+            writer = self._writer()
+            for passage in self._sample(source, split_passages(document, self._rng, *source.passage_words)):
+                made = make_questions(passage, self._rng, self._rng.randint(*_QUESTIONS_PER_PASSAGE))
+                pairs = [Pair({"context": passage, "question": c.question}, c.answer) for c in made]
+                if last and task.no_answer and self._rng.random() < _FOREIGN_SHARE:
+                    foreign = Pair({"context": passage, "question": last}, task.no_answer)
+                    pairs.insert(self._rng.randrange(len(pairs) + 1), foreign)
+                if made:
+                    last = made[0].question
+                    self._add(writer, task, pairs)
+
+    def _read_examples(self, source: Source, file: Path) -> None:
+        task = self._plan.tasks[source.task]
+        window: list[Pair] = []
+        for pair in self._sample(source, self._pairs(source, task, file)):
+            window.append(pair)
+            if len(window) >= GROUP_WINDOW:
+                self._add_groups(source, task, window)
+                window.clear()
+        self._add_groups(source, task, window)
+
+    def _pairs(self, source: Source, task: Task, file: Path) -> Iterator[Pair]:
+        for line, record in records(file):
+            if any(record.get(key) in values for key, values in source.skip.items()):
+                self._counts["skipped"] += 1
+                continue
+            pair = _pair(source, task, file, line, record)
+            if source.max_target_words and len(pair.answer.split()) > source.max_target_words:
+                self._counts["target too long"] += 1
+                continue
+            if source.max_document_tokens:
+                limit = self._rng.choice(source.max_document_tokens)
+                pair = shorten(task, self._tokenizer, pair, limit)
+            if (grounded := self._grounded(source, task, pair)) is not None:
+                yield grounded
+
+    def _grounded(self, source: Source, task: Task, pair: Pair) -> Pair | None:
+        """Put a span of the context, or the no-answer text, in the place of a question's answer."""
+        if task.kind != "qa":
+            return pair
+        if not pair.answer.strip():
+            self._counts["unanswerable"] += 1
+            return Pair(pair.fields, task.no_answer) if task.no_answer else None
+        if source.min_overlap <= 0:
+            return pair
+        found = ground(pair.fields["context"], pair.answer)
+        if found.overlap < source.min_overlap:
+            self._counts["answer is no span"] += 1
+            return None
+        self._counts["answer is a span" if found.overlap == 1 else "answer became a span"] += 1
+        return Pair(pair.fields, found.text)
+
+    def _add_groups(self, source: Source, task: Task, pairs: list[Pair]) -> None:
+        """Put pairs on one document together, in an order of the seed's."""
+        groups: dict[str, list[Pair]] = defaultdict(list)
+        for place, pair in enumerate(pairs):
+            shared = pair.fields[task.document] if task.document and source.group > 1 else str(place)
+            groups[shared].append(pair)
+        order = list(groups.values())
+        self._rng.shuffle(order)
+        for group in order:
+            self._rng.shuffle(group)
+            writer = self._writer()
+            for start in range(0, len(group), source.group):
+                self._add(writer, task, group[start : start + source.group])
+
+    def _add(self, writer: RowWriter, task: Task, pairs: list[Pair]) -> None:
+        """Pack pairs together, or fewer at a time when they do not fit a row."""
+        example = self._encode(task, pairs)
+        if writer.add_whole(example):
+            self._counts[f"{task.name} pairs"] += len(pairs)
+        elif len(pairs) > 1:
+            middle = len(pairs) // 2
+            self._add(writer, task, pairs[:middle])
+            self._add(writer, task, pairs[middle:])
+        else:
+            self._counts["longer than a block"] += 1
+
+    def _encode(self, task: Task, pairs: list[Pair]) -> Example:
+        return encode_pairs(task, self._tokenizer, pairs, self._plan.is_loss_everywhere)
+
+    def _sample(self, source: Source, items: Iterator[T]) -> Iterator[T]:
+        return (item for item in items if source.share >= 1 or self._rng.random() < source.share)
+
+    def _writer(self) -> RowWriter:
+        return self._writers[self._rng.random() < self._plan.valid_share]
+
+
+def _pair(source: Source, task: Task, file: Path, line: int, record: dict[str, Any]) -> Pair:
+    fields = {name: text_of(file, line, record, source.rename.get(name, name)) for name in task.fields}
+    answer = text_of(file, line, record, source.target_key(task.kind))
+    if task.kind == "choice" and answer.strip() not in task.labels:
+        raise InvalidData(file, f"{answer!r} is none of the labels {', '.join(task.labels)}", line)
+    return Pair(fields, answer)
+
+
+def _fingerprint(plan: BuildPlan, tokenizer: Tokenizer, files: list[Path]) -> str:
+    """Name the inputs: the plan, the tokenizer and each file's size and time of change."""
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    tasks = {name: task.to_dict() for name, task in plan.tasks.items()}
+    sources = [asdict(source) for source in plan.sources]
+    probe = [tokenizer.vocab_size, tokenizer.encode("The quick brown fox, 1984. 学而时习之")]
+    parts = [plan.block, plan.is_loss_everywhere, plan.valid_share, plan.seed, stats, tasks, sources, probe]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def require_block(block: int, num_positions: int) -> None:
+    """Refuse a block that the model has no positions for.
+
+    Raises:
+        InvalidOption: Gives the legal range.
+    """
+    if not 8 <= block <= num_positions:
+        raise InvalidOption(
+            "--block", f"must be from 8 to the model's {num_positions} positions, not {block}"
+        )

@@ -1,0 +1,206 @@
+"""Pretraining and fine-tuning from end to end: data to rows, rows to weights, weights to a folder or the
+store.
+
+Each function is one command. The parts are in `dataset.py` (rows), `train.py` (the loop) and `export.py`;
+options are read and results shown by `model_store/cli_train.py`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from model_store.dataset import BuildPlan, Built, build, require_block
+from model_store.export import export
+from model_store.manifest import Draft
+from model_store.packing import PackedInfo, Rows, require_rows
+from model_store.recipe import Source, check_tasks
+from model_store.task import Task
+from model_store.tokenizer import Tokenizer
+from model_store.train import RunResult, TrainOptions, prepare_folder, require_training_extra, run
+from model_store.training_errors import InvalidOption
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of a new model.
+
+    Args:
+        n_embd: Width; a multiple of `n_head`.
+        n_layer: Layers.
+        n_head: Attention heads.
+        n_positions: The longest sequence.
+    """
+
+    n_embd: int = 256
+    n_layer: int = 6
+    n_head: int = 8
+    n_positions: int = 1024
+
+    def __post_init__(self) -> None:
+        if min(self.n_embd, self.n_layer, self.n_head, self.n_positions) < 1 or self.n_embd % self.n_head:
+            raise InvalidOption("--n-embd", "must be a multiple of --n-head, and all sizes at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What both commands need.
+
+    Args:
+        out: The run's folder; the model goes into `model/` in it.
+        sources: What to learn from.
+        valid: What to validate on; may be empty.
+        valid_share: The share of `sources` kept for validation where `valid` is empty, from 0 to below 1.
+        tasks: By name; they go into the manifest.
+        block: Tokens in a row.
+        dtype: Of the exported weights: `bf16`, `fp16`, `fp32`.
+        is_resumed: Go on with the run in `out`.
+        draft: Licence, data and command for the manifest.
+        options: How to train.
+    """
+
+    out: Path
+    sources: tuple[Source, ...]
+    valid: tuple[Source, ...]
+    valid_share: float
+    tasks: Mapping[str, Task]
+    block: int
+    dtype: str
+    is_resumed: bool
+    draft: Draft
+    options: TrainOptions
+
+
+def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> RunResult:
+    """Train a new GPT-2; every token counts in the loss.
+
+    Args:
+        job: Data and options.
+        tokenizer_folder: What `train-tokenizer` wrote.
+        shape: Of the model.
+        report: Gets lines for people.
+
+    Raises:
+        StoreError: Something given is wrong; nothing was trained.
+    """
+    require_training_extra()
+    require_block(job.block, shape.n_positions)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    prepare_folder(job.out, job.options, _inputs(job, {"shape": asdict(shape)}), job.is_resumed)
+    train, valid = _rows(job, tokenizer, shape.n_positions, report, is_loss_everywhere=True)
+
+    from transformers import GPT2Config
+
+    from model_store.lean_gpt2 import new_model
+
+    config = GPT2Config(
+        vocab_size=tokenizer.vocab_size,
+        **asdict(shape),
+        bos_token_id=tokenizer.eos_id,
+        eos_token_id=tokenizer.eos_id,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    return _train_and_export(job, new_model(config, job.options.seed), train, valid, tokenizer_folder)
+
+
+def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Report) -> RunResult:
+    """Train a model on tasks, or on more text.
+
+    Args:
+        job: Data and options.
+        model_folder: A Hugging Face folder with a tokenizer.
+        is_loss_everywhere: Count the prompts' tokens too; False counts the answers' only.
+        report: Gets lines for people.
+
+    Raises:
+        StoreError: Something given is wrong; nothing was trained.
+    """
+    require_training_extra()
+    from model_store.lean_gpt2 import LeanGPT2
+
+    tokenizer = Tokenizer.load(model_folder)
+    num_positions = _num_positions(model_folder)
+    require_block(job.block, num_positions)
+    prepare_folder(job.out, job.options, _inputs(job, {"model": str(model_folder)}), job.is_resumed)
+    train, valid = _rows(job, tokenizer, num_positions, report, is_loss_everywhere)
+    import torch
+
+    torch.manual_seed(job.options.seed)  # new adapters are drawn
+    model = LeanGPT2.from_pretrained(model_folder, dtype=torch.float32)
+    model.config.use_cache = False
+    return _train_and_export(job, model, train, valid, model_folder)
+
+
+def _rows(
+    job: Job, tokenizer: Tokenizer, num_positions: int, report: Report, is_loss_everywhere: bool
+) -> tuple[Rows, Rows | None]:
+    """Build the rows of both kinds, everything checked."""
+    check_tasks([*job.sources, *job.valid], job.tasks)
+    plan = BuildPlan(
+        sources=job.sources,
+        tasks=job.tasks,
+        block=job.block,
+        is_loss_everywhere=is_loss_everywhere,
+        valid_share=0.0 if job.valid else job.valid_share,
+        seed=job.options.seed,
+    )
+    built = _built(plan, tokenizer, job.out, report)
+    train = Rows(built.train, num_positions, job.options.shifted_share)
+    require_rows(train.info, str(job.sources[0].path))
+    valid_folder = built.valid
+    if job.valid:
+        valid_folder = _built(replace(plan, sources=job.valid), tokenizer, job.out, report).train
+    valid = Rows(valid_folder)
+    report(_summary("train", train.info) + "; " + _summary("valid", valid.info))
+    return train, valid if len(valid) else None
+
+
+def _built(plan: BuildPlan, tokenizer: Tokenizer, out: Path, report: Report) -> Built:
+    """Build on the first process, find on the others."""
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        built = build(plan, tokenizer, out / "rows", report)
+    report(", ".join(f"{name}: {count:,}" for name, count in sorted(built.counts.items())))
+    return built
+
+
+def _train_and_export(job: Job, model: Any, train: Rows, valid: Rows | None, tokenizer: Path) -> RunResult:
+    result = run(model, train, valid, job.out, job.options)
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        figures = {"training": asdict(result)}
+        export(model, tokenizer, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
+    return result
+
+
+def _inputs(job: Job, more: dict[str, Any]) -> dict[str, Any]:
+    """What decides a run beside its options, as JSON values."""
+    return {
+        **more,
+        "block": job.block,
+        "valid_share": job.valid_share,
+        "sources": [asdict(source) for source in job.sources],
+        "valid": [asdict(source) for source in job.valid],
+        "tasks": {name: task.to_dict() for name, task in job.tasks.items()},
+    }
+
+
+def _num_positions(folder: Path) -> int:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return int(config["n_positions"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidOption("--model", f"{folder}/config.json is not that of a GPT-2: {error}") from error
+
+
+def _summary(name: str, info: PackedInfo) -> str:
+    sizes = f"{info.num_tokens:,} tokens, {info.num_targets:,} targets"
+    return f"{name}: {info.num_rows:,} rows of {info.block}, {sizes}"
