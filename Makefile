@@ -36,8 +36,8 @@ help: ## list these commands
 serve: $(RUNTIME) ## serve the built-in model on http://127.0.0.1:8000
 	$(PY) -m service.cli serve $(ARGS)
 
-bench: $(TOOLS) ## measure the service (ARGS="--help" lists the scenarios)
-	$(PY) -m service.cli bench $(ARGS)
+bench: $(TOOLS) ## measure a running server: ARGS=http://127.0.0.1:8000
+	$(PY) -m service.cli bench $(or $(ARGS),--help)
 
 # --- checking --------------------------------------------------------------------------------------------------
 
