@@ -93,11 +93,14 @@ class BlockPool:
         return block
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give references back. The deepest block becomes the oldest, so prefixes outlive their tails."""
+        """Give references back. The deepest block becomes the oldest, so prefixes outlive their tails; one
+        whose contents nobody can find is used before any other.
+        """
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
+                self._free.move_to_end(block, last=block in self._key_of)
 
     def register(self, block: int, key: bytes) -> None:
         """Publish the contents of a full block. The first block with a key keeps it."""

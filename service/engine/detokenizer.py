@@ -67,8 +67,9 @@ class Detokenizer:
         return shown
 
     def _find_stop(self) -> int | None:
-        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        return min(found, default=None)
+        """Where the stop string begins that is complete first, whatever the borders of the tokens."""
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        return min(found)[1] if found else None
 
     def _possible_stop_length(self) -> int:
         """Length of the longest tail that is the start of a stop string."""

@@ -106,23 +106,30 @@ class Engine:
         started = self.clock()
         batch = self.scheduler.schedule(started)
         if not batch.items:
-            return []
+            return self._give_up()
         self._tell_starts(batch, started)
         try:
             outputs = self.runner.execute(batch)
         except (MemoryError, torch.OutOfMemoryError) as error:
             return self._shed(batch, error)
         except Exception as error:
-            return self._fail(batch.items, error)
+            return self._fail([item.sequence for item in batch.items], error)
         news = self._commit(batch, outputs)
+        self.scheduler.grow()
         self._tell_step(batch, self.clock() - started)
         return news
 
     def _commit(self, batch: Batch, outputs: list[StepOutput]) -> list[News]:
         now = self.clock()
-        pairs = zip(batch.items, outputs, strict=True)
-        news = [(item.sequence, self._advance(item, output, now)) for item, output in pairs]
-        return [(sequence, output) for sequence, output in news if output is not None]
+        news: list[News] = []
+        for item, output in zip(batch.items, outputs, strict=True):
+            try:
+                said = self._advance(item, output, now)
+            except Exception as error:
+                news += self._fail([item.sequence], error)
+            else:
+                news += [] if said is None else [(item.sequence, said)]
+        return news
 
     def _advance(self, item: Scheduled, output: StepOutput, now: float) -> SequenceOutput | None:
         """Give a sequence its tokens, its text, and its end if this is it."""
@@ -192,24 +199,23 @@ class Engine:
         self.observer.on_finish(stats)
         return stats
 
-    def _fail(self, items: Iterable[Scheduled], error: BaseException) -> list[News]:
+    def _fail(self, sequences: Iterable[Sequence], error: BaseException) -> list[News]:
         """End these sequences with an error output; everybody else goes on."""
         self.on_fault(error)
-        return [
-            (item.sequence, _failure(item.sequence, type(error).__name__, self._end(item.sequence)))
-            for item in items
-        ]
+        return [(s, _failure(s, type(error).__name__, self._end(s))) for s in sequences]
 
     def _shed(self, batch: Batch, error: BaseException) -> list[News]:
-        """Out of memory: the younger half of the batch gives way and is recomputed later; one alone fails."""
-        if len(batch.items) == 1:
-            return self._fail(batch.items, error)
+        """Out of memory: the younger half of the batch gives way and is recomputed later; a single row fails."""
+        if batch.num_rows == 1:
+            return self._fail([batch.items[0].sequence], error)
         self.on_fault(error)
-        in_batch = {item.sequence for item in batch.items}
-        youngest_first = [s for s in reversed(self.scheduler.running) if s in in_batch]
-        for sequence in youngest_first[: (len(youngest_first) + 1) // 2]:
-            self.scheduler.preempt(sequence)
+        self.scheduler.shrink(batch)
         return []
+
+    def _give_up(self) -> list[News]:
+        """Nothing runs and the next in line cannot start: no later step would change that."""
+        stuck = list(self.scheduler.waiting.candidates())[:1]
+        return self._fail(stuck, RuntimeError("the sequence is longer than the whole cache")) if stuck else []
 
     # ---- telling ----------------------------------------------------------------------------------------
 

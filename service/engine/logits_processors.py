@@ -6,6 +6,7 @@ penalties follow OpenAI's definition. `sampler` draws from what is left.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from service.engine.sequence import SamplingParams
 
+_STRONGEST = 1e30  # stands for infinity; divided by any temperature it stays finite
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
@@ -68,6 +70,8 @@ def _process_row(logits: Tensor, row: SampleRow, end_ids: Sequence[int]) -> None
         logits[list(ids)] += torch.tensor(values, device=logits.device)
     if params.allowed_next is not None:
         _allow_only(logits, params.allowed_next(row.output_ids), end_ids)
+    if not math.isfinite(float(logits.max())):
+        _repair(logits, end_ids)
 
 
 def _penalise_repetition(logits: Tensor, row: SampleRow, penalty: float) -> None:
@@ -98,6 +102,13 @@ def _forbid(logits: Tensor, ids: Iterable[int]) -> None:
     banned = sorted(set(ids))
     if banned:
         logits[banned] = -torch.inf
+
+
+def _repair(logits: Tensor, end_ids: Sequence[int]) -> None:
+    """Extreme penalties overflow, and a small vocabulary can be forbidden altogether: then the text ends."""
+    torch.nan_to_num_(logits, nan=0.0, posinf=_STRONGEST, neginf=-torch.inf)
+    if float(logits.max()) == -torch.inf:
+        logits[end_ids[0]] = 0.0
 
 
 def _allow_only(logits: Tensor, allowed: Sequence[int], end_ids: Sequence[int]) -> None:

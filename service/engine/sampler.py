@@ -21,6 +21,7 @@ _SMALL, _LARGE = (
     64,
     1024,
 )  # candidate counts: a row's own parameters choose, so neighbours cannot change its result
+_COLDEST = 1e-5  # a temperature below this draws the strongest token anyway, and would overflow
 _CHUNK = 256  # the full vocabulary is searched in two levels of running sums
 
 
@@ -48,7 +49,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], end_ids: Sequence[int]) ->
 
 def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
     """Draw one id per row of (R, vocab) logits, together for the rows that need equally many candidates."""
-    temperatures = torch.tensor([row.params.temperature for row in rows], device=logits.device)
+    temperatures = logits.new_tensor([max(row.params.temperature, _COLDEST) for row in rows])
     scaled = logits / temperatures.unsqueeze(1)  # (R, V)
     seeds, ordinals = [row.params.seed for row in rows], [row.ordinal for row in rows]
     draws = torch.from_numpy(uniforms(seeds, ordinals, [len(row.output_ids) for row in rows])).to(
@@ -92,8 +93,9 @@ def _draw_group(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor,
     top_k = torch.tensor([row.top_k or logits.shape[1] for row in params], device=logits.device).unsqueeze(1)
     top_p = logits.new_tensor([row.top_p for row in params]).unsqueeze(1)
     values = values.masked_fill(torch.arange(count, device=logits.device) >= top_k, -torch.inf)
-    total = torch.where(top_k < logits.shape[1], values.logsumexp(-1, True), logits.logsumexp(-1, True))
-    weights = _drop_past_top_p((values - total).exp(), top_p)
+    among_all = logits.log_softmax(-1).gather(1, ids)  # a logsumexp of one row may sum in another order
+    logprobs = torch.where(top_k < logits.shape[1], values.log_softmax(-1), among_all)  # (G, count)
+    weights = _drop_past_top_p(logprobs.exp(), top_p)
     places = _invert(_drop_below_min_p(weights, min_p), draws)
     return ids.gather(1, places.unsqueeze(1)).squeeze(1)
 

@@ -51,6 +51,7 @@ class Scheduler:
         self.budget = budget
         self.waiting = FairQueue()
         self.running: list[Sequence] = []  # oldest first
+        self.max_rows = budget.max_rows  # of the next step; less for a while after memory ran out
         self.num_preemptions = 0
         self.num_cache_queries = 0  # prompt blocks looked up
         self.num_cache_hits = 0
@@ -94,6 +95,16 @@ class Scheduler:
         self.num_preemptions += 1
         self.waiting.push_front(sequence)
 
+    def shrink(self, batch: Batch) -> None:
+        """Memory ran out: the younger half of a batch gives way, and steps stay at half its rows, growing
+        by one row a step.
+        """
+        self.max_rows = max(batch.num_rows // 2, 1)
+        in_batch = {item.sequence for item in batch.items}
+        youngest_first = [s for s in reversed(self.running) if s in in_batch]
+        for sequence in youngest_first[: len(youngest_first) // 2]:
+            self.preempt(sequence)
+
     @property
     def has_work(self) -> bool:
         """Whether anything waits or runs."""
@@ -111,11 +122,12 @@ class Scheduler:
             Decodes first, then prefills; empty only when nothing waits or runs.
         """
         items = self._schedule_decodes()
-        rows = sum(item.num_rows for item in items)
-        left = min(self.budget.max_rows - rows, self._prefill_rows(rows))
-        items += self._schedule_prefills(left)
-        left -= sum(item.num_rows for item in items) - rows
-        items += self._admit(left, now)
+        if len(items) < len(self.running) or self.waiting:
+            rows = sum(item.num_rows for item in items)
+            left = min(self.max_rows - rows, self._prefill_rows(rows))
+            items += self._schedule_prefills(left)
+            left -= sum(item.num_rows for item in items) - rows
+            items += self._admit(left, now)
         return Batch(tuple(items))
 
     def _schedule_decodes(self) -> list[Scheduled]:
@@ -124,11 +136,14 @@ class Scheduler:
         for sequence in decoding:
             if sequence.status is Status.RUNNING:
                 self._reserve(sequence, 1)
-        return [
-            Scheduled(s, 1, self._with_room(s, drafts.get(s, ())))
-            for s in decoding
-            if s.status is Status.RUNNING
-        ]
+        kept = [sequence for sequence in decoding if sequence.status is Status.RUNNING]
+        left = self.max_rows - len(kept)
+        items = []
+        for sequence in kept:
+            draft = self._with_room(sequence, drafts.get(sequence, ())[: max(left, 0)])
+            left -= len(draft)
+            items.append(Scheduled(sequence, 1, draft))
+        return items
 
     def _schedule_prefills(self, rows: int) -> list[Scheduled]:
         items = []
@@ -227,6 +242,10 @@ class Scheduler:
             self.num_cache_hits += num_cached
 
     # ---- after the step ---------------------------------------------------------------------------------
+
+    def grow(self) -> None:
+        """A step went well: the next may have a row more, up to the budget."""
+        self.max_rows = min(self.max_rows + 1, self.budget.max_rows)
 
     def advance(self, item: Scheduled, new_ids: Iterable[int]) -> None:
         """Note that a step computed an item's tokens and verified `new_ids`, the last of which is not

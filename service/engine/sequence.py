@@ -69,9 +69,18 @@ class SamplingParams:
 class SequenceRequest:
     """One sequence to generate. Its draws are Philox(seed, ordinal, output position)."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]  # at least one
     params: SamplingParams
     ordinal: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be computed.
+
+        Raises:
+            ValueError: there is no prompt to predict from.
+        """
+        if not self.prompt_ids:
+            raise ValueError("prompt_ids is empty; an empty prompt is the end-of-text token")
 
 
 @dataclass(frozen=True, slots=True)

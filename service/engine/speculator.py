@@ -80,12 +80,15 @@ class Speculator:
         best = (0, 0.0)
         best_rate = base * _MIN_EXPECTED_GAIN
         gain = 0.0
-        for length in range(1, min(available, self._max_rows - rows) + 1):
+        most = min(available, self._max_rows - rows)
+        for length in range(1, most + 1):
             gain += p**length
             rate = (tokens + gain) / self._cost.predict(rows + length)
             if rate > best_rate:
                 best, best_rate = (length, gain), rate
-        return best if best[0] or not self._may_probe(history) else (1, p)
+        if best[0] or most < 1 or not self._may_probe(history):
+            return best
+        return 1, p
 
     def _may_probe(self, history: _History) -> bool:
         history.since_probe += 1
