@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from service.engine.architecture import Architecture, UnsupportedCheckpoint
-from service.engine.attention import Attention, KVCache
+from service.engine.attention import KVCache
 from service.engine.attention.reference import ReferenceAttention
 from service.engine.block_pool import BlockPool
 from service.engine.detokenizer import TokenPieces
 from service.engine.engine import Engine
 from service.engine.linear import Backend, Precision, auto_precision
 from service.engine.model import GPT2, Numerics
-from service.engine.model_runner import ModelRunner
+from service.engine.model_runner import Forward, ModelRunner
 from service.engine.observer import NullObserver, Observer
 from service.engine.scheduler import Budget, Scheduler
 from service.engine.sequence import Job, JobInfo, SamplingParams, Sequence, SequenceRequest
@@ -63,9 +64,9 @@ def build_engine(
     Raises:
         UnsupportedCheckpoint: the checkpoint or the cache size cannot be served; names why.
     """
-    model = GPT2.load(config.folder, _choose_numerics(config))
+    model = GPT2.load(config.folder, choose_numerics(config))
     cache = allocate_cache(config, model.architecture, model.numerics)
-    runner = ModelRunner(model, _choose_attention(model, cache), BLOCK_SIZE, [pieces.eos_id])
+    runner = ModelRunner(make_forward(model, cache), BLOCK_SIZE, [pieces.eos_id], config.device)
     cost = StepCost()
     speculator = Speculator(cost, config.max_batch_tokens) if config.speculation else None
     scheduler = Scheduler(
@@ -80,14 +81,31 @@ def build_engine(
     return engine
 
 
-def _choose_numerics(config: EngineConfig) -> Numerics:
+def choose_numerics(config: EngineConfig) -> Numerics:
+    """Decide precision and kernels for this machine; float32 in plain torch is always exact on the CPU."""
     precision = config.precision or auto_precision(config.device)
-    return Numerics(precision, config.device, config.backend or "reference", config.is_deterministic)
+    backend = config.backend or ("cpu" if config.device == "cpu" else "reference")
+    is_exact = config.is_deterministic or (precision == "float32" and config.device == "cpu")
+    return Numerics(precision, config.device, backend, is_exact)
 
 
-def _choose_attention(model: GPT2, cache: KVCache) -> Attention:
-    scales = model.architecture.attention_scales
-    return ReferenceAttention(cache, scales, is_exact=model.numerics.is_deterministic)
+def make_forward(model: GPT2, cache: KVCache) -> Forward:
+    """The model's forward pass over this cache, in one native call where the kernels can do all of it."""
+    architecture, numerics = model.architecture, model.numerics
+    scales = architecture.attention_scales
+    if numerics.backend != "cpu":
+        return partial(
+            model.forward, attention=ReferenceAttention(cache, scales, is_exact=numerics.is_deterministic)
+        )
+    from service.engine.attention.cpu import CpuAttention  # compiles: only where it is used
+    from service.engine.kernels.fused import FusedForward, can_fuse
+
+    attention = CpuAttention(cache, scales, max_context=architecture.n_positions)
+    return (
+        FusedForward(model, attention)
+        if can_fuse(model, attention)
+        else partial(model.forward, attention=attention)
+    )
 
 
 def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: Numerics) -> KVCache:
@@ -107,7 +125,7 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     if num_blocks < blocks_per_sequence:
         raise UnsupportedCheckpoint(
             f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens, one full sequence needs "
-            f"{architecture.n_positions}; set TEXTGEN_KV_CACHE_BYTES to at least {blocks_per_sequence * per_block}"
+            f"{architecture.n_positions}; TEXTGEN_KV_CACHE_BYTES must be at least {blocks_per_sequence * per_block}"
         )
     a = architecture
     return KVCache.allocate(

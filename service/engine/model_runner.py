@@ -1,4 +1,4 @@
-"""Batch -> tensors -> next ids. Owns the model and its cache, decides nothing.
+"""Batch -> tensors -> next ids. Runs the forward pass it is given, decides nothing.
 
 Lays a batch out as one row of tokens, runs the forward pass, samples the rows that want a token and verifies
 drafts: a draft counts if it is the token the row before it drew. Read `sampler` next.
@@ -6,17 +6,18 @@ drafts: a draft counts if it is the token the row before it drew. Read `sampler`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.attention import Attention, ForwardBatch
+from service.engine.attention import ForwardBatch
 from service.engine.logits_processors import SampleRow
-from service.engine.model import GPT2
 from service.engine.sampler import logprobs_of, sample
 from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
+
+Forward = Callable[[ForwardBatch], Tensor]
 
 _SCORED_AT_ONCE = 64  # rows of log probabilities held at a time
 
@@ -25,15 +26,16 @@ class ModelRunner:
     """Executes batches.
 
     Args:
-        model: the loaded GPT-2.
-        attention: kernel that owns the KV cache.
+        forward: the model's forward pass, cache included: a ragged batch -> (R, vocab) float32 logits.
         block_size: token places in a KV block.
         end_ids: ids that end a text.
     """
 
-    def __init__(self, model: GPT2, attention: Attention, block_size: int, end_ids: Sequence[int]) -> None:
-        self.model = model
-        self._attention = attention
+    def __init__(
+        self, forward: Forward, block_size: int, end_ids: Sequence[int], device: str = "cpu"
+    ) -> None:
+        self._forward = forward
+        self._device = device
         self._block_size = block_size
         self._end_ids = tuple(end_ids)
 
@@ -53,7 +55,7 @@ class ModelRunner:
         for item, score, draw in zip(batch.items, scored, sampled, strict=True):
             wanted += [first + row for row in (*score, *draw)]
             first += item.num_rows
-        logits = self.model.forward(self._lay_out(batch, wanted), self._attention)  # (R, vocab)
+        logits = self._forward(self._lay_out(batch, wanted))  # (R, vocab)
         return self._read(batch, logits, scored, sampled)
 
     def _lay_out(self, batch: Batch, wanted: list[int]) -> ForwardBatch:
@@ -85,7 +87,7 @@ class ModelRunner:
         )
 
     def _tensor(self, values: object, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype).to(self.model.numerics.device)
+        return torch.as_tensor(np.asarray(values), dtype=dtype).to(self._device)
 
     def _read(
         self, batch: Batch, logits: Tensor, scored: list[range], sampled: list[range]
