@@ -162,12 +162,13 @@ def _style_of(backend: Any) -> PieceStyle:
 
 
 def _decoder_types(backend: Any) -> set[str]:
-    state = json.loads(backend.to_str())
-    decoder = state.get("decoder") or {}
-    found = {decoder.get("type", "")} | {part["type"] for part in decoder.get("decoders", [])}
-    if not decoder and (state.get("pre_tokenizer") or {}).get("type") == "ByteLevel":
-        found = {"ByteLevel"}
-    return found - {"", "Sequence"}
+    """The decoder's parts by type; a byte-level one is implied where only the pre-tokenizer is there."""
+    if backend.decoder is None:
+        is_byte_level = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+        return {"ByteLevel"} if is_byte_level else set()
+    state = json.loads(backend.decoder.__getstate__())  # the whole tokenizer's JSON would take a second
+    found = {state["type"]} | {part["type"] for part in state.get("decoders", [])}
+    return found - {"Sequence"}
 
 
 def _content(token: object) -> str:

@@ -185,3 +185,11 @@ def test_loading_imports_no_transformers(tmp_path: Path) -> None:
     for write in (write_byte_level, write_merges, write_bert):
         folder = write(tmp_path / write.__name__)
         assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
+
+
+def test_a_byte_level_file_without_a_decoder_is_read(byte_level: Tokenizer, tmp_path: Path) -> None:
+    write_byte_level(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.decoder = None
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).decode(byte_level.encode("the sea 😀")) == "the sea 😀"
