@@ -211,7 +211,7 @@ class QaRun:
     @property
     def _width(self) -> int:
         """Branches per round, or draws per window."""
-        return max(4, 2 * self._call.num_answers)
+        return max(6, 2 * self._call.num_answers)
 
     def _floor(self) -> float:
         """Below this, nothing can change the reply: no answer wins over one answer with a negative score."""

@@ -3,11 +3,13 @@ bytes.
 
 A state is a set of (start, position) pairs: the answer so far may be `data[start:position]` for any of them.
 A token is allowed if its bytes go on with the context at one of the positions, and the answer may end where a
-word ends. One space before the answer is not part of it. Read `search` next, which looks for the best path.
+word ends. One space before the answer is not part of it; punctuation alone is no answer. Read `search` next,
+which looks for the best path.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,14 +44,31 @@ class SpanText:
         for character in folded:
             byte_at.append(byte_at[-1] + len(character.encode()))
         starts, ends = word_starts_and_ends(text)
+        meant = _next_meaningful(text)
+        starts = [start for start in starts if meant[start] < len(text)]
+        self.least_end = {byte_at[start]: byte_at[meant[start] + 1] for start in starts}
         self.starts = [byte_at[start] for start in starts]
         self.ends = frozenset(byte_at[end] for end in ends)
         self.borders = self.ends | frozenset(self.starts)
         self._point_at = {byte: point for point, byte in enumerate(byte_at)}
 
+    def is_answer(self, state: State) -> bool:
+        """Whether an answer may end here: behind a word, and not only of punctuation."""
+        return state[1] in self.ends and state[1] >= self.least_end[state[0]]
+
     def points(self, state: State) -> tuple[int, int]:
         """The state's span in code points of the window."""
         return self._point_at[state[0]], self._point_at[state[1]]
+
+
+def _next_meaningful(text: str) -> list[int]:
+    """For each place, the next character (there or later) that is neither space nor punctuation."""
+    found = [len(text)] * (len(text) + 1)
+    for place in range(len(text) - 1, -1, -1):
+        character = text[place]
+        is_meaningful = character.isalnum() or unicodedata.category(character)[0] not in "PZC"
+        found[place] = place if is_meaningful else found[place + 1]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +123,7 @@ class SpanAutomaton:
         return node
 
     def _expand(self, states: list[State], length: int) -> _Node:
-        ending = [state for state in states if state[1] > state[0] and state[1] in self._text.ends]
+        ending = [state for state in states if self._text.is_answer(state)]
         following: dict[int, list[State]] = {}
         if not (ending and length >= self._max_tokens):
             for token_id, state in self._steps(states, is_first=length == 0):

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 -- Chinese punctuation is a case
 
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ def test_every_span_of_words_is_reachable(text: str, data: st.DataObject) -> Non
     if not later:
         return
     answer = text[start : data.draw(st.sampled_from(later))]
+    if all(unicodedata.category(character)[0] in "PZC" for character in answer):
+        return
     automaton = _automaton(text, max_tokens=200)
     ids: list[int] = []
     for token_id in TOKENIZER.encode(data.draw(st.sampled_from(["", " "])) + answer):
@@ -111,6 +114,10 @@ def test_no_answer_holds_a_stop_string() -> None:
 
 def test_a_text_without_words_allows_the_end_only() -> None:
     assert list(_automaton(" \n ")([])) == [END]
+
+
+def test_punctuation_alone_is_no_answer() -> None:
+    assert _automaton('"Go"').span(TOKENIZER.encode('"')) is None
 
 
 def test_the_end_alone_is_no_span() -> None:

@@ -15,9 +15,11 @@ from model_store.tokenizer_files import LoadedTokenizer
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
-from service.engine.model_runner import ModelRunner
+from service.engine.logits_processors import SampleRow
+from service.engine.sampler import logprobs_of, sample
 from service.engine.scheduler import Budget, Scheduler
-from service.engine.sequence import Batch
+from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
+from service.engine.sequence import Sequence as EngineSequence
 from service.tasks.calls import ModelLimits
 from service.tasks.events import Done, Event
 from service.tasks.job import Prepared
@@ -46,28 +48,39 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer(LoadedTokenizer(backend, "byte_level", (0,)))
 
 
-class ToyRunner(ModelRunner):
-    """Samples and scores as the real one does; logits come from a function instead of a network."""
+class ToyRunner:
+    """Samples and scores with the engine's own sampler; logits come from a function instead of a network."""
 
     def __init__(self, language_model: LanguageModel) -> None:
-        self._block_size = BLOCK_SIZE
-        self._end_ids = (0,)
-        self._attention: Any = None
-        self.model: Any = self
         self._language_model = language_model
 
-    def _lay_out(self, batch: Batch, wanted: list[int]) -> Any:
-        rows = []
-        for item in batch.items:
-            ids = item.sequence.token_ids + list(item.draft_ids)
-            start = item.sequence.num_computed_tokens
-            rows += [ids[: start + row + 1] for row in range(item.num_rows)]
-        return [rows[at] for at in wanted]
+    def execute(self, batch: Batch) -> list[StepOutput]:
+        return [self._advance(item) for item in batch.items]
 
-    def forward(self, histories: Any, attention: Any) -> torch.Tensor:
-        return (
-            torch.stack([self._language_model(ids) for ids in histories]) if histories else torch.zeros(0, 1)
-        )
+    def _advance(self, item: Scheduled) -> StepOutput:
+        sequence, params = item.sequence, item.sequence.params
+        scores = self._score(item)
+        if not item.samples:
+            return StepOutput(prompt_logprobs=scores)
+        logits = self._language_model(sequence.token_ids)[None]
+        row = SampleRow(params, sequence.request.prompt_ids, sequence.output_ids, sequence.request.ordinal)
+        ids = tuple(sample(logits.clone(), [row], (0,)))
+        news = () if params.logprobs is None else tuple(logprobs_of(logits, ids, params.logprobs))
+        return StepOutput(ids, news, scores)
+
+    def _score(self, item: Scheduled) -> tuple[TokenLogprob, ...]:
+        sequence, first = item.sequence, item.sequence.next_scored
+        if first is None:
+            return ()
+        end = min(sequence.num_computed_tokens + item.num_tokens + 1, sequence.num_prompt_tokens)
+        return tuple(self._score_at(sequence, position) for position in range(first, end))
+
+    def _score_at(self, sequence: EngineSequence, position: int) -> TokenLogprob:
+        token_id = sequence.token_ids[position]
+        if position == 0:
+            return TokenLogprob(token_id, None)
+        logits = self._language_model(sequence.token_ids[:position])[None]
+        return logprobs_of(logits, [token_id], sequence.params.logprobs or 0)[0]
 
 
 def babbling(vocab_size: int) -> LanguageModel:
