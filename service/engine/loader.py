@@ -122,10 +122,11 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     num_blocks = available // per_block
     if not config.kv_cache_bytes:
         num_blocks = min(num_blocks, most)
+    least = blocks_per_sequence * per_block
     if num_blocks < blocks_per_sequence:
         raise UnsupportedCheckpoint(
             f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens, one full sequence needs "
-            f"{architecture.n_positions}; TEXTGEN_KV_CACHE_BYTES must be at least {blocks_per_sequence * per_block}"
+            f"{architecture.n_positions}; TEXTGEN_KV_CACHE_BYTES must be at least {least}"
         )
     a = architecture
     return KVCache.allocate(
