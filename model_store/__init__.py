@@ -1,1 +1,4 @@
-"""Models at rest and how they come to be: tasks, manifests, the store, training, evaluation. Never imports `service`."""
+"""Models at rest and how they come to be: tasks, manifests, the store, training, evaluation.
+
+Never imports `service`.
+"""
