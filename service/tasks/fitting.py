@@ -15,6 +15,8 @@ from service.errors import InvalidRequest, PromptTooLong
 from service.tasks.calls import Overflow
 from service.tasks.sampling import Decoding
 
+_LONGEST_NAME = 64  # of a field that an error names though nobody knows it
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
@@ -27,10 +29,15 @@ class Fitted:
 
 def check_fields(task: Task, fields: Mapping[str, str]) -> None:
     """Raise `InvalidRequest` unless the fields are exactly the task's, and valid Unicode."""
+    takes = f"task {task.name} takes {', '.join(task.fields)}"
     try:
         task.check_fields(fields)
     except InvalidFields as error:
-        raise InvalidRequest(str(error), error.field) from None
+        if error.field in task.fields:
+            problem = "is missing" if error.field not in fields else "must be a string"
+            raise InvalidRequest(f"{error.field} {problem}; {takes}", error.field) from None
+        param = error.field if error.field.isidentifier() and len(error.field) <= _LONGEST_NAME else None
+        raise InvalidRequest(f"a field is unknown; {takes} and the sampling fields", param) from None
     for name, text in fields.items():
         check_unicode(name, text)
 

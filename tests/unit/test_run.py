@@ -7,8 +7,8 @@ from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of,
 
 from model_store.task import Task, default_tasks
 from model_store.tokenizer import Tokenizer
-from service.errors import Draining, InvalidRequest, NotFound, PromptTooLong, QueueFull
-from service.tasks.calls import GenerateCall, QaCall, SamplingFields, SummarizeCall, TaskCall
+from service.errors import DeadlineExceeded, Draining, InvalidRequest, NotFound, PromptTooLong, QueueFull
+from service.tasks.calls import GenerateCall, Origin, QaCall, SamplingFields, SummarizeCall, TaskCall
 from service.tasks.events import Done, Token
 
 pytestmark = pytest.mark.asyncio
@@ -253,6 +253,22 @@ async def test_missing_and_unknown_fields_are_named(tokenizer: Tokenizer, fields
         with pytest.raises(InvalidRequest) as caught:
             await runner.prepare_task(TaskCall("reply", fields))
     assert caught.value.param in ("line", "other")
+
+
+async def test_an_unknown_field_of_any_length_is_not_repeated(tokenizer: Tokenizer) -> None:
+    async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
+        with pytest.raises(InvalidRequest) as caught:
+            await runner.prepare_task(TaskCall("reply", {"line": "a", "secret" * 100: "b"}))
+    assert caught.value.param is None and "secret" not in caught.value.message
+
+
+async def test_a_deadline_that_passes_ends_the_job(tokenizer: Tokenizer) -> None:
+    origin = Origin(deadline=asyncio.get_running_loop().time() - 1)
+    async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, engine):
+        prepared = await runner.prepare_summarize(SummarizeCall("Anna lives in Paris. " * 60, origin=origin))
+        with pytest.raises(DeadlineExceeded):
+            await events_of(prepared)
+        assert engine.num_in_flight == 0
 
 
 async def test_an_option_of_another_kind_is_refused_by_name(tokenizer: Tokenizer) -> None:
