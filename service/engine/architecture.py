@@ -78,7 +78,7 @@ def read_architecture(folder: Path) -> Architecture:
         n_head=_count(config, "n_head", 12),
         n_inner=_count(config, "n_inner", 4 * _count(config, "n_embd", 768)),
         activation_function=config.get("activation_function", "gelu_new"),
-        layer_norm_epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
+        layer_norm_epsilon=_number(config, "layer_norm_epsilon", 1e-5),
         scale_attn_weights=bool(config.get("scale_attn_weights", True)),
         scale_attn_by_inverse_layer_idx=bool(config.get("scale_attn_by_inverse_layer_idx", False)),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", True)),
@@ -95,6 +95,13 @@ def _count(config: dict[str, Any], key: str, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UnsupportedCheckpoint(f"config.json: {key} must be a whole number of at least 1")
     return value
+
+
+def _number(config: dict[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        raise UnsupportedCheckpoint(f"config.json: {key} must be a number of at least 0")
+    return float(value)
 
 
 def _refuse_unsupported(config: dict[str, Any]) -> None:
