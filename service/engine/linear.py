@@ -1,8 +1,8 @@
 """Weights packed once, multiplied every step: the linear layer of each precision and backend.
 
-`pack_linear` turns a float32 weight into a callable that suits the backend. The reference backend here is plain
-torch on any device and says what the fast kernels compute; the fast CPU layer is in `kernels.cpu_linear`.
-Every layer takes and gives float32 rows, whatever precision it multiplies in.
+`pack_linear` turns a float32 weight into a callable that suits the backend. The reference backend here is
+plain torch on any device and says what the fast kernels compute; the fast CPU layer is in
+`kernels.cpu_linear`. Every layer takes and gives float32 rows, whatever precision it multiplies in.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def pack_linear(
         precision: what the multiplication runs in; sums are float32 or exact integers.
         activation: a name of `transformers.activations.ACT2FN`, or None.
         backend: "reference" is torch on the weight's device; "cpu" the fast kernels.
-        deterministic: reference only: run in buckets of `ROW_BUCKET` rows, so that a row's bits do not depend on
-            how many rows come with it. The fast CPU kernels have that property anyway.
+        deterministic: reference only: run in buckets of `ROW_BUCKET` rows, so that a row's bits do not depend
+            on how many rows come with it. The fast CPU kernels have that property anyway.
 
     Raises:
         UnsupportedLinear: the backend cannot do this.
@@ -116,15 +116,15 @@ class FloatReference:
     def _in_buckets(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
         padded = F.pad(x, (0, 0, 0, -rows % ROW_BUCKET))
-        parts = [F.linear(part, self._weight) for part in padded.split(ROW_BUCKET)]
+        parts = [F.linear(part, self._weight) for part in torch.split(padded, ROW_BUCKET)]
         return torch.cat(parts)[:rows]
 
 
 class Int8Reference:
     """Eight-bit weights and activations with exact integer sums; a row's result depends on that row only.
 
-    Weights are symmetric with one scale per output channel. A row of activations gets its own scale and zero point,
-    found from that row alone; the zero point costs one column sum per channel, precomputed here.
+    Weights are symmetric with one scale per output channel. A row of activations gets its own scale and zero
+    point, found from that row alone; the zero point costs one column sum per channel, precomputed here.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, activation: str | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from service.engine.attention import ForwardBatch, KVCache
-from service.engine.kernels import attend
+from service.engine.kernels import attend, attend_rows
 from service.engine.kernels.pool import pool
 
 _Record = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -36,14 +36,15 @@ class CpuAttention:
         self._args = np.zeros(8, np.int64)
 
     def _describe(self, max_context: int) -> _Record:
-        layers, _, heads, block_size, head_dim = self.cache.k.shape
+        heads, block_size, head_dim = self.cache.k.shape[2:]
+        layer_bytes = self.cache.k[0].numel() * self.cache.k.element_size()
         padded = -(-head_dim // 16) * 16
         room = 4 * attend.SCRATCH_ROWS * (max_context + 64 + padded)
         self._scratch = np.zeros(pool().threads * room + 64, np.uint8)
-        record = np.zeros(attend.A_FIELDS, np.int64)
+        record = np.zeros(attend_rows.A_FIELDS, np.int64)
         record[:9] = (
             heads, head_dim, block_size, self.cache.k.dtype == torch.bfloat16,
-            (self._scratch.ctypes.data + 63) // 64 * 64, room, self.cache.k[0].numel() * self.cache.k.element_size(),
+            (self._scratch.ctypes.data + 63) // 64 * 64, room, layer_bytes,
             self.cache.k.data_ptr(), self.cache.v.data_ptr(),
         )  # fmt: skip
         return record
@@ -54,7 +55,8 @@ class CpuAttention:
         out = torch.empty((qkv.shape[0], width))
         described = describe_batch(batch)
         self._args[:7] = (
-            self.record.ctypes.data, described.ctypes.data, qkv.data_ptr(), layer, 0, out.data_ptr(), 4 * width,
+            self.record.ctypes.data, described.ctypes.data, qkv.data_ptr(), layer, 0,
+            out.data_ptr(), 4 * width,
         )  # fmt: skip
         self._args[4:5].view(np.float32)[0] = self.scales[layer]
         pool().run(attend.attention_task.address, self._args)
@@ -63,7 +65,7 @@ class CpuAttention:
 
 def describe_batch(batch: ForwardBatch) -> _Record:
     """The batch's `B_*` record; valid while the batch's tensors live."""
-    record = np.zeros(attend.B_FIELDS, np.int64)
+    record = np.zeros(attend_rows.B_FIELDS, np.int64)
     record[:7] = (
         batch.input_ids.shape[0], batch.context_lens.shape[0], batch.query_starts.data_ptr(),
         batch.context_lens.data_ptr(), batch.block_tables.data_ptr(), 4 * batch.block_tables.stride(0),

@@ -1,8 +1,9 @@
-"""Sixteen keys against a few queries, and weights against values: the inner loops of attention, for heads of 64.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
+"""Sixteen keys against a few queries, and weights against values: the inner loops for heads of 64.
 
-Keys and values are float32 or bfloat16 bits; sums are float32. **Each query row goes through the same operations in
-the same order whatever number of rows shares the loads**, so a row's bits do not depend on its companions.
-`attend` decides which rows and blocks meet, and handles other head sizes more slowly.
+Keys and values are float32 or bfloat16 bits; sums are float32. **Each query row goes through the same
+operations in the same order whatever number of rows shares the loads**, so a row's bits do not depend on
+its companions. `attend` decides which rows and blocks meet, and handles other head sizes more slowly.
 """
 
 from __future__ import annotations
@@ -13,8 +14,20 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from service.engine.kernels import vectors as vec
-from service.engine.kernels.vectors import F32, I16, I64, LANES, VF, fma, halve, load, splat, store
+from service.engine.kernels.emit import (
+    F32,
+    I16,
+    I64,
+    LANES,
+    VF,
+    emit_prefetch,
+    fma,
+    halve,
+    load,
+    splat,
+    store,
+    widen_bf16,
+)
 
 HEAD_DIM = 64
 QUERIES = 4  # rows that share the loads of keys and values where a sequence brings that many
@@ -27,13 +40,13 @@ def _row_of_head(builder: Any, address: Any, is_bf16: bool) -> list[Any]:
         return [load(builder, builder.add(address, I64(64 * i)), VF) for i in range(_PARTS)]
     halves = ir.VectorType(I16, LANES)
     parts = [load(builder, builder.add(address, I64(32 * i)), halves, 2) for i in range(_PARTS)]
-    return [vec.widen_bf16(builder, part) for part in parts]
+    return [widen_bf16(builder, part) for part in parts]
 
 
 def _prefetch_row(builder: Any, ahead: Any, key: Any, bytes_each: int) -> None:
     for line in range(0, bytes_each, 64):
         address = builder.add(builder.mul(key, I64(bytes_each)), I64(line))
-        vec.emit_prefetch(builder, builder.add(ahead, address))
+        emit_prefetch(builder, builder.add(ahead, address))
 
 
 def _scores(rows: int, is_bf16: bool) -> Any:
@@ -105,15 +118,19 @@ def _values(rows: int, is_bf16: bool) -> Any:
 
 
 def _named(name: str, codegen: Any, doc: str) -> Any:
-    def made(typingctx, a, b, c, d, e, f):  # type: ignore[no-untyped-def]
+    def made(typingctx, a, b, c, d, e, f):
         return types.void(*[types.int64] * 6), codegen
 
     made.__name__, made.__doc__ = name, doc
     return intrinsic(made)
 
 
-_SCORES = "Args: q, bytes between q rows, 16 keys, scores, bytes between score rows, where to prefetch 16 keys."
-_VALUES = "Args: weights, bytes between their rows, values, how many (>= 1), sums (rows, 64), where to prefetch."
+_SCORES = (
+    "Args: q, bytes between q rows, 16 keys, scores, bytes between score rows, where to prefetch 16 keys."
+)
+_VALUES = (
+    "Args: weights, bytes between their rows, values, how many (>= 1), sums (rows, 64), where to prefetch."
+)
 scores_one_f32 = _named("scores_one_f32", _scores(1, False), _SCORES)
 scores_one_bf16 = _named("scores_one_bf16", _scores(1, True), _SCORES)
 scores_four_f32 = _named("scores_four_f32", _scores(QUERIES, False), _SCORES)

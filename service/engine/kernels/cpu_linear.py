@@ -15,7 +15,12 @@ from service.engine.kernels.pool import pool
 from service.engine.linear import Precision, UnsupportedLinear, find_activation, quantise_weight
 
 _KINDS: dict[Precision, int] = {"float32": gemm.FLOAT32, "bfloat16": gemm.BFLOAT16, "int8": gemm.INT8}
-_FUSED = {None: rows.NO_ACTIVATION, "gelu_new": rows.GELU_TANH, "gelu_pytorch_tanh": rows.GELU_TANH, "relu": rows.RELU}
+_FUSED = {
+    None: rows.NO_ACTIVATION,
+    "gelu_new": rows.GELU_TANH,
+    "gelu_pytorch_tanh": rows.GELU_TANH,
+    "relu": rows.RELU,
+}
 
 
 def is_fused(activation: str | None) -> bool:
@@ -24,13 +29,13 @@ def is_fused(activation: str | None) -> bool:
 
 
 class CpuLinear:
-    """A linear layer in packed tiles. A row's result depends on that row only, bit for bit, in every precision.
+    """A linear layer in packed tiles; a row's result depends on that row only, bit for bit.
 
     Args:
         weight: (K, N) float32; not kept.
         bias: (N,) or None.
         precision: what the weights and activations are multiplied in.
-        activation: a name of transformers' ACT2FN, or None; those the kernels do not know run in torch afterwards.
+        activation: a name of transformers' ACT2FN, or None; those the kernels do not know run in torch after.
     """
 
     def __init__(
@@ -46,7 +51,9 @@ class CpuLinear:
         self._columns = np.zeros((3, tiles * gemm.TILE), np.float32)  # bias, scale, column sums (int32 bits)
         for row, values in zip(self._columns, (bias, scale, column_sum), strict=True):
             if values is not None:
-                row[: self.out_features] = values.detach().cpu().numpy().astype(_dtype(values)).view(np.float32)
+                row[: self.out_features] = (
+                    values.detach().cpu().numpy().astype(_dtype(values)).view(np.float32)
+                )
         self.row_bytes = packed_row_bytes(self.kind, self.in_features)
         self.record = np.zeros(linear_task.W_FIELDS, np.int64)
         self.record[:11] = (
@@ -97,7 +104,7 @@ def _dtype(values: Tensor) -> type[np.float32] | type[np.int32]:
 
 
 def _pack(weight: Tensor, kind: int) -> tuple[np.ndarray, Tensor | None, Tensor | None]:
-    """Tiles (tiles, steps, TILE, values per step) of the weights' bytes, and an int8 layer's scales and column sums."""
+    """The weights' bytes (tiles, steps, TILE, 4), and an int8 layer's scales and column sums."""
     scale = column_sum = None
     values: Tensor = weight.detach().cpu().float()
     if kind == gemm.INT8:

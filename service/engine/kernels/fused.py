@@ -1,7 +1,8 @@
 """The forward pass of a loaded GPT-2 in one native call per step.
 
-Same weights, same cache, same result bits as calling the packed layers one by one; what goes away is Python, torch
-and the waking of threads between them. `step` is the native side, `model.GPT2.forward` says what it computes.
+Same weights, same cache, same result bits as calling the packed layers one by one; what goes away is
+Python, torch and the waking of threads between them. `step` is the native side, `model.GPT2.forward` says
+what it computes.
 """
 
 from __future__ import annotations
@@ -100,14 +101,22 @@ class FusedForward:
         return record
 
     def _grow(self, tokens: int) -> None:
-        """Make room for a step of this many tokens; never shrinks, so that memory is flat after the widest step."""
+        """Make room for so many tokens; never shrinks, so that memory is flat after the widest step."""
         if tokens <= self._room:
             return
         self._room = tokens
         qkv, out, inner_in, inner_out = _linears(self._model.blocks[0])
         packed = max(qkv.row_bytes, inner_in.row_bytes, self._model.head.row_bytes)  # type: ignore[attr-defined]
         inner = 4 * inner_in.out_features
-        sizes = [4 * self._width, packed, 12 * self._width, 4 * self._width, out.row_bytes, inner, inner_out.row_bytes]
+        sizes = [
+            4 * self._width,
+            packed,
+            12 * self._width,
+            4 * self._width,
+            out.row_bytes,
+            inner,
+            inner_out.row_bytes,
+        ]
         counts = [size * tokens for size in sizes] + [(4 * self._width + 128) * pool().threads]
         self._buffers = [np.zeros(count + 128, np.uint8) for count in counts]
         first = step.M_X // 8

@@ -1,9 +1,11 @@
-"""The hand-made register tile: rows of activations times one packed tile of weights, in float32, bfloat16 or int8.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
+"""The hand-made register tile: some rows of activations times one packed tile of weights.
 
-Every precision walks K in steps of four bytes of each activation row: one float32, two bfloat16 or four uint8. A
-step broadcasts those four bytes and combines them with one vector of weights per sixteen columns. **Each output is
-one chain of such steps in the order of K, whatever the number of rows, so a row's bits never depend on its
-neighbours.** This module knows registers and prefetching; `linear_task` gives it tiles, scales and biases.
+Every precision walks K in steps of four bytes of each activation row: one float32, two bfloat16 or four
+uint8. A step broadcasts those four bytes and combines them with one vector of weights per sixteen columns.
+**Each output is one chain of such steps in the order of K, whatever the number of rows, so a row's bits
+never depend on its neighbours.** This module knows registers and prefetching; `linear_task` gives it tiles,
+scales and biases.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba.core import types
 from numba.extending import intrinsic
 
-from service.engine.kernels.vectors import (
+from service.engine.kernels.emit import (
     I8,
     I32,
     I64,
@@ -118,7 +120,9 @@ def _emit_loop(builder: Any, rows: int, lines: int, dot: Dot, sums: Any, args: A
         quad = splat(builder, load(builder, builder.add(starts[r], builder.shl(k, I64(2))), I32))
         new += [dot(builder, totals[r * VECTORS + j], quad, weights[j]) for j in range(VECTORS)]
     following = builder.add(k, I64(1))
-    for phi, first, later in zip([k, *totals], [I64(0)] + [constant(sums, 0)] * len(new), [following, *new], strict=True):
+    for phi, first, later in zip(
+        [k, *totals], [I64(0)] + [constant(sums, 0)] * len(new), [following, *new], strict=True
+    ):
         phi.add_incoming(first, entry)
         phi.add_incoming(later, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, steps), loop, done)
@@ -128,7 +132,7 @@ def _emit_loop(builder: Any, rows: int, lines: int, dot: Dot, sums: Any, args: A
 
 
 def _tile_intrinsic(name: str, dot: Dot, sums: Any) -> Any:
-    """An intrinsic `(a, row_bytes, b, steps, scratch, ahead, rows, lines)` with one loop per number of rows."""
+    """An intrinsic with one loop per number of rows; its docstring is below."""
     variants = [(rows, 4) for rows in range(1, MAX_ROWS + 1)]
     variants += [(rows, lines) for rows in range(MAX_ROWS // 2, MAX_ROWS + 1) for lines in (1, 2)]
 
@@ -145,7 +149,7 @@ def _tile_intrinsic(name: str, dot: Dot, sums: Any) -> Any:
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    def multiply(typingctx, a, row_bytes, b, steps, scratch, ahead, rows, lines):  # type: ignore[no-untyped-def]
+    def multiply(typingctx, a, row_bytes, b, steps, scratch, ahead, rows, lines):
         return types.void(*[types.int64] * 8), codegen
 
     multiply.__name__ = name
@@ -164,5 +168,7 @@ def _tile_intrinsic(name: str, dot: Dot, sums: Any) -> Any:
 
 
 multiply_float32 = _tile_intrinsic("multiply_float32", _dot_float32, VF)
-multiply_bfloat16 = _tile_intrinsic("multiply_bfloat16", _dot_bfloat16 if HAS_BF16 else _dot_bfloat16_shifted, VF)
+multiply_bfloat16 = _tile_intrinsic(
+    "multiply_bfloat16", _dot_bfloat16 if HAS_BF16 else _dot_bfloat16_shifted, VF
+)
 multiply_int8 = _tile_intrinsic("multiply_int8", _dot_int8 if HAS_VNNI else _dot_int8_shifted, VI)

@@ -1,7 +1,8 @@
-"""One linear layer for all threads: packed rows times packed tiles, with scale, bias, activation and residual.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
+"""One linear layer on all threads: packed rows times packed tiles, scale, bias, activation, residual.
 
-The numba side of `cpu_linear.CpuLinear`, and the matrix products of `step`. A layer is described by an int64 record
-whose fields are the `W_*` constants; `gemm` does the arithmetic of one tile.
+The numba side of `cpu_linear.CpuLinear`, and the matrix products of `step`. A layer is described by an
+int64 record whose fields are the `W_*` constants; `gemm` does the arithmetic of one tile.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from service.engine.kernels.threads import TASK, claim, meet, num_threads
 
 # fields of a layer's record, in bytes from its address
 W_KIND, W_K, W_N, W_STEPS, W_TILES, W_TILE_ADDRESS = 0, 8, 16, 24, 32, 40
-W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = 48, 56, 64, 72, 80  # the three vectors are padded to tiles
+W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = (
+    48,
+    56,
+    64,
+    72,
+    80,
+)  # the three vectors are padded to tiles
 W_FIELDS = 16
 
 OUT_FLOAT32, OUT_BFLOAT16 = 0, 1
@@ -23,7 +30,7 @@ SCRATCH = 64 * (gemm.MAX_ROWS * gemm.VECTORS + 4)  # bytes of sums on a thread
 
 
 @njit
-def pack_rows(record, source, source_bytes, count, packed, pool):  # type: ignore[no-untyped-def]
+def pack_rows(record, source, source_bytes, count, packed, pool):
     """Pack float32 rows for this layer; all threads together, no meeting at the end."""
     kind, length, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_K), row_size(record)
     row = claim(pool)
@@ -33,13 +40,13 @@ def pack_rows(record, source, source_bytes, count, packed, pool):  # type: ignor
 
 
 @njit
-def row_size(record):  # type: ignore[no-untyped-def]
+def row_size(record):
     """Bytes from one packed row of this layer to the next."""
     return vec.load_long(record + W_ROW_BYTES)
 
 
 @njit
-def multiply(record, packed, count, out, out_bytes, residual, out_kind, following, pool, thread):  # type: ignore[no-untyped-def]
+def multiply(record, packed, count, out, out_bytes, residual, out_kind, following, pool, thread):
     """All columns of `count` packed rows; threads take tiles in turn, no meeting at the end.
 
     Args:
@@ -63,7 +70,7 @@ def multiply(record, packed, count, out, out_bytes, residual, out_kind, followin
 
 
 @njit
-def _first_tile(record, thread):  # type: ignore[no-untyped-def]
+def _first_tile(record, thread):
     if record == 0:
         return 0
     tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
@@ -71,7 +78,7 @@ def _first_tile(record, thread):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):  # type: ignore[no-untyped-def]
+def _multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):
     """One tile of columns for all rows: the weights stay in the second-level cache."""
     kind, steps, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_STEPS), row_size(record)
     weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
@@ -92,12 +99,14 @@ def _multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kin
         for row in range(num):
             meta = source + (row + 1) * row_bytes - rows.META
             shift = (first + row) * out_bytes
-            _finish_row(record, tile, scratch + row * gemm.TILE * 4, meta, out + shift, residual, shift, out_kind)
+            _finish_row(
+                record, tile, scratch + row * gemm.TILE * 4, meta, out + shift, residual, shift, out_kind
+            )
         first += num
 
 
 @njit
-def _finish_row(record, tile, sums, meta, out, residual, shift, out_kind):  # type: ignore[no-untyped-def]
+def _finish_row(record, tile, sums, meta, out, residual, shift, out_kind):
     """Scale, bias, activation and residual for one row of one tile."""
     kind, activation = vec.load_long(record + W_KIND), vec.load_long(record + W_ACTIVATION)
     width = vec.load_long(record + W_N)
@@ -122,7 +131,7 @@ def _finish_row(record, tile, sums, meta, out, residual, shift, out_kind):  # ty
 
 
 @cfunc(TASK, cache=CACHE)
-def linear_task(args, pool, thread):  # type: ignore[no-untyped-def]
+def linear_task(args, pool, thread):
     """`CpuLinear.__call__`. Args: record, x, x row bytes, rows, packed, out, out row bytes, residual or 0."""
     record, packed, count = vec.load_long(args), vec.load_long(args + 32), vec.load_long(args + 24)
     pack_rows(record, vec.load_long(args + 8), vec.load_long(args + 16), count, packed, pool)

@@ -1,4 +1,4 @@
-"""Memory for what is streamed every step: weights and the KV cache on huge pages, where the system has them."""
+"""Huge pages for what is streamed every step: the weights and the KV cache."""
 
 from __future__ import annotations
 

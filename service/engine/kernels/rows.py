@@ -1,7 +1,9 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
 """What happens to one row of activations between two matrix products: LayerNorm, packing to bytes, GELU.
 
-All of it reads one row and writes one row, in one fixed order of sums, so neighbours cannot change a bit. Addresses
-are integers and lengths are in elements; `gemm` says how packed rows are read, `linear_task` calls these.
+All of it reads one row and writes one row, in one fixed order of sums, so neighbours cannot change a bit.
+Addresses are integers and lengths are in elements; `gemm` says how packed rows are read, `linear_task`
+calls these.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ META = 64  # bytes at the end of a packed row: an int8 row's scale (float32) and
 
 
 @njit
-def activate(x, activation):  # type: ignore[no-untyped-def]
+def activate(x, activation):
     """The activation of sixteen values."""
     if activation == GELU_TANH:  # 0.5 x (1 + tanh u) = x / (1 + e**-2u)
         u = x * vec.multiply_add(x * x, vec.floats(_GELU_CUBIC), vec.floats(_GELU_LINEAR))
@@ -32,8 +34,8 @@ def activate(x, activation):  # type: ignore[no-untyped-def]
 
 
 @njit
-def norm_row(source, weight, bias, epsilon, length, out):  # type: ignore[no-untyped-def]
-    """LayerNorm of one float32 row (mean first, then the variance around it); `out` has room for whole vectors."""
+def norm_row(source, weight, bias, epsilon, length, out):
+    """LayerNorm of one float32 row; `out` has room for whole vectors."""
     zero = vec.floats(_ZERO)
     total, squares = zero, zero
     for i in range(0, length, 16):
@@ -55,7 +57,7 @@ def norm_row(source, weight, bias, epsilon, length, out):  # type: ignore[no-unt
 
 
 @njit
-def pack_row(kind, source, length, row, row_bytes):  # type: ignore[no-untyped-def]
+def pack_row(kind, source, length, row, row_bytes):
     """Write one float32 row as a packed row of the given kind, padded with zeros to whole vectors."""
     if kind == gemm.INT8:
         _quantise_row(source, length, row, row + row_bytes - META)
@@ -69,7 +71,7 @@ def pack_row(kind, source, length, row, row_bytes):  # type: ignore[no-untyped-d
 
 
 @njit
-def _quantise_row(source, length, row, meta):  # type: ignore[no-untyped-def]
+def _quantise_row(source, length, row, meta):
     """uint8 codes with the row's own scale and zero point, as `linear.quantise_rows` says it in torch."""
     low = vec.floats(_ZERO)
     high = low
@@ -91,7 +93,7 @@ def _quantise_row(source, length, row, meta):  # type: ignore[no-untyped-def]
 
 
 @njit
-def sum_row(a, b, length, out):  # type: ignore[no-untyped-def]
+def sum_row(a, b, length, out):
     """out = a + b for one float32 row."""
     for i in range(0, length, 16):
         mask = vec.first_lanes(length - i)

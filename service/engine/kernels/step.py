@@ -1,7 +1,8 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
 """A whole forward pass as one task: threads are woken once and meet between the operations of each layer.
 
-The numba side of `fused.FusedForward`, in the order of `model.GPT2.forward`. All addresses come in two int64 records:
-`M_*` for the model and its buffers, and the batch's (`attend.B_*` and the fields below).
+The numba side of `fused.FusedForward`, in the order of `model.GPT2.forward`. All addresses come in two
+int64 records: `M_*` for the model and its buffers, and the batch's (`attend.B_*` and the fields below).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from numba import cfunc, njit
 
 from service.engine.kernels import gemm, rows
 from service.engine.kernels import vectors as vec
-from service.engine.kernels.attend import B_TOKENS, attend, write_kv
+from service.engine.kernels.attend import attend, write_kv
+from service.engine.kernels.attend_rows import B_TOKENS
 from service.engine.kernels.cache import CACHE
 from service.engine.kernels.linear_task import (
     OUT_BFLOAT16,
@@ -34,7 +36,7 @@ B_IDS, B_POSITIONS, B_ROWS, B_NUM_ROWS, B_LOGITS = 64, 72, 80, 88, 96
 
 
 @njit
-def _embed(model, batch, pool):  # type: ignore[no-untyped-def]
+def _embed(model, batch, pool):
     """x = token embedding + position embedding."""
     width, tokens = vec.load_long(model + M_WIDTH), vec.load_long(batch + B_TOKENS)
     ids, positions = vec.load_long(batch + B_IDS), vec.load_long(batch + B_POSITIONS)
@@ -48,9 +50,13 @@ def _embed(model, batch, pool):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _normalise(model, weight, bias, record, indices, count, pool, thread):  # type: ignore[no-untyped-def]
+def _normalise(model, weight, bias, record, indices, count, pool, thread):
     """LayerNorm of x's rows (all, or those listed at `indices`), packed for the layer at `record`."""
-    width, packed, row_bytes = vec.load_long(model + M_WIDTH), vec.load_long(model + M_PACKED), row_size(record)
+    width, packed, row_bytes = (
+        vec.load_long(model + M_WIDTH),
+        vec.load_long(model + M_PACKED),
+        row_size(record),
+    )
     kind, epsilon = vec.load_long(record + W_KIND), vec.load_float(model + M_EPSILON)
     normed = vec.load_long(model + M_NORMED) + thread * (4 * width + 128)
     row = claim(pool)
@@ -63,7 +69,7 @@ def _normalise(model, weight, bias, record, indices, count, pool, thread):  # ty
 
 
 @njit
-def _stage(record, plain, packed):  # type: ignore[no-untyped-def]
+def _stage(record, plain, packed):
     """Where an operation leaves its rows for the layer at `record`: (address, bytes per row, kind of output).
 
     Float kinds are written packed at once; int8 rows must be whole before their scale is known.
@@ -75,7 +81,7 @@ def _stage(record, plain, packed):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _pack_if_needed(record, plain, packed, tokens, pool):  # type: ignore[no-untyped-def]
+def _pack_if_needed(record, plain, packed, tokens, pool):
     meet(pool)
     if vec.load_long(record + W_KIND) == gemm.INT8:
         pack_rows(record, plain, 4 * vec.load_long(record + W_K), tokens, packed, pool)
@@ -83,9 +89,13 @@ def _pack_if_needed(record, plain, packed, tokens, pool):  # type: ignore[no-unt
 
 
 @njit
-def _attention_half(model, batch, layer, index, pool, thread):  # type: ignore[no-untyped-def]
+def _attention_half(model, batch, layer, index, pool, thread):
     """x += attention(norm(x))."""
-    tokens, width, x = vec.load_long(batch + B_TOKENS), vec.load_long(model + M_WIDTH), vec.load_long(model + M_X)
+    tokens, width, x = (
+        vec.load_long(batch + B_TOKENS),
+        vec.load_long(model + M_WIDTH),
+        vec.load_long(model + M_X),
+    )
     qkv, project = vec.load_long(layer + L_QKV), vec.load_long(layer + L_ATTENTION_OUT)
     cache, buffer = vec.load_long(model + M_CACHE), vec.load_long(model + M_QKV)
     weight, bias = vec.load_long(layer + L_NORM_1_WEIGHT), vec.load_long(layer + L_NORM_1_BIAS)
@@ -106,9 +116,13 @@ def _attention_half(model, batch, layer, index, pool, thread):  # type: ignore[n
 
 
 @njit
-def _inner_half(model, batch, layer, following, pool, thread):  # type: ignore[no-untyped-def]
+def _inner_half(model, batch, layer, following, pool, thread):
     """x += inner_out(activation(inner_in(norm(x))))."""
-    tokens, width, x = vec.load_long(batch + B_TOKENS), vec.load_long(model + M_WIDTH), vec.load_long(model + M_X)
+    tokens, width, x = (
+        vec.load_long(batch + B_TOKENS),
+        vec.load_long(model + M_WIDTH),
+        vec.load_long(model + M_X),
+    )
     enter, leave = vec.load_long(layer + L_INNER_IN), vec.load_long(layer + L_INNER_OUT)
     weight, bias = vec.load_long(layer + L_NORM_2_WEIGHT), vec.load_long(layer + L_NORM_2_BIAS)
     _normalise(model, weight, bias, enter, 0, tokens, pool, thread)
@@ -122,7 +136,7 @@ def _inner_half(model, batch, layer, following, pool, thread):  # type: ignore[n
 
 
 @cfunc(TASK, cache=CACHE)
-def forward_task(args, pool, thread):  # type: ignore[no-untyped-def]
+def forward_task(args, pool, thread):
     """`FusedForward.__call__`. Args: the model's record, the batch's record."""
     model, batch = vec.load_long(args), vec.load_long(args + 8)
     layers, head = vec.load_long(model + M_LAYERS), vec.load_long(model + M_HEAD)

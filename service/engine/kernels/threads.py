@@ -1,10 +1,12 @@
-"""Two (or n) cores in step: a pool of native threads that runs one task at a time, without Python or OpenMP inside.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, call-overload"
+"""Two (or n) cores in step: a pool of native threads, without Python or OpenMP inside.
 
-A task is a compiled `void(args, pool, thread)`; all threads enter it together, take work by `claim`, and wait for
-each other by `meet`. A forward pass is one task, so threads are woken once per step, not once per layer. Workers
-spin for some microseconds after a task and then sleep in the kernel: an idle service uses no processor time. Where
-the pool has every processor to itself, each thread stays on its own (two of them woken on one core take turns for
-milliseconds); the caller only while a task runs. The pool's memory is one int64 array; the constants name its cells.
+One task runs at a time: a compiled `void(args, pool, thread)`; all threads enter it together, take work by
+`claim`, and wait for each other by `meet`. A forward pass is one task, so threads are woken once per step, not once per
+layer. Workers spin for some microseconds after a task and then sleep in the kernel: an idle service uses no
+processor time. Where the pool has every processor to itself, each thread stays on its own (two of them
+woken on one core take turns for milliseconds); the caller only while a task runs. The pool's memory is one
+int64 array; the constants name its cells.
 """
 
 from __future__ import annotations
@@ -19,15 +21,23 @@ from llvmlite import ir
 from numba import cfunc, njit
 from numba.core import types
 
+from service.engine.kernels import emit
 from service.engine.kernels import vectors as vec
 from service.engine.kernels.cache import CACHE
 
 _I = types.int64
 _GENERATION, _TASK, _ARGS, _COUNT = 0, 64, 72, 80
 _DONE, _SLEEPERS, _ARRIVED, _PHASE, _CLAIMED = 128, 192, 256, 320, 384
-_PINS, _MASK, _FREE_MASK, _MASK_BYTES = 448, 1024, 1152, 128  # processor sets of the caller: within a task, outside
+_PINS, _MASK, _FREE_MASK, _MASK_BYTES = (
+    448,
+    1024,
+    1152,
+    128,
+)  # processor sets of the caller: within a task, outside
 _MUTEX, _CONDITION, _BYTES = 512, 768, 1280  # room for any platform's pthread types
-_SPIN_IDLE = 2000  # pauses (some 30 us) before a worker sleeps: longer than the gap between two calls of one step
+_SPIN_IDLE = (
+    2000  # pauses (some 30 us) before a worker sleeps: longer than the gap between two calls of one step
+)
 _SPIN_MEET = 4000  # pauses before a waiting thread lets others have the core
 
 TASK = types.void(_I, _I, _I)
@@ -43,51 +53,51 @@ _set_affinity = _pthread("sched_setaffinity", types.int32(types.int32, _I, _I))
 _CAN_PIN = hasattr(os, "sched_setaffinity")
 
 
-@vec._intrinsic(_I, _I)
+@vec.numba_intrinsic(_I, _I)
 def atomic_load(builder: Any, address: Any) -> Any:
     """One int64, with everything written before it."""
-    return builder.load_atomic(vec.pointer(builder, address, vec.I64), "seq_cst", 8)
+    return builder.load_atomic(emit.pointer(builder, address, emit.I64), "seq_cst", 8)
 
 
-@vec._intrinsic(types.void, _I, _I)
+@vec.numba_intrinsic(types.void, _I, _I)
 def atomic_store(builder: Any, address: Any, value: Any) -> None:
     """One int64, after everything written before it."""
-    builder.store_atomic(value, vec.pointer(builder, address, vec.I64), "seq_cst", 8)
+    builder.store_atomic(value, emit.pointer(builder, address, emit.I64), "seq_cst", 8)
 
 
-@vec._intrinsic(_I, _I, _I)
+@vec.numba_intrinsic(_I, _I, _I)
 def atomic_add(builder: Any, address: Any, value: Any) -> Any:
     """Add and give the old value."""
-    return builder.atomic_rmw("add", vec.pointer(builder, address, vec.I64), value, "seq_cst")
+    return builder.atomic_rmw("add", emit.pointer(builder, address, emit.I64), value, "seq_cst")
 
 
-@vec._intrinsic(types.void)
+@vec.numba_intrinsic(types.void)
 def pause(builder: Any) -> None:
     """Tell the processor that this is a waiting loop."""
-    if vec.IS_X86:
-        vec.call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+    if emit.IS_X86:
+        emit.call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-@vec._intrinsic(types.void, _I, _I, _I, _I)
+@vec.numba_intrinsic(types.void, _I, _I, _I, _I)
 def _invoke(builder: Any, task: Any, args: Any, pool: Any, thread: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [vec.I64] * 3)
+    kind = ir.FunctionType(ir.VoidType(), [emit.I64] * 3)
     builder.call(builder.inttoptr(task, ir.PointerType(kind)), [args, pool, thread])
 
 
 @njit
-def num_threads(pool):  # type: ignore[no-untyped-def]
+def num_threads(pool):
     """Threads that take part in the running task."""
     return vec.load_long(pool + _COUNT)
 
 
 @njit
-def claim(pool):  # type: ignore[no-untyped-def]
+def claim(pool):
     """The next piece of work of this phase: 0, 1, 2, …"""
     return atomic_add(pool + _CLAIMED, 1)
 
 
 @njit
-def meet(pool):  # type: ignore[no-untyped-def]
+def meet(pool):
     """Wait until every thread is here; then claims start at 0 again."""
     phase = atomic_load(pool + _PHASE)
     if atomic_add(pool + _ARRIVED, 1) == num_threads(pool) - 1:
@@ -99,7 +109,7 @@ def meet(pool):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _spin_while(address, value):  # type: ignore[no-untyped-def]
+def _spin_while(address, value):
     spins = 0
     while atomic_load(address) == value:
         pause()
@@ -109,7 +119,7 @@ def _spin_while(address, value):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _next_task(pool, seen):  # type: ignore[no-untyped-def]
+def _next_task(pool, seen):
     for _ in range(_SPIN_IDLE):
         if atomic_load(pool + _GENERATION) != seen:
             return atomic_load(pool + _GENERATION)
@@ -124,7 +134,7 @@ def _next_task(pool, seen):  # type: ignore[no-untyped-def]
 
 
 @cfunc(types.void(_I, _I), cache=CACHE)
-def _worker(pool, thread):  # type: ignore[no-untyped-def]
+def _worker(pool, thread):
     seen = 0
     while True:
         seen = _next_task(pool, seen)
@@ -136,13 +146,13 @@ def _worker(pool, thread):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _stay_on(pool, mask):  # type: ignore[no-untyped-def]
+def _stay_on(pool, mask):
     if _CAN_PIN and vec.load_long(pool + _PINS) != 0:
         _set_affinity(0, pool + mask, _MASK_BYTES)
 
 
 @cfunc(types.void(_I, _I, _I), cache=CACHE)
-def _run(pool, task, args):  # type: ignore[no-untyped-def]
+def _run(pool, task, args):
     _stay_on(pool, _MASK)
     others = num_threads(pool) - 1
     vec.store_long(pool + _TASK, task)
@@ -167,13 +177,13 @@ def _run(pool, task, args):  # type: ignore[no-untyped-def]
 
 
 @cfunc(types.void(_I), cache=CACHE)
-def _initialise(pool):  # type: ignore[no-untyped-def]
+def _initialise(pool):
     _init_lock(pool + _MUTEX, 0)
     _init_condition(pool + _CONDITION, 0)
 
 
 class ThreadPool:
-    """The threads that run compiled tasks; the caller of `run` is thread 0. Not for use from two threads at once.
+    """The threads that run compiled tasks; the caller of `run`, one at a time, is thread 0.
 
     Args:
         threads: how many take part, the caller included; at least 1.
