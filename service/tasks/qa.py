@@ -90,7 +90,7 @@ class Reader:
             end_ids = tuple(dict.fromkeys((self.end_id, *self.tokenizer.eos_token_ids)))
         stop_ids = tuple(dict.fromkeys((*params.stop_token_ids, self.end_id)))
         looked_at = _LOOK_FOR_ONE if call.num_answers == 1 else _LOOK_FOR_MANY
-        return Rules(replace(params, stop_token_ids=stop_ids), end_ids, self.tokenizer.vocab_size, looked_at)
+        return Rules(replace(params, stop_token_ids=stop_ids), end_ids, looked_at)
 
     def read(self, call: QaCall) -> list[Window]:
         """Plan the windows and build what constrains them.
@@ -183,7 +183,7 @@ class QaRun:
         self._call = call
         self._windows = found
         self._rules = reader.rules(call)
-        self._rollouts: dict[int, Rollout] = {i: Rollout(w, ()) for i, w in enumerate(found)}
+        self._rollouts: dict[int, Rollout] = {i: Rollout(w) for i, w in enumerate(found)}
         self._scored: dict[int, Window] = {}
         self._frontier = Frontier(self._rules, self._answer_of)
         self._is_search = reader.decoding.params.temperature == 0
@@ -193,7 +193,7 @@ class QaRun:
         yield Plan("windows", len(self._windows))
         self._add_scores()
         if not self._is_search:
-            self._add([Rollout(window, ()) for window in self._windows for _ in range(self._width - 1)])
+            self._add([Rollout(window) for window in self._windows for _ in range(self._width - 1)])
         await self._finish_round()
         for round_number in range(_LAST_ROUND if self._is_search else 0):
             if round_number >= _MAX_ROUNDS and self._frontier.best:
@@ -252,10 +252,9 @@ class QaRun:
             return (
                 None if span is None else self._call.context[window.start + span[0] : window.start + span[1]]
             )
-        text = candidate.text
-        if text is None:
-            text = self._reader.tokenizer.decode(candidate.output_ids)
-        text = text.strip()
+        text = self._reader.tokenizer.decode(candidate.output_ids)
+        ends = [at for at in map(text.find, self._rules.params.stop) if at >= 0]
+        text = text[: min(ends, default=len(text))].strip()
         return None if text.casefold() == self._reader.no_answer.casefold() else text
 
     def _answers(self) -> tuple[QaAnswer, ...]:
@@ -295,4 +294,4 @@ def _is_bordered(context: str, start: int, end: int) -> bool:
 def window_requests(reader: Reader, call: QaCall, found: list[Window]) -> list[SequenceRequest]:
     """The first sequences of a call: one greedy or drawn rollout per window."""
     rules = reader.rules(call)
-    return [rules.request(Rollout(window, ()), ordinal) for ordinal, window in enumerate(found)]
+    return [rules.request(Rollout(window), ordinal) for ordinal, window in enumerate(found)]

@@ -4,7 +4,7 @@ Every window is read by one greedy sequence, under the window's automaton. Its l
 step, which other tokens were likely: an end there is a complete candidate, another token starts a branch. A
 branch is worth at most the log probability of its beginning, so branches are tried best first and dropped as
 soon as that bound is no better than the answers found (Lawler's partition: no answer is met twice). The
-prefix cache makes a branch cost a few decode steps. Read `qa` next.
+prefix cache makes a branch cost a short prefill and a few decode steps. Read `qa` next.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from service.engine.sequence import SamplingParams, SequenceOutput, SequenceRequest, TokenLogprob
-from service.tasks.spans import Automaton, Forced
+from service.tasks.spans import Automaton, Continued
 
 
 @dataclass(slots=True)
@@ -42,42 +42,36 @@ class Candidate:
     Args:
         output_ids: its tokens.
         score: log p(answer, end) - log p(no answer, end).
-        text: what the engine showed, for free text that ended by a stop string; None if the tokens say it
-            all.
     """
 
     window: Window
     output_ids: tuple[int, ...]
     score: float
-    text: str | None = None
 
 
 @dataclass(slots=True)
 class Rollout:
-    """A sequence that follows a forced beginning and then goes on as the model likes."""
+    """A sequence that starts behind a beginning of an answer and then goes on as the model likes.
+
+    Args:
+        prefix_ids: the beginning; part of the sequence's prompt.
+        prefix_logprob: its log probability.
+    """
 
     window: Window
-    prefix_ids: tuple[int, ...]
-    text: str = ""
+    prefix_ids: tuple[int, ...] = ()
+    prefix_logprob: float = 0.0
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    is_stopped: bool = False
 
     def push(self, output: SequenceOutput) -> None:
         """Take the engine's news."""
-        self.text += output.text
         self.output_ids += output.token_ids
         self.logprobs += output.logprobs
-        self.is_stopped = output.finish_reason == "stop"
 
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A beginning nobody has followed yet; `bound` is the best score it can lead to."""
-
-    window: Window
-    prefix_ids: tuple[int, ...]
-    bound: float
+    def answer_ids(self, length: int) -> tuple[int, ...]:
+        """The answer up to the rollout's `length`-th own token."""
+        return (*self.prefix_ids, *self.output_ids[:length])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +79,25 @@ class Rules:
     """What the search's sequences have in common.
 
     Args:
-        params: sampling parameters of a rollout, length included.
+        params: sampling parameters of a rollout without a beginning, length included.
         end_ids: tokens that end an answer, the one that is scored first.
-        vocab_size: how many tokens there are.
         num_alternatives: tokens looked at per step, the likeliest of all, allowed or not.
     """
 
     params: SamplingParams
     end_ids: tuple[int, ...]
-    vocab_size: int
     num_alternatives: int
 
     def request(self, rollout: Rollout, ordinal: int) -> SequenceRequest:
         """The sequence of a rollout."""
-        automaton = rollout.window.automaton
-        allowed: Automaton | None = automaton
-        if rollout.prefix_ids:
-            allowed = Forced(rollout.prefix_ids, automaton, self.vocab_size)
-        params = replace(self.params, allowed_next=allowed, logprobs=self.num_alternatives)
-        return SequenceRequest(rollout.window.prompt_ids, params, ordinal)
+        window, prefix = rollout.window, rollout.prefix_ids
+        params = replace(
+            self.params,
+            max_new_tokens=self.params.max_new_tokens - len(prefix),
+            allowed_next=window.automaton and Continued(prefix, window.automaton),
+            logprobs=self.num_alternatives,
+        )
+        return SequenceRequest((*window.prompt_ids, *prefix), params, ordinal)
 
 
 class Frontier:
@@ -117,41 +111,45 @@ class Frontier:
     def __init__(self, rules: Rules, answer_of: Callable[[Candidate], str | None]) -> None:
         self._rules = rules
         self._answer_of = answer_of
-        self._branches: list[tuple[float, int, Branch]] = []
+        self._branches: list[tuple[float, int, Rollout]] = []  # by bound, the highest first
         self._ties = itertools.count()
         self.best: dict[str, Candidate] = {}  # by answer
 
     def add(self, rollout: Rollout) -> None:
         """Take in a finished rollout: its answer, the ends it passed by, the branches it did not take."""
-        before = -rollout.window.no_answer_logprob
+        logprob = rollout.prefix_logprob
         for place, step in enumerate(rollout.logprobs):
-            if place >= len(rollout.prefix_ids):
-                self._look_aside(rollout, place, before)
+            self._look_aside(rollout, place, logprob)
+            logprob += step.logprob or 0.0
             if step.token_id in self._rules.end_ids:
-                self._offer(Candidate(rollout.window, tuple(rollout.output_ids[:place]), _plus(before, step)))
+                self._offer(rollout, place, logprob)
                 return
-            before = _plus(before, step)
         if rollout.window.automaton is None:  # cut by its length or by a stop string
-            ids = tuple(rollout.output_ids)
-            self._offer(Candidate(rollout.window, ids, before, rollout.text if rollout.is_stopped else None))
+            self._offer(rollout, len(rollout.output_ids), logprob)
 
     def _look_aside(self, rollout: Rollout, place: int, before: float) -> None:
         """Note the likely tokens that were not taken at a step."""
-        prefix = tuple(rollout.output_ids[:place])
+        prefix = rollout.answer_ids(place)
         automaton = rollout.window.automaton
         allowed = None if automaton is None else frozenset(automaton(prefix))
+        has_room = len(prefix) + 1 < self._rules.params.max_new_tokens
         for token_id, logprob in rollout.logprobs[place].top:
             if token_id == rollout.output_ids[place] or (allowed is not None and token_id not in allowed):
                 continue
             if token_id in self._rules.end_ids:
-                self._offer(Candidate(rollout.window, prefix, before + logprob))
-            elif math.isfinite(logprob):
-                branch = Branch(rollout.window, (*prefix, token_id), before + logprob)
-                heapq.heappush(self._branches, (-branch.bound, next(self._ties), branch))
+                self._offer(rollout, place, before + logprob)
+            elif has_room and math.isfinite(logprob):
+                self._branch(Rollout(rollout.window, (*prefix, token_id), before + logprob))
 
-    def _offer(self, candidate: Candidate) -> None:
+    def _branch(self, rollout: Rollout) -> None:
+        bound = rollout.prefix_logprob - rollout.window.no_answer_logprob
+        heapq.heappush(self._branches, (-bound, next(self._ties), rollout))
+
+    def _offer(self, rollout: Rollout, length: int, logprob: float) -> None:
+        score = logprob - rollout.window.no_answer_logprob
+        candidate = Candidate(rollout.window, rollout.answer_ids(length), score)
         answer = self._answer_of(candidate)
-        if answer and (answer not in self.best or candidate.score > self.best[answer].score):
+        if answer and (answer not in self.best or score > self.best[answer].score):
             self.best[answer] = candidate
 
     def ranked(self) -> list[tuple[str, Candidate]]:
@@ -171,8 +169,7 @@ class Frontier:
             floor = max(floor, ranked[num_answers - 1][1].score)
         rollouts: list[Rollout] = []
         while self._branches and len(rollouts) < width and -self._branches[0][0] > floor:
-            branch = heapq.heappop(self._branches)[2]
-            rollouts.append(Rollout(branch.window, branch.prefix_ids))
+            rollouts.append(heapq.heappop(self._branches)[2])
         return rollouts
 
 
@@ -188,7 +185,3 @@ def no_answer_request(
 def total_logprob(scores: Sequence[TokenLogprob]) -> float:
     """Log probability of scored tokens together."""
     return math.fsum(score.logprob or 0.0 for score in scores)
-
-
-def _plus(before: float, step: TokenLogprob) -> float:
-    return before + (step.logprob or 0.0)

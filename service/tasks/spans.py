@@ -144,21 +144,17 @@ class SpanAutomaton:
 
 
 @dataclass(frozen=True, slots=True)
-class Forced:
-    """A constraint that gives `prefix_ids` first and then leaves the choice to another one.
+class Continued:
+    """An automaton for sequences whose prompt holds the beginning of the answer.
 
     Args:
-        prefix_ids: tokens to come first.
-        then: the constraint after them; None allows every token.
-        vocab_size: how many tokens there are.
+        prefix_ids: the beginning.
+        automaton: of whole answers.
     """
 
     prefix_ids: tuple[int, ...]
-    then: Automaton | None
-    vocab_size: int
+    automaton: Automaton
 
     def __call__(self, output_ids: Sequence[int]) -> Sequence[int]:
-        """Ids allowed after `output_ids`."""
-        if len(output_ids) < len(self.prefix_ids):
-            return (self.prefix_ids[len(output_ids)],)
-        return range(self.vocab_size) if self.then is None else self.then(output_ids)
+        """Ids allowed after the beginning and `output_ids`."""
+        return self.automaton((*self.prefix_ids, *output_ids))

@@ -14,7 +14,7 @@ from toy_engine import ENGLISH, make_tokenizer
 
 from model_store.tokenizer import Tokenizer
 from service.tasks.borders import word_starts_and_ends
-from service.tasks.spans import Forced, SpanAutomaton
+from service.tasks.spans import Continued, SpanAutomaton
 from service.tasks.vocabulary import Vocabulary
 
 TOKENIZER = make_tokenizer()
@@ -124,13 +124,10 @@ def test_the_end_alone_is_no_span() -> None:
     assert _automaton("the sea").span([]) is None
 
 
-def test_forced_tokens_come_before_the_automaton() -> None:
-    forced = Forced((5, 6), lambda ids: [len(ids)], 100)
-    assert [list(forced(ids)) for ids in ([], [5], [5, 6])] == [[5], [6], [2]]
-
-
-def test_forced_tokens_without_an_automaton_leave_everything_open() -> None:
-    assert list(Forced((5,), None, 9)([5])) == list(range(9))
+def test_an_automaton_goes_on_behind_a_beginning() -> None:
+    automaton = _automaton("the sea was cold")
+    first, *rest = TOKENIZER.encode(" sea was")
+    assert list(Continued((first,), automaton)(rest)) == list(automaton([first, *rest]))
 
 
 @pytest.mark.parametrize(
