@@ -38,6 +38,7 @@ from service.tasks.run import TaskRunner
 
 if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
     from service.engine.async_engine import AsyncEngine
+    from service.engine.engine import Engine
     from service.engine.loader import EngineConfig
 
 _LAST_FRAMES_S = 3.0  # for streams to get their error frame when the engine is gone
@@ -200,7 +201,6 @@ def _make_engine(
     """An engine that loads when started, on its own thread."""
     from service.engine.architecture import UnsupportedCheckpoint
     from service.engine.async_engine import AsyncEngine
-    from service.engine.engine import Engine
     from service.engine.loader import build_engine
 
     config = engine_config(state.settings, folder)
@@ -208,11 +208,20 @@ def _make_engine(
 
     def make() -> Engine:
         try:
-            return build_engine(config, tokenizer, state.metrics, on_fault=_log_fault)
+            engine = build_engine(config, tokenizer, state.metrics, on_fault=_log_fault)
         except UnsupportedCheckpoint as error:
             raise SettingsError(f"the model cannot be served: {error}") from error
+        state.metrics.levels = lambda: _levels(engine)
+        return engine
 
     return AsyncEngine(make, config.max_running + state.settings.max_waiting)
+
+
+def _levels(engine: Engine) -> tuple[int, int, float]:
+    """Running, waiting, share of KV blocks in use; aborts change them without a step that would tell."""
+    scheduler = engine.scheduler
+    used = 1 - scheduler.pool.num_free / scheduler.pool.num_blocks
+    return len(scheduler.running), len(scheduler.waiting), used
 
 
 def _log_fault(error: BaseException) -> None:

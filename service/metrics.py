@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -94,12 +94,6 @@ class StepNumbers(Protocol):
     @property
     def num_rows(self) -> int: ...
     @property
-    def num_running(self) -> int: ...
-    @property
-    def num_waiting(self) -> int: ...
-    @property
-    def blocks_used_ratio(self) -> float: ...
-    @property
     def num_cache_queries(self) -> int: ...
     @property
     def num_cache_hits(self) -> int: ...
@@ -121,12 +115,16 @@ class FinishedSequence(Protocol):
 class Metrics:
     """All numbers of one service.
 
+    `levels` is called at each scrape for sequences running, sequences waiting and the share of KV blocks in use.
+    Whoever builds the engine sets it; the engine's thread owns these numbers, and they are single reads.
+
     Args:
         model: value of the label `model`; may be set later, when the model is known.
     """
 
     def __init__(self, model: str = "") -> None:
         self.model = model
+        self.levels: Callable[[], tuple[int, int, float]] = lambda: (0, 0, 0.0)
         self.gauges = dict.fromkeys(GAUGES, 0.0)
         self.counters = dict.fromkeys(COUNTERS, 0.0)
         self.received = Counter(dict.fromkeys(ENDPOINTS, 0))
@@ -191,9 +189,6 @@ class Metrics:
         """A step ended: take over the engine's own counts."""
         self.histograms["textgen_step_seconds"].observe(stats.duration_s)
         self.histograms["textgen_step_tokens"].observe(stats.num_rows)
-        self.gauges["textgen_requests_running"] = stats.num_running
-        self.gauges["textgen_requests_waiting"] = stats.num_waiting
-        self.gauges["textgen_kv_blocks_used_ratio"] = stats.blocks_used_ratio
         self.counters["textgen_prefix_cache_queries_total"] = stats.num_cache_queries
         self.counters["textgen_prefix_cache_hits_total"] = stats.num_cache_hits
         self.counters["textgen_draft_tokens_total"] = stats.num_drafted
@@ -208,6 +203,10 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Give all families; the registry calls this at every scrape."""
+        running, waiting, used = self.levels()
+        self.gauges["textgen_requests_running"] = running
+        self.gauges["textgen_requests_waiting"] = waiting
+        self.gauges["textgen_kv_blocks_used_ratio"] = used
         for name, text in GAUGES.items():
             gauge = GaugeMetricFamily(name, text, labels=["model"])
             gauge.add_metric([self.model], self.gauges[name])

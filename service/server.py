@@ -11,6 +11,7 @@ import asyncio
 import signal
 import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -19,6 +20,9 @@ from service.app import Life, create_app
 from service.errors import SettingsError
 from service.logs import get_logger
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.engine.async_engine import AsyncEngine
 
 KEEP_ALIVE_S = 65  # longer than a proxy's own, so that it is the one who closes
 
@@ -34,7 +38,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, life: Life) -> None:
         super().__init__(config)
         self.exit_code = 0
-        self._life = life
+        self.life = life
         self._num_signals = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -54,32 +58,37 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._hurry if self._num_signals > 1 else self._begin_drain, name)
 
     def _begin_drain(self, signal_name: str) -> None:
-        num_running = len(self._life.state.exchanges)
+        num_running = len(self.life.state.exchanges)
         get_logger().info("draining", signal=signal_name, requests_in_flight=num_running)
         self._tasks.append(asyncio.create_task(self._drain()))
 
     def _hurry(self, signal_name: str) -> None:
         get_logger().warning("not waiting any longer", signal=signal_name)
-        self._life.hurry()
+        self.life.hurry()
 
     async def _drain(self) -> None:
-        await self._life.drain()
+        await self.life.drain()
         self.should_exit = True
 
     async def _watch(self) -> None:
         """End the process when the application cannot go on."""
-        await self._life.failed.wait()
-        failure = self._life.failure
+        await self.life.failed.wait()
+        failure = self.life.failure
         self.exit_code = 2 if isinstance(failure, SettingsError) else 1
         get_logger().error(str(failure) or type(failure).__name__)
         if isinstance(failure, Exception):
-            await self._life.end_requests(failure)
+            await self.life.end_requests(failure)
         self.should_exit = True
 
 
-def make_server(settings: Settings) -> Server:
-    """A server for these settings, not yet started."""
-    app = create_app(settings)
+def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server:
+    """A server for these settings, not yet started.
+
+    Args:
+        settings: validated settings.
+        engine: see `create_app`.
+    """
+    app = create_app(settings, engine)
     config = uvicorn.Config(
         app,
         host=settings.host,
