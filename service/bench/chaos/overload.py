@@ -1,0 +1,126 @@
+"""Ten times too much: what cannot be served is refused at once, what is accepted runs as fast as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+from service.bench.chaos.check import Check, at_least, at_most, nothing
+from service.bench.chaos.server import ChaosOptions, Server
+from service.bench.client import Sample, ask_once
+from service.bench.dialect import Dialect
+from service.bench.load import AskOnce, Run, closed_loop, open_loop
+from service.bench.prompts import Ask, Shape, generated
+from service.bench.server_view import total
+from service.bench.summary import percentile
+
+_MAX_WAITING = 64
+_MAX_RUNNING = 32
+_TIMES = 10
+_TIMEOUT_S = 20.0
+_PROBE_EVERY_S = 0.05
+
+
+async def overload(options: ChaosOptions) -> list[Check]:
+    """Measure the capacity with a closed loop, then ask ten times as much at random moments."""
+    settings = {"MAX_WAITING": str(_MAX_WAITING), "MAX_RUNNING": str(_MAX_RUNNING)}
+    async with Server(options, settings, "overload") as server:
+        await _closed(server, options, 2.0)
+        best, rate = await _closed(server, options, options.seconds)
+        probe = _Probe(server)
+        watcher = asyncio.create_task(probe.run())
+        run = Run()
+        try:
+            tokens_per_s = await _open(server, options, rate * _TIMES, run)
+        finally:
+            watcher.cancel()
+        await server.seconds_until_idle()
+        return [
+            Check("capacity", f"{best:.0f} tokens/s, {rate:.1f} requests/s", "measured", True),
+            *_refusal_checks(run.samples),
+            at_most("sequences waiting", probe.most_waiting, _MAX_WAITING),
+            at_least("throughput against the best", 100 * tokens_per_s / best, 90, " %"),
+            at_most("/livez at its slowest", 1000 * max(probe.livez_s, default=9.9), 100, " ms"),
+            nothing("exceptions in the log", server.log_faults()),
+        ]
+
+
+def _refusal_checks(samples: list[Sample]) -> list[Check]:
+    refused = [sample for sample in samples if sample.status == 429]
+    times = sorted(sample.e2e_s for sample in refused)
+    waits = Counter(sample.retry_after for sample in refused)
+    strange = Counter(
+        f"{s.status} {s.error}"
+        for s in samples
+        if not (s.is_ok or s.status in (429, 504) or s.error == "deadline_exceeded")
+    )
+    late = sorted(s.e2e_s for s in samples if s.status == 200)
+    return [
+        Check("requests", f"{len(samples)}, {len(refused)} refused", "most are refused", bool(refused)),
+        nothing("answers other than 200, 429 and 504", dict(strange)),
+        at_most("429 takes, p99", 1000 * percentile(times or [9.9], 99), 50, " ms"),
+        nothing("429 without a whole number of seconds in Retry-After", _bad_waits(waits)),
+        at_most("the longest accepted request", late[-1] if late else 999.0, _TIMEOUT_S + 1, " s"),
+    ]
+
+
+def _bad_waits(waits: Counter[str]) -> dict[str, int]:
+    return {wait: count for wait, count in waits.items() if not (wait.isdigit() and 1 <= int(wait) <= 600)}
+
+
+async def _closed(server: Server, options: ChaosOptions, seconds: float) -> tuple[float, float]:
+    """Tokens/s by the server's count, and requests/s, with the batch always full."""
+    run = Run()
+    clients = _MAX_RUNNING + 8
+    work = closed_loop(run, *_asking(server, options), clients, 10**9, seconds)
+    tokens_per_s = await _during(server, work, seconds)
+    return tokens_per_s, len(run.samples) / (run.ended_at - run.began_at)
+
+
+async def _open(server: Server, options: ChaosOptions, rate: float, run: Run) -> float:
+    work = open_loop(run, *_asking(server, options), rate, options.seconds, options.seed)
+    return await _during(server, work, options.seconds)
+
+
+async def _during(server: Server, work: Coroutine[Any, Any, None], seconds: float) -> float:
+    """Tokens/s by the server's own count over the middle of a load, where it is at its full."""
+    task = asyncio.create_task(work)
+    await asyncio.sleep(seconds * 0.2)
+    began_at, before = time.monotonic(), await server.metrics()
+    await asyncio.sleep(seconds * 0.7)
+    ended_at, after = time.monotonic(), await server.metrics()
+    await task
+    name = "textgen_generation_tokens_total"
+    return (total(after, name) - total(before, name)) / (ended_at - began_at)
+
+
+def _asking(server: Server, options: ChaosOptions) -> tuple[AskOnce, Iterator[Ask]]:
+    dialect = Dialect(f"{server.url}/generate", is_native=True, extra={"timeout_s": _TIMEOUT_S})
+
+    async def ask(one: Ask) -> Sample:
+        return await ask_once(server.client, dialect, one, 2 * _TIMEOUT_S)
+
+    return ask, generated([Shape(12, 64)], options.seed)
+
+
+class _Probe:
+    """Asks for life signs and the length of the queue while a load runs."""
+
+    def __init__(self, server: Server) -> None:
+        self.livez_s: list[float] = []
+        self.most_waiting = 0.0
+        self._server = server
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            began_at = time.monotonic()
+            response = await self._server.client.get(f"{self._server.url}/livez")
+            took_s = time.monotonic() - began_at
+            self.livez_s.append(took_s if response.status_code == 200 else 9.9)
+            waiting = total(await self._server.metrics(), "textgen_requests_waiting")
+            self.most_waiting = max(self.most_waiting, waiting)
+            await asyncio.sleep(_PROBE_EVERY_S)
