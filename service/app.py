@@ -102,8 +102,9 @@ class Life:
         tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path)
         facts = _facts(entry)
         if self._engine is None:
-            self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer, facts)
+            self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer)
         await self._engine.start()
+        facts.update(self._engine.facts)
         limits = ModelLimits(facts["n_positions"], settings.max_job_sequences)
         runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits)
         self.state.served = Served(
@@ -195,16 +196,13 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-def _make_engine(
-    state: ServiceState, folder: Path, tokenizer: Tokenizer, facts: dict[str, Any]
-) -> AsyncEngine:
+def _make_engine(state: ServiceState, folder: Path, tokenizer: Tokenizer) -> AsyncEngine:
     """An engine that loads when started, on its own thread."""
     from service.engine.architecture import UnsupportedCheckpoint
     from service.engine.async_engine import AsyncEngine
     from service.engine.loader import build_engine
 
     config = engine_config(state.settings, folder)
-    facts.update(device=config.device, precision=config.precision or "auto")
 
     def make() -> Engine:
         try:
@@ -222,6 +220,26 @@ def _levels(engine: Engine) -> tuple[int, int, float]:
     scheduler = engine.scheduler
     used = 1 - scheduler.pool.num_free / scheduler.pool.num_blocks
     return len(scheduler.running), len(scheduler.waiting), used
+
+
+def warm_up(settings: Settings) -> dict[str, str | int]:
+    """Load the model and run its first steps in this thread, so that compiled kernels are in the cache.
+
+    Returns:
+        How the engine was built.
+
+    Raises:
+        SettingsError, StoreError: the model cannot be served.
+    """
+    from service.engine.architecture import UnsupportedCheckpoint
+    from service.engine.loader import build_engine
+
+    entry = resolve(settings.model, settings.store)
+    try:
+        engine = build_engine(engine_config(settings, entry.path), Tokenizer.load(entry.path))
+    except UnsupportedCheckpoint as error:
+        raise SettingsError(f"the model cannot be served: {error}") from error
+    return {"model": entry.label, **engine.facts}
 
 
 def _log_fault(error: BaseException) -> None:

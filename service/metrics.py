@@ -115,8 +115,8 @@ class FinishedSequence(Protocol):
 class Metrics:
     """All numbers of one service.
 
-    `levels` is called at each scrape for sequences running, sequences waiting and the share of KV blocks in use.
-    Whoever builds the engine sets it; the engine's thread owns these numbers, and they are single reads.
+    `levels` is called at each scrape for sequences running, sequences waiting and the share of KV blocks in
+    use. Whoever builds the engine sets it; the engine's thread owns these numbers, and they are single reads.
 
     Args:
         model: value of the label `model`; may be set later, when the model is known.

@@ -129,6 +129,7 @@ class SilentTask:
             yield nothing
 
 
+@pytest.mark.asyncio
 async def test_an_idle_stream_says_that_it_lives() -> None:
     task, sent = SilentTask(), []
     exchange = Exchange("id", "/generate", "native")

@@ -1,0 +1,55 @@
+"""The OpenAPI page tells the truth: examples work, refusals are documented, replies have the shapes shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from live_service import Live
+
+from service.api.reply_models import GenerateReply, QaReply, SummarizeReply, TaskList
+
+ROUTES = [
+    ("/generate", GenerateReply, {"prompt": "a", "logprobs": 2, "max_new_tokens": 2}),
+    ("/summarize", SummarizeReply, {"text": "A sentence. Another one.", "max_new_tokens": 4}),
+    ("/qa", QaReply, {"question": "Who?", "context": "A sentence. Another one.", "num_answers": 2}),
+]
+
+
+@pytest.fixture(scope="module")
+def page(live: Live) -> Any:
+    return live.http.get("/openapi.json").json()
+
+
+def _is_for_a_large_vocabulary(body: Any) -> bool:
+    """The tiny model has 257 tokens only."""
+    return isinstance(body.get("prompt"), list) and isinstance(body["prompt"][0], list)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/summarize", "/qa", "/v1/completions"])
+def test_the_examples_of_every_body_are_served(live: Live, page: Any, path: str) -> None:
+    schema = page["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    examples = page["components"]["schemas"][schema.rsplit("/", 1)[1]]["examples"]
+    bodies = [body for body in examples if not _is_for_a_large_vocabulary(body)]
+    assert bodies and all(live.post(path, body).status_code == 200 for body in bodies)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/summarize", "/qa", "/tasks/{name}"])
+def test_every_refusal_is_documented(page: Any, path: str) -> None:
+    documented = set(page["paths"][path]["post"]["responses"])
+    assert {"400", "401", "404", "408", "413", "415", "422", "429", "431", "500", "503", "504"} <= documented
+
+
+@pytest.mark.parametrize(("path", "shape", "body"), ROUTES)
+def test_replies_have_the_documented_shape(live: Live, path: str, shape: Any, body: Any) -> None:
+    shape.model_validate(live.post(path, body).json())
+
+
+def test_the_list_of_tasks_has_the_documented_shape(live: Live) -> None:
+    TaskList.model_validate(live.http.get("/tasks").json())
+
+
+def test_info_says_what_is_served(live: Live) -> None:
+    found = live.http.get("/info").json()
+    assert found["model"]["name"] == "tiny" and found["limits"]["n_positions"] == 256
+    assert {"device", "precision", "kernels"} <= set(found["model"])

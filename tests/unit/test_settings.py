@@ -1,0 +1,119 @@
+"""Settings: read from the environment, wrong ones named, never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import SettingsError
+from service.settings import Settings, load_settings, settings_table, variable_name
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def problems() -> list[str]:
+    """The lines that stop a start with the present environment."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    return str(caught.value).splitlines()
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_MAX_RUNNING", "7")
+    assert load_settings().max_running == 7
+
+
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_PORT", "1")
+    assert load_settings({"port": "2"}).port == 2
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_PORT", "")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("512K", 2**19), ("2m", 2**21), ("1GiB", 2**30)])
+def test_sizes_have_units(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv("TEXTGEN_MAX_BODY_BYTES", text)
+    assert load_settings().max_body_bytes == size
+
+
+@pytest.mark.parametrize("name", ["THREADS", "KV_CACHE_BYTES", "MAX_RUNNING"])
+def test_auto_leaves_the_choice_to_the_service(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"TEXTGEN_{name}", "auto")
+    assert getattr(load_settings(), name.lower()) is None
+
+
+WRONG = {
+    "DEVICE": "tpu",
+    "DTYPE": "float16",
+    "QUANTIZATION": "int4",
+    "DETERMINISTIC": "perhaps",
+    "PORT": "65536",
+    "MAX_WAITING": "0",
+    "REQUEST_TIMEOUT_S": "nan",
+    "DRAIN_S": "-1",
+    "KV_CACHE_BYTES": "lots",
+    "LOG_FORMAT": "xml",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG.items())
+def test_a_wrong_value_is_one_line_with_the_legal_ones(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"TEXTGEN_{name}", value)
+    (line,) = problems()
+    assert line.startswith(f"TEXTGEN_{name} ") and "legal is" in line
+
+
+def test_every_wrong_setting_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_PORT", "x")
+    monkeypatch.setenv("TEXTGEN_THREADS", "x")
+    assert len(problems()) == 2
+
+
+def test_a_misspelt_variable_is_named_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_MAX_RUNING", "1")
+    assert problems() == ["TEXTGEN_MAX_RUNING is not a setting; did you mean TEXTGEN_MAX_RUNNING?"]
+
+
+def test_what_kubernetes_adds_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("TEXTGEN_PORT_8000_TCP_ADDR", "10.0.0.1")
+    assert load_settings().port == 8000
+
+
+def test_keys_come_from_the_variable_and_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# ours\none\n\n two \n")
+    monkeypatch.setenv("TEXTGEN_API_KEYS", "three, one")
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert load_settings().keys() == ("three", "one", "two")
+
+
+def test_a_key_file_without_keys_does_not_open_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("# none yet\n")
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert problems() == ["TEXTGEN_API_KEYS_FILE holds no key; unset it to serve without keys"]
+
+
+def test_a_key_file_that_is_not_there_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", "/nowhere/keys")
+    assert problems() == ["TEXTGEN_API_KEYS_FILE cannot be read (FileNotFoundError)"]
+
+
+def test_printing_settings_shows_no_key() -> None:
+    assert "hush" not in repr(Settings(api_keys="hush"))  # type: ignore[arg-type]  # as the environment has it
+
+
+def test_the_readme_has_the_table_that_the_code_prints() -> None:
+    assert settings_table() in README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_described(name: str) -> None:
+    assert f"| `{variable_name(name)}` |" in settings_table() and Settings.model_fields[name].description
