@@ -82,6 +82,25 @@ def _serve(flags: dict[str, Any]) -> int:
 
 
 @app.command()
+def warmup(
+    model: Annotated[str | None, typer.Option(help="Store name, name@version, folder, or hf:<id>.")] = None,
+) -> None:
+    """Load the model once and leave its compiled kernels in the cache; an image build runs this."""
+    from model_store.errors import StoreError
+    from service.settings import load_settings
+
+    try:
+        chosen = load_settings({} if model is None else {"model": model})
+        from service.app import warm_up
+
+        for name, value in warm_up(chosen).items():
+            typer.echo(f"{name}: {value}")
+    except (SettingsError, StoreError) as error:
+        typer.echo(f"textgen: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
 def settings() -> None:
     """List every setting with its default, as a Markdown table."""
     from service.settings import settings_table

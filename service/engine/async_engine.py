@@ -15,10 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 
 from service.engine.engine import Engine, News
 from service.engine.job_stream import JobStream
-from service.engine.sequence import Job, JobInfo, Sequence, SequenceRequest
+from service.engine.sequence import FinishReason, Job, JobInfo, Sequence, SequenceOutput, SequenceRequest
 from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFull
 
 _WATCH_EVERY_S = 0.25
@@ -38,11 +39,22 @@ class AsyncEngine:
     Args:
         make_engine: builds, compiles and warms the engine up; runs on the engine thread.
         max_sequences: running and waiting together; `submit` refuses more.
+        hung_after_s: a step that takes longer than this, and than ten times the slowest one seen, hangs.
+        watch_every_s: how often that is looked at.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], max_sequences: int = 1024) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        max_sequences: int = 1024,
+        *,
+        hung_after_s: float = _HUNG_AFTER_S,
+        watch_every_s: float = _WATCH_EVERY_S,
+    ) -> None:
         self.max_sequences = max_sequences
+        self._hung_after_s, self._watch_every_s = hung_after_s, watch_every_s
         self.died = asyncio.Event()
+        self.facts: dict[str, str | int] = {}  # how the engine was built; known once it is warm
         self._make_engine = make_engine
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._streams: dict[Job, JobStream] = {}
@@ -50,7 +62,9 @@ class AsyncEngine:
         self._idle.set()
         self._is_draining = False
         self._is_warm = False
-        self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)  # in busy seconds
+        self._idle_since: float | None = time.monotonic()
+        self._idle_s = 0.0  # ever, up to the last submit
         self._step_started_at: float | None = None  # written by the thread, read by the watchdog
         self._slowest_step_s = 0.0
 
@@ -71,7 +85,9 @@ class AsyncEngine:
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Stop the thread after its current step; a thread that hangs is left behind."""
+        """Stop the thread after its current step and end the streams that are left; a thread that hangs is
+        left behind.
+        """
         if not self._is_warm:
             return
         self._is_warm = False
@@ -79,6 +95,7 @@ class AsyncEngine:
         self._commands.put(None)
         if not self.died.is_set():
             await asyncio.to_thread(self._thread.join, _HUNG_AFTER_S)
+        self.fail_all(EngineFault())
 
     @property
     def is_ready(self) -> bool:
@@ -131,6 +148,7 @@ class AsyncEngine:
         self._refuse(len(requests))
         job = Job(info)
         stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
+        self._idle_s, self._idle_since = time.monotonic() - self._busy_seconds(), None
         self._idle.clear()
         self.enqueue(stream, requests)
         return stream
@@ -150,8 +168,12 @@ class AsyncEngine:
         """From the measured rate at which sequences finish; 1 s while nothing was measured."""
         if len(self._finished_at) < 2:
             return 1.0
-        rate = len(self._finished_at) / max(time.monotonic() - self._finished_at[0], 1e-3)
+        rate = len(self._finished_at) / max(self._busy_seconds() - self._finished_at[0], 1e-3)
         return min(max(places / rate, 1.0), _MAX_RETRY_AFTER_S)
+
+    def _busy_seconds(self) -> float:
+        """A clock that stands still while no job is in flight: idling is no sign of slowness."""
+        return (time.monotonic() if self._idle_since is None else self._idle_since) - self._idle_s
 
     def enqueue(self, stream: JobStream, requests: Seq[SequenceRequest]) -> range:
         """See `StreamOwner`."""
@@ -160,7 +182,7 @@ class AsyncEngine:
         sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
         stream.num_submitted += len(sequences)
         stream.unfinished.update((sequence.index, sequence) for sequence in sequences)
-        self._commands.put(lambda engine: _add_all(engine, sequences))
+        self._commands.put(lambda engine: self._add_all(engine, sequences))
         if self.died.is_set():
             stream.fail(EngineFault())
         return range(first, first + len(sequences))
@@ -173,13 +195,14 @@ class AsyncEngine:
     def close(self, stream: JobStream) -> None:
         """See `StreamOwner`."""
         self._streams.pop(stream.job, None)
-        if not self._streams:
+        if not self._streams and not self._idle.is_set():
+            self._idle_since = time.monotonic()
             self._idle.set()
 
     def _deliver(self, news: list[News]) -> None:
         for sequence, output in news:
             if output.finish_reason is not None:
-                self._finished_at.append(time.monotonic())
+                self._finished_at.append(self._busy_seconds())
             stream = self._streams.get(sequence.job)
             if stream is not None:
                 stream.put(output)
@@ -187,11 +210,16 @@ class AsyncEngine:
     # ---- watching ---------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        """Count how long one step is seen running. Counting looks, not clock time, forgives a process that was
+        stopped for a while.
+        """
+        watched, seconds = None, 0.0
         while not self.died.is_set():
-            await asyncio.sleep(_WATCH_EVERY_S)
+            await asyncio.sleep(self._watch_every_s)
             started = self._step_started_at
-            limit = max(_HUNG_AFTER_S, _HUNG_AFTER_STEPS * self._slowest_step_s)
-            if started is not None and time.monotonic() - started > limit:
+            seconds = seconds + self._watch_every_s if started is not None and started == watched else 0.0
+            watched = started
+            if seconds > max(self._hung_after_s, _HUNG_AFTER_STEPS * self._slowest_step_s):
                 self._die()
 
     def _die(self) -> None:
@@ -204,10 +232,11 @@ class AsyncEngine:
         try:
             engine = self._make_engine()
         except BaseException as error:
-            self._call(_set_exception, self._started, error)
+            self._call(_settle, self._started, error)
             return
         self._slowest_step_s = engine.slowest_step_s
-        self._call(self._started.set_result, None)
+        self.facts = engine.facts
+        self._call(_settle, self._started, None)
         try:
             while self._take_commands(engine):
                 self._step(engine)
@@ -232,17 +261,26 @@ class AsyncEngine:
         if news:
             self._call(self._deliver, news)
 
+    def _add_all(self, engine: Engine, sequences: Seq[Sequence]) -> None:
+        for sequence in sequences:
+            try:
+                engine.add(sequence)
+            except Exception as error:
+                engine.on_fault(error)
+                failed = SequenceOutput(sequence.index, finish_reason=FinishReason.ERROR)
+                self._call(self._deliver, [(sequence, failed)])
+
     def _call(self, function: Callable[..., None], *args: object) -> None:
         """Run a function on the event loop; a loop that is gone needs no news."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # it closed, maybe just now
             self._loop.call_soon_threadsafe(function, *args)
 
 
-def _add_all(engine: Engine, sequences: Seq[Sequence]) -> None:
-    for sequence in sequences:
-        engine.add(sequence)
-
-
-def _set_exception(future: asyncio.Future[None], error: BaseException) -> None:
-    if not future.done():
+def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
+    """End the wait for the engine, unless nobody waits any more."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
         future.set_exception(error)

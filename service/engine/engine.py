@@ -71,6 +71,7 @@ class Engine:
     clock: Callable[[], float] = time.monotonic
     on_fault: Callable[[BaseException], None] = lambda error: None  # told of every exception in a step
     slowest_step_s: float = 0.0
+    facts: dict[str, str | int] = field(default_factory=dict)  # how it was built, for people
     _texts: dict[Sequence, _Text] = field(default_factory=dict)
 
     # ---- coming and going -------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def build_engine(
         prefill_rows=lambda decode_rows: prefill_rows(cost, decode_rows, config.max_batch_tokens),
     )
     engine = Engine(scheduler, runner, pieces, cost, speculator, on_fault=on_fault)
+    engine.facts = describe(model.numerics, cache)
     warm_up(engine, model.architecture, config)
     engine.observer = observer or NullObserver()
     return engine
@@ -84,9 +85,42 @@ def build_engine(
 def choose_numerics(config: EngineConfig) -> Numerics:
     """Decide precision and kernels for this machine; float32 in plain torch is always exact on the CPU."""
     precision = config.precision or auto_precision(config.device)
-    backend = config.backend or ("cpu" if config.device == "cpu" else "reference")
     is_exact = config.is_deterministic or (precision == "float32" and config.device == "cpu")
+    backend = config.backend or (
+        "reference" if config.device != "cpu" else _checked_backend(precision, config)
+    )
+    if backend == "cpu":
+        torch.set_num_threads(
+            1
+        )  # the kernels have threads of their own; two pools would fight over the cores
     return Numerics(precision, config.device, backend, is_exact)
+
+
+def _checked_backend(precision: Precision, config: EngineConfig) -> Backend:
+    """The fast kernels, if they compute on this very processor what torch computes; else torch, loudly."""
+    try:
+        from service.engine.kernels.pool import set_threads
+        from service.engine.kernels.self_check import self_check
+
+        set_threads(config.num_threads or None)
+        config.report(self_check(precision))
+        return "cpu"
+    except Exception as error:
+        config.report(
+            f"the fast kernels are off, torch computes instead (slower): {type(error).__name__}: {error}"
+        )
+        return "reference"
+
+
+def describe(numerics: Numerics, cache: KVCache) -> dict[str, str | int]:
+    """What was decided, for `/info` and the log."""
+    return {
+        "device": numerics.device,
+        "precision": numerics.precision,
+        "kernels": numerics.backend,
+        "kv_cache_tokens": cache.k.shape[1] * BLOCK_SIZE,
+        "kv_cache_bytes": 2 * cache.k.numel() * cache.k.element_size(),
+    }
 
 
 def make_forward(model: GPT2, cache: KVCache) -> Forward:

@@ -1,0 +1,122 @@
+"""Whether the compiled kernels agree with torch on the processor they run on; asked once, at start-up.
+
+Small random layers and batches go through the kernels and through the references they stand for. Read `linear`
+and `attention.reference` for what is expected.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from service.engine.attention import ForwardBatch, KVCache
+from service.engine.attention.cpu import CpuAttention
+from service.engine.attention.reference import ReferenceAttention
+from service.engine.kernels import gemm
+from service.engine.kernels.cpu_linear import CpuLinear
+from service.engine.kernels.pool import pool
+from service.engine.linear import Precision, pack_linear
+
+# largest difference allowed, relative to the largest result; torch rounds bfloat16 results, the kernels do not
+_TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
+_ROWS = (1, 3, 8, 33)
+
+
+class KernelMismatch(RuntimeError):
+    """A kernel's result differs from the torch reference, or a row's from itself; the message says which."""
+
+
+def self_check(precision: Precision) -> str:
+    """Compare the kernels of one precision with their references.
+
+    Returns:
+        One line for the log: instructions in use, threads, time taken.
+
+    Raises:
+        KernelMismatch: they disagree; the caller should use the reference backend, and say so.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    for width, columns, activation in ((96, 200, "gelu_new"), (77, 130, "relu"), (256, 64, None)):
+        check_linear(width, columns, activation, precision, generator)
+    for head_dim in (64, 24):
+        check_attention(head_dim, torch.float32 if precision == "float32" else torch.bfloat16, generator)
+    taken = time.perf_counter() - started
+    return (
+        f"{precision} kernels: {instructions(precision)}, {pool().threads} threads, checked in {taken:.2f} s"
+    )
+
+
+def instructions(precision: Precision) -> str:
+    """What multiplies on this processor."""
+    if precision == "int8":
+        return "AVX-512 VNNI" if gemm.HAS_VNNI else "generic int8"
+    if precision == "bfloat16":
+        return "AVX-512 BF16" if gemm.HAS_BF16 else "generic bfloat16"
+    return "AVX-512" if gemm.HAS_AVX512 else "generic float32"
+
+
+def check_linear(
+    width: int, columns: int, activation: str | None, precision: Precision, generator: torch.Generator
+) -> None:
+    """One layer against its reference, and each row alone against the same row among others."""
+    weight, bias = (torch.randn(shape, generator=generator) for shape in ((width, columns), (columns,)))
+    fast = CpuLinear(weight, bias, precision=precision, activation=activation)
+    slow = pack_linear(weight, bias, precision=precision, activation=activation)
+    for count in _ROWS:
+        x, residual = (torch.randn(count, n, generator=generator) for n in (width, columns))
+        result = fast(x, residual)
+        what = f"{precision} linear {width} x {columns}, {count} rows"
+        compare(what, result, slow(x, residual), _TOLERANCE[precision])
+        if not torch.equal(fast(x[-1:], residual[-1:]), result[-1:]):
+            raise KernelMismatch(f"{what}: the last row differs from the same row alone")
+
+
+def check_attention(head_dim: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """A ragged batch (a decode, a prefill, a chunk with context) against the reference."""
+    batch = ragged_batch([(20, 1), (0, 7), (33, 4)], 16)
+    heads, shape = 3, (2, 12, 3, 16, head_dim)
+    fast, slow = (KVCache.allocate(*shape, dtype, torch.device("cpu")) for _ in range(2))
+    for source, copy in ((fast.k, slow.k), (fast.v, slow.v)):
+        source.copy_(torch.randn(shape, generator=generator))
+        copy.copy_(source)
+    qkv = torch.randn(batch.slots.shape[0], 3 * heads * head_dim, generator=generator)
+    scales = [0.1, 0.2]
+    expected = ReferenceAttention(slow, scales, is_exact=False)(qkv, 1, batch)
+    compare(f"attention, heads of {head_dim}", CpuAttention(fast, scales)(qkv, 1, batch), expected, 1e-5)
+    if not (torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)):
+        raise KernelMismatch(f"attention, heads of {head_dim}: the cache holds other keys or values")
+
+
+def ragged_batch(sequences: list[tuple[int, int]], block_size: int) -> ForwardBatch:
+    """A batch of (cached tokens, new tokens) pairs, in blocks handed out from the last to the first."""
+    needed = [-(-(cached + new) // block_size) for cached, new in sequences]
+    free, tables = sum(needed), torch.zeros(len(sequences), max(needed), dtype=torch.int32)
+    slots: list[int] = []
+    positions: list[int] = []
+    for row, (count, (cached, new)) in enumerate(zip(needed, sequences, strict=True)):
+        table = list(range(free - 1, free - count - 1, -1))
+        free -= count
+        tables[row, :count] = torch.tensor(table)
+        positions += range(cached, cached + new)
+        slots += [table[p // block_size] * block_size + p % block_size for p in range(cached, cached + new)]
+    starts = torch.tensor([0] + [new for _, new in sequences]).cumsum(0)
+    return ForwardBatch(
+        input_ids=torch.zeros(len(slots), dtype=torch.int64),
+        positions=torch.tensor(positions),
+        slots=torch.tensor(slots),
+        query_starts=starts.int(),
+        context_lens=torch.tensor([cached + new for cached, new in sequences], dtype=torch.int32),
+        block_tables=tables,
+        logit_rows=starts[1:] - 1,
+        max_query_len=max(new for _, new in sequences),
+    )
+
+
+def compare(what: str, result: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raise unless all values are within `tolerance` of the largest expected one."""
+    error, bound = float((result - expected).abs().max()), tolerance * float(expected.abs().max())
+    if not error <= bound:  # also when it is NaN
+        raise KernelMismatch(f"{what}: differs from torch by {error:.3g}, allowed {bound:.3g}")
