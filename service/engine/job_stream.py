@@ -97,6 +97,8 @@ class JobStream:
             EngineFault: a sequence failed, or the engine died.
             StopAsyncIteration: every sequence has finished.
         """
+        if self.unfinished and self._is_late:
+            raise DeadlineExceeded
         while not self._news:
             if self._error is not None:
                 raise self._error
@@ -114,7 +116,12 @@ class JobStream:
             async with asyncio.timeout_at(self._deadline):
                 await self._changed.wait()
         except TimeoutError:
-            raise DeadlineExceeded from None
+            if not self._news:  # the last news may come at the same moment
+                raise DeadlineExceeded from None
+
+    @property
+    def _is_late(self) -> bool:
+        return self._deadline is not None and self._clock() >= self._deadline
 
     # ---- the engine's side ------------------------------------------------------------------------------
 

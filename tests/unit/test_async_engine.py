@@ -1,0 +1,405 @@
+"""The engine's thread seen from the event loop: faults, hangs, deadlines, leaving early, draining, slow readers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from tiny import FakeRunner, LetterPieces, Outcome, ask, fake_engine
+
+from service.engine.async_engine import AsyncEngine
+from service.engine.engine import Engine
+from service.engine.job_stream import JobStream
+from service.engine.sequence import Batch, FinishReason, SequenceRequest
+from service.errors import DeadlineExceeded, Draining, EngineDead, EngineFault, NotReady, QueueFull
+
+pytestmark = pytest.mark.asyncio
+
+
+class Gate:
+    """Holds every step back until it is opened; counts the steps that came to it."""
+
+    def __init__(self) -> None:
+        self.is_open = threading.Event()
+        self.reached = threading.Event()
+
+    def __call__(self, batch: Batch) -> None:
+        self.reached.set()
+        assert self.is_open.wait(30), "a test forgot to open the gate"
+
+
+@asynccontextmanager
+async def running(engine: Engine, **settings: float) -> AsyncIterator[AsyncEngine]:
+    """A started engine, stopped at the end."""
+    served = AsyncEngine(lambda: engine, **settings)  # type: ignore[arg-type]
+    await served.start()
+    try:
+        yield served
+    finally:
+        await served.stop()
+
+
+def long(count: int = 60, **params: object) -> SequenceRequest:
+    """A request for many tokens."""
+    return ask([1, 2, 3], max_new_tokens=count, ignore_eos=True, **params)
+
+
+async def read(stream: JobStream) -> dict[int, Outcome]:
+    """Everything a stream says, by sequence."""
+    outcomes: dict[int, Outcome] = {}
+    async with stream:
+        async for output in stream:
+            outcomes.setdefault(output.index, Outcome()).note(output)
+    return outcomes
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until something holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def at_thread(reached: threading.Event) -> None:
+    """Wait for the engine thread."""
+    assert await asyncio.to_thread(reached.wait, 10)
+
+
+def gated() -> tuple[Engine, Gate]:
+    """An engine whose steps wait for a gate."""
+    runner, gate = FakeRunner(), Gate()
+    runner.before = gate
+    return fake_engine(runner=runner), gate
+
+
+def leftovers(engine: Engine) -> tuple[int, int, int]:
+    """Running sequences, waiting sequences, blocks in use."""
+    pool = engine.scheduler.pool
+    return len(engine.scheduler.running), len(engine.scheduler.waiting), pool.num_blocks - pool.num_free
+
+
+# ---- ordinary life --------------------------------------------------------------------------------------
+
+
+async def test_a_stream_gives_what_the_engine_gives() -> None:
+    async with running(fake_engine()) as served:
+        found = (await read(served.submit([long()])))[0]
+    assert len(found.token_ids) == 60 and found.finish_reason is FinishReason.LENGTH
+
+
+async def test_extensions_continue_the_indices_of_the_job() -> None:
+    async with running(fake_engine()) as served, served.submit([long(3), long(3)]) as stream:
+        assert stream.extend([long(3)]) == range(2, 3)
+
+
+async def test_a_stream_that_ended_goes_on_after_an_extension() -> None:
+    async with running(fake_engine()) as served, served.submit([long(3)]) as stream:
+        seen = [output.index async for output in stream]
+        stream.extend([long(3)])
+        seen += [output.index async for output in stream]
+    assert set(seen) == {0, 1}
+
+
+async def test_an_aborted_sequence_says_nothing_more() -> None:
+    engine, gate = gated()
+    async with running(engine) as served, served.submit([long(), long(3)]) as stream:
+        stream.abort(0)
+        gate.is_open.set()
+        assert {output.index async for output in stream} == {1}
+
+
+async def test_an_abort_before_the_thread_saw_the_sequence_leaves_nothing() -> None:
+    engine, gate = gated()
+    async with running(engine) as served:
+        async with served.submit([long()]):
+            await at_thread(gate.reached)
+            async with served.submit([long()]):
+                pass  # added and dropped while the thread is in a step
+        gate.is_open.set()
+        await until(lambda: leftovers(engine) == (0, 0, 0))
+
+
+async def test_aborting_a_finished_sequence_is_nothing() -> None:
+    async with running(fake_engine()) as served, served.submit([long(3)]) as stream:
+        async for _ in stream:
+            pass
+        stream.abort(0)
+        stream.abort(99)
+        assert served.num_in_flight == 0
+
+
+async def test_leaving_a_stream_early_frees_its_blocks() -> None:
+    engine = fake_engine()
+    async with running(engine) as served:
+        async with served.submit([long(150), long(150)]) as stream:
+            await anext(stream)
+        await until(lambda: leftovers(engine) == (0, 0, 0))
+
+
+async def test_a_slow_reader_gets_its_outputs_merged() -> None:
+    engine = fake_engine()
+    async with running(engine) as served, served.submit([long()]) as stream:
+        await until(lambda: not stream.unfinished)
+        outputs = [output async for output in stream]
+    assert [len(output.token_ids) for output in outputs] == [60]
+
+
+async def test_merged_outputs_say_the_same() -> None:
+    async with running(fake_engine()) as served:
+        quick = (await read(served.submit([long()])))[0]
+        slow_stream = served.submit([long()])
+        await until(lambda: not slow_stream.unfinished)
+        assert (await read(slow_stream))[0].said == quick.said
+
+
+# ---- refusals -------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_taken_before_the_model_is_loaded() -> None:
+    with pytest.raises(NotReady):
+        AsyncEngine(fake_engine).submit([long()])
+
+
+async def test_a_full_queue_refuses() -> None:
+    engine, gate = gated()
+    async with running(engine, max_sequences=3) as served, served.submit([long(), long()]):
+        with pytest.raises(QueueFull):
+            served.submit([long(), long()])
+        gate.is_open.set()
+
+
+async def test_a_refused_job_leaves_no_trace() -> None:
+    engine, gate = gated()
+    async with running(engine, max_sequences=1) as served, served.submit([long()]):
+        with pytest.raises(QueueFull):
+            served.submit([long()])
+        assert served.num_in_flight == 1
+        gate.is_open.set()
+
+
+async def test_an_extension_is_taken_when_the_queue_is_full() -> None:
+    async with running(fake_engine(), max_sequences=1) as served, served.submit([long(3)]) as stream:
+        stream.extend([long(3), long(3)])
+        assert {output.index async for output in stream} == {0, 1, 2}
+
+
+async def test_retry_after_follows_the_measured_rate() -> None:
+    async with running(fake_engine(), max_sequences=40) as served:
+        now = 1000.0
+        served._busy_seconds = lambda: now  # type: ignore[method-assign]
+        served._finished_at.extend(now - 10 + i for i in range(10))  # one a second
+        with pytest.raises(QueueFull) as refused:
+            served.submit([long()] * 60)
+    assert refused.value.retry_after_s == pytest.approx(20, rel=0.15)
+
+
+async def test_idle_time_does_not_count_as_slowness() -> None:
+    async with running(fake_engine(), max_sequences=4) as served:
+        before = served._busy_seconds()
+        await asyncio.sleep(0.02)
+        assert served._busy_seconds() == before
+
+
+async def test_draining_refuses_new_jobs() -> None:
+    async with running(fake_engine()) as served:
+        served.begin_drain()
+        with pytest.raises(Draining):
+            served.submit([long()])
+
+
+async def test_draining_lets_a_job_in_flight_extend() -> None:
+    async with running(fake_engine()) as served, served.submit([long(3)]) as stream:
+        served.begin_drain()
+        stream.extend([long(3)])
+        assert {output.index async for output in stream} == {0, 1}
+
+
+async def test_drained_when_the_last_stream_is_left() -> None:
+    async with running(fake_engine()) as served:
+        async with served.submit([long(3)]):
+            drained = asyncio.create_task(served.drained())
+            await asyncio.sleep(0)
+            was_done = drained.done()
+        await asyncio.wait_for(drained, 5)
+    assert not was_done
+
+
+# ---- deadlines ------------------------------------------------------------------------------------------
+
+
+async def test_a_deadline_passes_while_running() -> None:
+    engine, gate = gated()
+    async with running(engine) as served:
+        with pytest.raises(DeadlineExceeded):
+            async with served.submit([long()], deadline=asyncio.get_running_loop().time() + 0.02) as stream:
+                async for _ in stream:
+                    pass
+        gate.is_open.set()
+        await until(lambda: leftovers(engine) == (0, 0, 0))
+
+
+async def test_a_deadline_passes_while_queued() -> None:
+    runner, gate = FakeRunner(), Gate()
+    runner.before = gate
+    engine = fake_engine(runner=runner, max_running=1)
+    async with running(engine) as served, served.submit([long()]):
+        with pytest.raises(DeadlineExceeded):
+            await read(served.submit([long()], deadline=asyncio.get_running_loop().time() + 0.02))
+        gate.is_open.set()
+
+
+async def test_a_deadline_holds_for_a_reader_who_always_finds_news() -> None:
+    engine, gate = gated()
+    async with running(engine) as served:
+        async with served.submit([long()], deadline=asyncio.get_running_loop().time() - 1) as stream:
+            stream.put(_news(stream))
+            with pytest.raises(DeadlineExceeded):
+                await anext(stream)
+        gate.is_open.set()
+
+
+async def test_a_finished_job_is_read_to_its_end_after_its_deadline() -> None:
+    async with running(fake_engine()) as served:
+        loop = asyncio.get_running_loop()
+        stream = served.submit([long(3)], deadline=loop.time() + 5)
+        await until(lambda: not stream.unfinished)
+        stream._deadline = loop.time() - 1
+        assert len((await read(stream))[0].token_ids) == 3
+
+
+def _news(stream: JobStream) -> object:
+    from service.engine.sequence import SequenceOutput
+
+    return SequenceOutput(next(iter(stream.unfinished)), "a", (1,))
+
+
+# ---- faults ---------------------------------------------------------------------------------------------
+
+
+async def failing_stream(served: AsyncEngine) -> None:
+    """A job that must end with a fault, whatever the fault was."""
+    with pytest.raises(EngineFault):
+        await asyncio.wait_for(read(served.submit([long()])), 10)
+
+
+async def test_a_step_that_raises_ends_its_stream_with_a_fault() -> None:
+    runner = FakeRunner()
+    runner.before = _raise_once()
+    async with running(fake_engine(runner=runner)) as served:
+        await failing_stream(served)
+
+
+async def test_the_engine_goes_on_after_a_step_that_raised() -> None:
+    runner = FakeRunner()
+    runner.before = _raise_once()
+    async with running(fake_engine(runner=runner)) as served:
+        await failing_stream(served)
+        assert (await read(served.submit([long(3)])))[0].finish_reason is FinishReason.LENGTH
+
+
+def _raise_once(error: BaseException | None = None) -> Callable[[Batch], None]:
+    left = [error or RuntimeError("injected")]
+
+    def maybe(batch: Batch) -> None:
+        if left:
+            raise left.pop()
+
+    return maybe
+
+
+async def dead(check: Callable[[AsyncEngine], Awaitable[None]]) -> None:
+    """Run a check on an engine whose thread dies in its first step."""
+    runner = FakeRunner()
+    runner.before = _raise_once(SystemExit())
+    async with running(fake_engine(runner=runner)) as served:
+        await failing_stream(served)
+        await check(served)
+
+
+async def test_a_dead_thread_is_reported() -> None:
+    async def check(served: AsyncEngine) -> None:
+        assert served.died.is_set() and not served.is_alive and not served.is_ready
+
+    await dead(check)
+
+
+async def test_a_dead_engine_refuses() -> None:
+    async def check(served: AsyncEngine) -> None:
+        with pytest.raises(EngineDead):
+            served.submit([long()])
+
+    await dead(check)
+
+
+async def test_an_extension_of_a_dead_engine_fails_and_does_not_hang() -> None:
+    engine, gate = gated()
+    async with running(engine) as served, served.submit([long()]) as stream:
+        served._die()
+        stream.extend([long()])
+        gate.is_open.set()
+        with pytest.raises(EngineFault):
+            async for _ in stream:
+                pass
+
+
+async def test_a_hung_step_is_detected() -> None:
+    engine, gate = gated()
+    async with running(engine, hung_after_s=0.05, watch_every_s=0.01) as served:
+        await failing_stream(served)
+        assert served.died.is_set()
+        gate.is_open.set()
+
+
+async def test_a_slow_step_among_slow_steps_is_no_hang() -> None:
+    engine, gate = gated()
+    engine.slowest_step_s = 60.0
+    async with running(engine, hung_after_s=0.02, watch_every_s=0.005) as served, served.submit([long(3)]) as stream:
+        await asyncio.sleep(0.1)
+        gate.is_open.set()
+        assert [output async for output in stream] and served.is_alive
+
+
+async def test_an_idle_engine_is_no_hang() -> None:
+    async with running(fake_engine(), hung_after_s=0.02, watch_every_s=0.005) as served:
+        await asyncio.sleep(0.1)
+        assert served.is_alive
+
+
+async def test_what_building_the_engine_raised_is_raised_by_start() -> None:
+    def fail() -> Engine:
+        raise ValueError("no such model")
+
+    with pytest.raises(ValueError, match="no such model"):
+        await AsyncEngine(fail).start()
+
+
+async def test_stopping_ends_every_stream() -> None:
+    engine, gate = gated()
+    async with running(engine) as served, served.submit([long()]) as stream:
+        gate.is_open.set()
+        await served.stop()
+        with pytest.raises(EngineFault):
+            async for _ in stream:
+                pass
+
+
+async def test_a_command_that_fails_does_not_take_the_thread_with_it() -> None:
+    class Broken(LetterPieces):
+        @property
+        def eos_id(self) -> int:
+            raise RuntimeError("injected")
+
+        @eos_id.setter
+        def eos_id(self, value: int) -> None:
+            pass
+
+    engine = fake_engine()
+    sound, engine.pieces = engine.pieces, Broken(13)
+    async with running(engine) as served:
+        with pytest.raises(EngineFault):
+            await asyncio.wait_for(read(served.submit([ask([1])])), 5)
+        engine.pieces = sound
+        assert (await read(served.submit([long(3)])))[0].finish_reason is FinishReason.LENGTH
