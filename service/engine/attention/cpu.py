@@ -32,25 +32,33 @@ class CpuAttention:
             raise ValueError(f"the cache must be float32 or bfloat16, not {cache.k.dtype}")
         self.cache = cache
         self.scales = np.asarray(scales, np.float32)
-        self.record = self._describe(max_context)
+        self._max_context = max_context
+        self.record = np.zeros(attend_rows.A_FIELDS, np.int64)
+        self._threads = 0
+        self.fit_threads()
         self._args = np.zeros(8, np.int64)
 
-    def _describe(self, max_context: int) -> _Record:
+    def fit_threads(self) -> None:
+        """Make room for as many threads as there are now; a step calls it, for the number may have grown."""
+        if self._threads < pool().threads:
+            self._threads = pool().threads
+            self._describe()
+
+    def _describe(self) -> None:
         heads, block_size, head_dim = self.cache.k.shape[2:]
         layer_bytes = self.cache.k[0].numel() * self.cache.k.element_size()
         padded = -(-head_dim // 16) * 16
-        room = 4 * attend.SCRATCH_ROWS * (max_context + 64 + padded)
-        self._scratch = np.zeros(pool().threads * room + 64, np.uint8)
-        record = np.zeros(attend_rows.A_FIELDS, np.int64)
-        record[:9] = (
+        room = 4 * attend.SCRATCH_ROWS * (self._max_context + 64 + padded)
+        self._scratch = np.zeros(self._threads * room + 64, np.uint8)
+        self.record[:9] = (
             heads, head_dim, block_size, self.cache.k.dtype == torch.bfloat16,
             (self._scratch.ctypes.data + 63) // 64 * 64, room, layer_bytes,
             self.cache.k.data_ptr(), self.cache.v.data_ptr(),
         )  # fmt: skip
-        return record
 
     def __call__(self, qkv: Tensor, layer: int, batch: ForwardBatch) -> Tensor:
         """See `Attention`; qkv must be float32 and contiguous."""
+        self.fit_threads()
         width = qkv.shape[1] // 3
         out = torch.empty((qkv.shape[0], width))
         described = describe_batch(batch)

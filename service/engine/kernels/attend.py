@@ -136,7 +136,7 @@ def _attend_rows(
     out_kind,
     thread,
 ):
-    """`count` rows of a sequence from `position` on, `heads` heads: rows together if four, else one by one."""
+    """`count` rows of a sequence from `position` on, `heads` heads: rows together if four, else singly."""
     width, head_dim = (
         vec.load_long(cache) * vec.load_long(cache + A_HEAD_DIM),
         vec.load_long(cache + A_HEAD_DIM),

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
 """Attention of a few query rows of one sequence: scores, softmax, weighted values, through the block table.
 
-Each row takes the keys of its context in order of position, in float32, so its bits depend on its own position
-only. `attend` calls these per turn; the inner loops for heads of 64 are in `attend_ir`, other sizes run here.
-Records hold int64 fields, named `A_*` for the cache and `B_*` for the batch.
+Each row takes the keys of its context in order of position, in float32, so its bits depend on its own
+position only. `attend` calls these; the inner loops for heads of 64 are in `attend_ir`, other sizes run
+here. Records hold int64 fields, named `A_*` for the cache and `B_*` for the batch.
 """
 
 from __future__ import annotations

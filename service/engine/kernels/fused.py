@@ -52,7 +52,7 @@ class FusedForward:
         self._width = model.token_embedding.shape[1]
         self._layers = np.array([self._layer(i) for i in range(len(model.blocks))], np.int64)
         self._record = self._describe()
-        self._room = 0
+        self._room, self._threads = 0, 0  # tokens and threads that the buffers are wide enough for
         self._buffers: list[np.ndarray[Any, Any]] = []
         self._args = np.zeros(2, np.int64)
 
@@ -64,7 +64,13 @@ class FusedForward:
 
         Returns:
             (R, vocab) float32, a row for each of `batch.logit_rows`.
+
+        Raises:
+            IndexError: a token id or position outside its embedding table.
         """
+        _check_range("input_ids", batch.input_ids, self._model.token_embedding.shape[0])
+        _check_range("positions", batch.positions, self._model.position_embedding.shape[0])
+        self._attention.fit_threads()
         self._grow(batch.input_ids.shape[0])
         logits = torch.empty((batch.logit_rows.shape[0], self._model.head.out_features))  # type: ignore[attr-defined]
         described = describe_batch(batch)
@@ -102,9 +108,9 @@ class FusedForward:
 
     def _grow(self, tokens: int) -> None:
         """Make room for so many tokens; never shrinks, so that memory is flat after the widest step."""
-        if tokens <= self._room:
+        if tokens <= self._room and pool().threads <= self._threads:
             return
-        self._room = tokens
+        self._room, self._threads = max(tokens, self._room), pool().threads
         qkv, out, inner_in, inner_out = _linears(self._model.blocks[0])
         packed = max(qkv.row_bytes, inner_in.row_bytes, self._model.head.row_bytes)  # type: ignore[attr-defined]
         inner = 4 * inner_in.out_features
@@ -117,10 +123,17 @@ class FusedForward:
             inner,
             inner_out.row_bytes,
         ]
-        counts = [size * tokens for size in sizes] + [(4 * self._width + 128) * pool().threads]
+        counts = [size * self._room for size in sizes] + [(4 * self._width + 128) * pool().threads]
         self._buffers = [np.zeros(count + 128, np.uint8) for count in counts]
         first = step.M_X // 8
         self._record[first : first + len(_BUFFERS)] = [(b.ctypes.data + 63) // 64 * 64 for b in self._buffers]
+
+
+def _check_range(name: str, values: Tensor, end: int) -> None:
+    """Native code would read whatever lies past a table's end."""
+    least, most = torch.aminmax(values)
+    if int(least) < 0 or int(most) >= end:
+        raise IndexError(f"{name} must lie in 0 .. {end - 1}, found {int(least)} .. {int(most)}")
 
 
 def _float_bits(value: float) -> int:

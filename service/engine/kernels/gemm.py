@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba.core import types
+from numba.core import config, types
 from numba.extending import intrinsic
 
 from service.engine.kernels.emit import (
@@ -34,7 +34,8 @@ from service.engine.kernels.emit import (
     store,
 )
 
-_FEATURES = get_host_cpu_features()
+_IS_HOST = not config.CPU_NAME and not config.CPU_FEATURES  # else compile for what numba was told
+_FEATURES = get_host_cpu_features() if _IS_HOST else {}
 HAS_AVX512 = bool(_FEATURES.get("avx512f"))
 HAS_BF16 = HAS_AVX512 and bool(_FEATURES.get("avx512bf16"))
 HAS_VNNI = HAS_AVX512 and bool(_FEATURES.get("avx512vnni"))

@@ -1,7 +1,7 @@
 """Whether the compiled kernels agree with torch on the processor they run on; asked once, at start-up.
 
-Small random layers and batches go through the kernels and through the references they stand for. Read `linear`
-and `attention.reference` for what is expected.
+Small random layers and batches go through the kernels and through the references they stand for. Read
+`linear` and `attention.reference` for what is expected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.engine.kernels.cpu_linear import CpuLinear
 from service.engine.kernels.pool import pool
 from service.engine.linear import Precision, pack_linear
 
-# largest difference allowed, relative to the largest result; torch rounds bfloat16 results, the kernels do not
+# largest difference allowed, relative to the largest result (torch rounds bfloat16 results, too)
 _TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
 _ROWS = (1, 3, 8, 33)
 

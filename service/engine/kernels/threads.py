@@ -2,11 +2,11 @@
 """Two (or n) cores in step: a pool of native threads, without Python or OpenMP inside.
 
 One task runs at a time: a compiled `void(args, pool, thread)`; all threads enter it together, take work by
-`claim`, and wait for each other by `meet`. A forward pass is one task, so threads are woken once per step, not once per
-layer. Workers spin for some microseconds after a task and then sleep in the kernel: an idle service uses no
-processor time. Where the pool has every processor to itself, each thread stays on its own (two of them
-woken on one core take turns for milliseconds); the caller only while a task runs. The pool's memory is one
-int64 array; the constants name its cells.
+`claim`, and wait for each other by `meet`. A forward pass is one task, so threads are woken once per step,
+not once per layer. Workers spin for some microseconds after a task and then sleep in the kernel: an idle
+service uses no processor time. Where the pool has every processor to itself, each thread stays on its own
+(two of them woken on one core take turns for milliseconds); the caller only while a task runs. The pool's
+memory is one int64 array; the constants name its cells.
 """
 
 from __future__ import annotations
@@ -205,11 +205,17 @@ class ThreadPool:
             cells[_FREE_MASK : _FREE_MASK + _MASK_BYTES] = _mask_of(os.sched_getaffinity(0))
         self._call = _run.ctypes
         _initialise.ctypes(self.address)
-        for thread in range(1, threads):
-            processor = processors[thread] if self.is_pinned and processors is not None else None
+        self._workers = [
             threading.Thread(
-                target=_work, args=(self.address, thread, processor), name=f"kernel-{thread}", daemon=True
-            ).start()
+                target=_work,
+                args=(self.address, thread, processors[thread] if self.is_pinned and processors else None),
+                name=f"kernel-{thread}",
+                daemon=True,
+            )
+            for thread in range(1, threads)
+        ]
+        for worker in self._workers:
+            worker.start()
 
     def run(self, task: int, args: np.ndarray[Any, np.dtype[np.int64]]) -> None:
         """Run one task to its end, with the GIL released.
@@ -221,8 +227,10 @@ class ThreadPool:
         self._call(self.address, task, args.ctypes.data)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; they read this object's memory until then."""
         self._call(self.address, 0, 0)
+        for worker in self._workers:
+            worker.join()
 
 
 def _work(pool: int, thread: int, processor: int | None) -> None:

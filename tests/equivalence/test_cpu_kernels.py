@@ -1,0 +1,271 @@
+"""The compiled kernels against torch, and each row against itself in other company, bit for bit."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from service.engine.architecture import Architecture
+from service.engine.attention import ForwardBatch, KVCache
+from service.engine.attention.cpu import CpuAttention
+from service.engine.attention.reference import ReferenceAttention
+from service.engine.kernels import self_check
+from service.engine.kernels.cpu_linear import CpuLinear
+from service.engine.kernels.fused import FusedForward, can_fuse
+from service.engine.kernels.pool import set_threads
+from service.engine.linear import Precision, UnsupportedLinear, pack_linear
+from service.engine.model import GPT2, Numerics
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
+CPU = torch.device("cpu")
+
+
+def randoms(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+# ---- linear ----
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("width", "columns", "rows"), [(1, 1, 1), (3, 65, 2), (77, 130, 13), (768, 200, 50)])
+def test_linear_agrees_with_torch(precision: Precision, width: int, columns: int, rows: int) -> None:
+    weight, bias, x, residual = randoms((width, columns), (columns,), (rows, width), (rows, columns))
+    fast = pack_linear(weight, bias, precision=precision, activation="gelu_new", backend="cpu")
+    slow = pack_linear(weight, bias, precision=precision, activation="gelu_new")
+    expected = slow(x, residual)
+    assert (fast(x, residual) - expected).abs().max() <= TOLERANCE[precision] * expected.abs().max()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("width", [768, 51])
+def test_a_row_has_the_same_bits_in_every_batch(precision: Precision, width: int) -> None:
+    weight, bias, x = randoms((width, 320), (320,), (100, width))
+    layer = CpuLinear(weight, bias, precision=precision, activation="gelu_new")
+    alone = torch.cat([layer(x[i : i + 1]) for i in range(100)])
+    for count in (*range(2, 34), 100):
+        start = (7 * count) % (101 - count)
+        assert torch.equal(layer(x[start : start + count]), alone[start : start + count]), count
+
+
+@pytest.mark.parametrize(
+    "activation", ["gelu_new", "gelu_pytorch_tanh", "relu", "gelu", "silu", "tanh", None]
+)
+def test_every_activation_agrees_with_torch(activation: str | None) -> None:
+    weight, bias, x, residual = randoms((32, 48), (48,), (5, 32), (5, 48))
+    fast = CpuLinear(weight, bias, precision="float32", activation=activation)
+    slow = pack_linear(weight, bias, precision="float32", activation=activation)
+    torch.testing.assert_close(fast(x, residual), slow(x, residual), rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_keeps_its_limits() -> None:
+    x = torch.tensor([[-1e30, -100.0, -0.0, 100.0, 1e30]])
+    layer = CpuLinear(torch.eye(5), None, precision="float32", activation="gelu_new")
+    assert layer(x).tolist() == [[0.0, 0.0, 0.0, 100.0, x[0, 4].item()]]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_row_with_nan_spoils_no_other(precision: Precision) -> None:
+    weight, x = randoms((64, 64), (9, 64))
+    layer = CpuLinear(weight, None, precision=precision)
+    clean = layer(x)
+    x[4, 10] = float("nan")
+    spoiled = layer(x)
+    assert (
+        spoiled[4].isnan().all()
+        and torch.equal(spoiled[:4], clean[:4])
+        and torch.equal(spoiled[5:], clean[5:])
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tiny_values_do_not_become_nan(precision: Precision) -> None:
+    weight, x = randoms((64, 64), (3, 64))
+    assert CpuLinear(weight, None, precision=precision)(x * 1e-38).isfinite().all()
+
+
+def test_no_rows_give_no_rows() -> None:
+    assert CpuLinear(torch.ones(4, 6), None, precision="float32")(torch.empty(0, 4)).shape == (0, 6)
+
+
+def test_a_precision_without_kernel_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedLinear, match="int3"):
+        CpuLinear(torch.ones(2, 2), None, precision="int3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_number_of_threads_changes_no_bit(precision: Precision) -> None:
+    weight, x = randoms((96, 640), (17, 96))
+    layer = CpuLinear(weight, None, precision=precision)
+    usual = layer(x)
+    try:
+        for threads in (1, 3):
+            set_threads(threads)
+            assert torch.equal(layer(x), usual)
+    finally:
+        set_threads()
+
+
+# ---- attention ----
+
+MIXED = [(0, 1), (5, 1), (0, 37), (100, 1), (17, 9), (300, 4), (15, 1), (16, 2), (31, 3)]
+
+
+def caches(head_dim: int, heads: int, block: int, blocks: int, dtype: torch.dtype) -> tuple[KVCache, KVCache]:
+    made = [KVCache.allocate(2, blocks, heads, block, head_dim, dtype, CPU) for _ in range(2)]
+    for index, name in enumerate(("k", "v")):
+        values = randoms((2, blocks, heads, block, head_dim), seed=index)[0]
+        for cache in made:
+            getattr(cache, name).copy_(values)
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "block"), [(64, 12, 16), (64, 3, 16), (64, 2, 8), (20, 3, 16), (8, 2, 4)]
+)
+def test_attention_agrees_with_torch(head_dim: int, heads: int, block: int, dtype: torch.dtype) -> None:
+    batch = self_check.ragged_batch(MIXED, block)
+    fast, slow = caches(head_dim, heads, block, 200, dtype)
+    qkv = randoms((batch.slots.shape[0], 3 * heads * head_dim))[0]
+    expected = ReferenceAttention(slow, [0.1, 0.2], is_exact=False)(qkv, 1, batch)
+    torch.testing.assert_close(CpuAttention(fast, [0.1, 0.2])(qkv, 1, batch), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [64, 20])
+def test_chunk_borders_and_company_change_no_bit_of_attention(head_dim: int, dtype: torch.dtype) -> None:
+    length, width = 53, 3 * head_dim
+    qkv = randoms((length, 3 * width))[0]
+    cache, _ = caches(head_dim, 3, 16, 64, dtype)
+    attention = CpuAttention(cache, [0.125, 0.125])
+    whole = attention(qkv, 0, self_check.ragged_batch([(0, length)], 16))
+    for chunk in (1, 3, 4, 7, 16, 50):
+        parts = []
+        for start in range(0, length, chunk):
+            piece = qkv[start : start + chunk]
+            batch = self_check.ragged_batch(
+                [(start, len(piece)), (70, 1)], 16
+            )  # a decoding neighbour comes along
+            blocks = torch.arange(batch.block_tables.shape[1], dtype=torch.int32).repeat(2, 1) + 10
+            blocks[1] += 20
+            batch = relocated(batch, blocks)
+            parts.append(attention(torch.cat([piece, qkv[:1]]), 0, batch)[: len(piece)])
+        assert torch.equal(torch.cat(parts), whole), chunk
+
+
+def relocated(batch: ForwardBatch, tables: torch.Tensor) -> ForwardBatch:
+    """The same batch in other blocks."""
+    owners = torch.repeat_interleave(torch.arange(len(tables)), batch.query_starts.diff())
+    slots = tables[owners, batch.positions // 16].long() * 16 + batch.positions % 16
+    return replace(batch, block_tables=tables, slots=slots)
+
+
+# ---- the whole forward pass ----
+
+
+def small_model(precision: Precision, backend: str, activation: str = "gelu_new", width: int = 128) -> GPT2:
+    architecture = Architecture(
+        vocab_size=517, n_positions=512, n_embd=width, n_layer=2, n_head=2, n_inner=4 * width,
+        activation_function=activation, layer_norm_epsilon=1e-5, scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=True,
+    )  # fmt: skip
+    shapes = {
+        "wte.weight": (517, width),
+        "wpe.weight": (512, width),
+        "ln_f.weight": (width,),
+        "ln_f.bias": (width,),
+    }
+    for i in range(2):
+        for name, inner, outer in (
+            ("attn.c_attn", width, 3 * width), ("attn.c_proj", width, width),
+            ("mlp.c_fc", width, 4 * width), ("mlp.c_proj", 4 * width, width),
+        ):  # fmt: skip
+            shapes |= {f"h.{i}.{name}.weight": (inner, outer), f"h.{i}.{name}.bias": (outer,)}
+        for name in ("ln_1", "ln_2"):
+            shapes |= {f"h.{i}.{name}.weight": (width,), f"h.{i}.{name}.bias": (width,)}
+    weights = dict(zip(shapes, (0.1 * x for x in randoms(*shapes.values())), strict=True))
+    return GPT2(architecture, weights, Numerics(precision, "cpu", backend))  # type: ignore[arg-type]
+
+
+def with_ids(batch: ForwardBatch) -> ForwardBatch:
+    generator = torch.Generator().manual_seed(5)
+    return replace(batch, input_ids=torch.randint(0, 517, batch.slots.shape, generator=generator))
+
+
+def cache_for(model: GPT2) -> KVCache:
+    a = model.architecture
+    return KVCache.allocate(a.n_layer, 200, a.n_head, 16, a.head_dim, model.numerics.cache_dtype, CPU)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("width", [128, 50])
+def test_the_fused_pass_agrees_with_the_layers_in_torch(precision: Precision, width: int) -> None:
+    fast, slow = (small_model(precision, backend, width=width) for backend in ("cpu", "reference"))
+    batch, scales = with_ids(self_check.ragged_batch(MIXED, 16)), fast.architecture.attention_scales
+    result = FusedForward(fast, CpuAttention(cache_for(fast), scales))(batch)
+    expected = slow.forward(batch, ReferenceAttention(cache_for(slow), scales, is_exact=False))
+    bound = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.03}[
+        precision
+    ]  # one int8 code of difference cascades
+    assert (result - expected).abs().max() <= bound * expected.abs().max()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_sequence_has_the_same_logits_alone_and_in_company(precision: Precision) -> None:
+    model = small_model(precision, "cpu")
+    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    crowd = with_ids(self_check.ragged_batch([(0, 21), (0, 1), (0, 33), (0, 5), (0, 16)], 16))
+    together = fused(crowd)
+    for index in range(5):
+        start, end = crowd.query_starts[index : index + 2].tolist()
+        alone = self_check.ragged_batch([(0, end - start)], 16)
+        assert torch.equal(fused(replace(alone, input_ids=crowd.input_ids[start:end]))[0], together[index]), (
+            index
+        )
+
+
+def test_an_id_outside_the_vocabulary_is_refused() -> None:
+    model = small_model("float32", "cpu")
+    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    batch = self_check.ragged_batch([(0, 3)], 16)
+    with pytest.raises(IndexError, match="input_ids"):
+        fused(replace(batch, input_ids=torch.tensor([1, 517, 2])))
+
+
+def test_an_activation_without_kernel_is_not_fused() -> None:
+    model = small_model("float32", "cpu", activation="gelu")
+    assert not can_fuse(model, CpuAttention(cache_for(model), [1.0, 1.0]))
+
+
+# ---- start-up ----
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_self_check_passes_here(precision: Precision) -> None:
+    assert precision in self_check.self_check(precision)
+
+
+def test_the_self_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = CpuLinear.__call__
+    monkeypatch.setattr(CpuLinear, "__call__", lambda self, x, residual=None: 1.1 * right(self, x, residual))
+    with pytest.raises(self_check.KernelMismatch, match="differs from torch"):
+        self_check.self_check("float32")
+
+
+@pytest.mark.slow
+def test_kernels_work_on_a_processor_without_avx512() -> None:
+    program = "from service.engine.kernels.self_check import self_check\n" + "\n".join(
+        f"print(self_check({precision!r}))" for precision in PRECISIONS
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.count("generic") == 3, done.stderr
