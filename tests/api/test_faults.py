@@ -14,6 +14,7 @@ from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
 from service.engine.loader import EngineConfig, build_engine
+from service.server import make_server
 from service.settings import Settings
 
 LONG = {"prompt": "go on", "max_new_tokens": 240, "ignore_eos": True}
@@ -81,10 +82,9 @@ def test_a_dead_engine_thread_ends_streams_and_the_process(saboteur: Saboteur, t
 
 
 def test_a_model_that_does_not_exist_ends_the_process_with_code_2() -> None:
-    settings = Settings(model="./nowhere", port=0)
-    with running(settings, is_ready=False) as live:
-        until(lambda: not live.thread.is_alive(), "the end of the server")
-        assert live.server.exit_code == 2
+    server = make_server(Settings(model="./nowhere", port=0))
+    server.run()
+    assert server.exit_code == 2
 
 
 def test_a_drain_that_takes_too_long_ends_streams_with_an_error_frame(
