@@ -50,10 +50,10 @@ class CpuAttention:
         padded = -(-head_dim // 16) * 16
         room = 4 * attend.SCRATCH_ROWS * (self._max_context + 64 + padded)
         self._scratch = np.zeros(self._threads * room + 64, np.uint8)
-        self.record[:9] = (
+        self.record[:10] = (
             heads, head_dim, block_size, self.cache.k.dtype == torch.bfloat16,
             (self._scratch.ctypes.data + 63) // 64 * 64, room, layer_bytes,
-            self.cache.k.data_ptr(), self.cache.v.data_ptr(),
+            self.cache.k.data_ptr(), self.cache.v.data_ptr(), attend.attend_rows.address,
         )  # fmt: skip
 
     def __call__(self, qkv: Tensor, layer: int, batch: ForwardBatch) -> Tensor:

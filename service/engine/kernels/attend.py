@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 from numba import cfunc, njit
+from numba.core import types
 
 from service.engine.kernels import attend_ir as inner
 from service.engine.kernels import vectors as vec
 from service.engine.kernels.attend_rows import (
     A_BLOCK,
+    A_FUNCTION,
     A_HEAD_DIM,
     A_IS_BF16,
     A_KEYS,
@@ -44,6 +46,8 @@ from service.engine.kernels.threads import TASK, claim, meet
 SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES
 HEADS = 6  # heads of a decoding row that one thread takes at once: neighbours in a block, so memory streams
 _ONE = np.float32(1)
+_ARGS = 15
+_attend_rows = vec.invoker(_ARGS)
 
 
 @njit
@@ -90,7 +94,7 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
         cache, batch: addresses of the records.
         qkv: float32 rows of 3 * width.
         layer: index into the cache.
-        scale: float32 factor on the scores.
+        scale: address of the float32 factor on the scores.
         out, out_bytes, out_kind: first row, distance to the next, OUT_FLOAT32 or OUT_BFLOAT16.
     """
     heads, sequences = vec.load_long(cache), vec.load_long(batch + B_SEQUENCES)
@@ -111,6 +115,7 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
         head, first = (turn - before) // groups * together, (turn - before) % groups * inner.QUERIES
         position = np.int64(vec.load_int(lengths + 4 * sequence)) - queries + first
         _attend_rows(
+            vec.load_long(cache + A_FUNCTION),
             cache, batch, sequence, head, min(together, heads - head), position,
             min(inner.QUERIES, queries - first), qkv, start + first, layer, scale,
             out, out_bytes, out_kind, thread,
@@ -118,8 +123,8 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
         turn = claim(pool)
 
 
-@njit
-def _attend_rows(
+@cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
+def attend_rows(
     cache,
     batch,
     sequence,
@@ -143,6 +148,7 @@ def _attend_rows(
     )
     table = vec.load_long(batch + B_TABLES) + sequence * vec.load_long(batch + B_TABLE_BYTES)
     scratch = vec.load_long(cache + A_SCRATCH) + thread * vec.load_long(cache + A_SCRATCH_BYTES)
+    factor = vec.load_float(scale)
     step = inner.QUERIES if count == inner.QUERIES else 1
     for row in range(0, count, step):
         q = qkv + (token + row) * 12 * width + 4 * head * head_dim
@@ -156,7 +162,7 @@ def _attend_rows(
             cache, table, head, heads, offset, context + step - 1, q, 12 * width, step, scratch, score_bytes
         )
         for i in range(heads * step):
-            total = softmax(scratch + i * score_bytes, context + i % step, score_bytes // 4, scale)
+            total = softmax(scratch + i * score_bytes, context + i % step, score_bytes // 4, factor)
             vec.store_float(factors + 4 * i, _ONE / total)
         weigh(cache, table, head, heads, offset, context + step - 1, step, scratch, score_bytes, sums)
         for i in range(heads * step):
@@ -171,7 +177,7 @@ def _attend_rows(
 def attention_task(args, pool, thread):
     """`CpuAttention.__call__`. Args: cache, batch, qkv, layer, scale (float32 bits), out, out row bytes."""
     cache, batch, qkv = vec.load_long(args), vec.load_long(args + 8), vec.load_long(args + 16)
-    layer, scale = vec.load_long(args + 24), vec.load_float(args + 32)
+    layer, scale = vec.load_long(args + 24), args + 32
     write_kv(cache, batch, qkv, layer, pool)
     meet(pool)
     out, out_bytes = vec.load_long(args + 40), vec.load_long(args + 48)

@@ -16,7 +16,7 @@ from service.engine.kernels import vectors as vec
 from service.engine.kernels.linear_task import OUT_BFLOAT16
 
 A_HEADS, A_HEAD_DIM, A_BLOCK, A_IS_BF16, A_SCRATCH, A_SCRATCH_BYTES, A_LAYER_BYTES = 0, 8, 16, 24, 32, 40, 48
-A_KEYS, A_VALUES, A_FIELDS = 56, 64, 10
+A_KEYS, A_VALUES, A_FUNCTION, A_FIELDS = 56, 64, 72, 10  # the function: `attend.attend_rows`
 B_TOKENS, B_SEQUENCES, B_STARTS, B_LENGTHS, B_TABLES, B_TABLE_BYTES, B_SLOTS = 0, 8, 16, 24, 32, 40, 48
 B_FIELDS = 16
 SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES

@@ -56,10 +56,10 @@ class CpuLinear:
                 )
         self.row_bytes = packed_row_bytes(self.kind, self.in_features)
         self.record = np.zeros(linear_task.W_FIELDS, np.int64)
-        self.record[:11] = (
+        self.record[:12] = (
             self.kind, self.in_features, self.out_features, self._weights.shape[1], tiles,
             self._weights.ctypes.data, *(row.ctypes.data for row in self._columns),
-            _FUSED.get(activation, rows.NO_ACTIVATION), self.row_bytes,
+            _FUSED.get(activation, rows.NO_ACTIVATION), self.row_bytes, linear_task.multiply_one.address,
         )  # fmt: skip
         self._args = np.zeros(8, np.int64)
         self._packed = np.empty(0, np.uint8)

@@ -8,6 +8,7 @@ int64 record whose fields are the `W_*` constants; `gemm` does the arithmetic of
 from __future__ import annotations
 
 from numba import cfunc, njit
+from numba.core import types
 
 from service.engine.kernels import gemm, rows
 from service.engine.kernels import vectors as vec
@@ -23,7 +24,10 @@ W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = (
     72,
     80,
 )  # the three vectors are padded to tiles
+W_FUNCTION = 88  # address of `multiply_one`
 W_FIELDS = 16
+_ARGS = 9
+_multiply_one = vec.invoker(_ARGS)
 
 OUT_FLOAT32, OUT_BFLOAT16 = 0, 1
 SCRATCH = 64 * (gemm.MAX_ROWS * gemm.VECTORS + 4)  # bytes of sums on a thread
@@ -59,13 +63,14 @@ def multiply(record, packed, count, out, out_bytes, residual, out_kind, followin
     """
     tiles, tile_address = vec.load_long(record + W_TILES), vec.load_long(record + W_TILE_ADDRESS)
     tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
+    function = vec.load_long(record + W_FUNCTION)
     tile = thread  # the first tile is the thread's own, so that somebody could fetch it early
     while tile < tiles:
         later = num_threads(pool) + claim(pool)
         ahead = tile_address + later * tile_bytes
         if later >= tiles:
             ahead = _first_tile(following, thread)
-        _multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead)
+        _multiply_one(function, record, tile, packed, count, out, out_bytes, residual, out_kind, ahead)
         tile = later
 
 
@@ -75,34 +80,6 @@ def _first_tile(record, thread):
         return 0
     tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
     return vec.load_long(record + W_TILE_ADDRESS) + thread * tile_bytes
-
-
-@njit
-def _multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):
-    """One tile of columns for all rows: the weights stay in the second-level cache."""
-    kind, steps, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_STEPS), row_size(record)
-    weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
-    scratch = vec.stack_bytes(SCRATCH)
-    passes = (count + gemm.MAX_ROWS - 1) // gemm.MAX_ROWS
-    lines = 4 if passes == 1 else 2 if passes < 4 else 1
-    first = 0
-    for done in range(passes):
-        num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
-        source = packed + first * row_bytes
-        place = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
-        if kind == gemm.INT8:
-            gemm.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
-        elif kind == gemm.BFLOAT16:
-            gemm.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)
-        else:
-            gemm.multiply_float32(source, row_bytes, weights, steps, scratch, place, num, lines)
-        for row in range(num):
-            meta = source + (row + 1) * row_bytes - rows.META
-            shift = (first + row) * out_bytes
-            _finish_row(
-                record, tile, scratch + row * gemm.TILE * 4, meta, out + shift, residual, shift, out_kind
-            )
-        first += num
 
 
 @njit
@@ -128,6 +105,34 @@ def _finish_row(record, tile, sums, meta, out, residual, shift, out_kind):
             vec.store_bf16_where(out + 2 * column, x, mask)
         else:
             vec.store_floats_where(out + 4 * column, x, mask)
+
+
+@cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
+def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):
+    """One tile of columns for all rows: the weights stay in the second-level cache."""
+    kind, steps, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_STEPS), row_size(record)
+    weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
+    scratch = vec.stack_bytes(SCRATCH)
+    passes = (count + gemm.MAX_ROWS - 1) // gemm.MAX_ROWS
+    lines = 4 if passes == 1 else 2 if passes < 4 else 1
+    first = 0
+    for done in range(passes):
+        num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
+        source = packed + first * row_bytes
+        place = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
+        if kind == gemm.INT8:
+            gemm.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
+        elif kind == gemm.BFLOAT16:
+            gemm.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)
+        else:
+            gemm.multiply_float32(source, row_bytes, weights, steps, scratch, place, num, lines)
+        for row in range(num):
+            meta = source + (row + 1) * row_bytes - rows.META
+            shift = (first + row) * out_bytes
+            _finish_row(
+                record, tile, scratch + row * gemm.TILE * 4, meta, out + shift, residual, shift, out_kind
+            )
+        first += num
 
 
 @cfunc(TASK, cache=CACHE)

@@ -78,10 +78,7 @@ def pause(builder: Any) -> None:
         emit.call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-@vec.numba_intrinsic(types.void, _I, _I, _I, _I)
-def _invoke(builder: Any, task: Any, args: Any, pool: Any, thread: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [emit.I64] * 3)
-    builder.call(builder.inttoptr(task, ir.PointerType(kind)), [args, pool, thread])
+_invoke = vec.invoker(3)
 
 
 @njit

@@ -324,6 +324,19 @@ def stack_bytes(typingctx: Any, size: Any) -> Any:
     return types.int64(size), codegen
 
 
+def invoker(count: int) -> Any:
+    """An intrinsic `(function, *args)` that calls a compiled function of `count` int64 by its address.
+
+    What is called so is compiled once, not again inside each caller.
+    """
+
+    def invoke(builder: Any, function: Any, *args: Any) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * count)
+        builder.call(builder.inttoptr(function, ir.PointerType(kind)), args)
+
+    return numba_intrinsic(types.void, *[types.int64] * (count + 1))(invoke)
+
+
 @numba_intrinsic(types.void, types.int64)
 def prefetch(builder: Any, address: Any) -> None:
     """Ask for the cache line at `address`; never faults."""
