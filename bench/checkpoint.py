@@ -2,9 +2,9 @@
 
     python bench/checkpoint.py FOLDER --shape 124m
 
-writes a Hugging Face folder with a byte-level BPE tokenizer whose vocabulary has the real size: the merges are
-learnt from the made-up words that `textgen bench` sends, the rest is filled with words that nobody writes, so
-that every id has a text. `write_gguf` gives the same model to llama.cpp.
+writes a Hugging Face folder with a byte-level BPE tokenizer whose vocabulary has the real size: its merges come
+from the made-up words that `textgen bench` sends, the rest is filled with words that nobody writes, so that
+every id has a text. `write_gguf` gives the same model to llama.cpp.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ _NAMES = {
 
 
 def _gguf_name(name: str) -> str | None:
-    """`transformer.h.3.attn.c_attn.weight` -> `blk.3.attn_qkv.weight`; None for what llama.cpp does not want."""
+    """`h.3.attn.c_attn.weight` -> `blk.3.attn_qkv.weight`; None for what llama.cpp does not want."""
     parts = name.removeprefix("transformer.").split(".")
     layer = ""
     if parts[0] == "h":

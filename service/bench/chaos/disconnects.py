@@ -87,7 +87,8 @@ async def _storm(server: Server, options: ChaosOptions) -> int:
         for _ in left:
             fields = {"prompt": next(asks).prompt, "max_new_tokens": 64, "ignore_eos": True}
             fields |= {"stream": draw.random() < 0.7, "n": draw.choice([1, 1, 4])}
-            num_left += await _leave(client, server.url, fields, draw.expovariate(10))
+            has_left = await _leave(client, server.url, fields, draw.expovariate(10))
+            num_left += has_left  # only now: other clients counted while this one waited
 
     async with make_client() as client:
         await asyncio.gather(*(one_client(client) for _ in range(_STORM_CLIENTS)))
