@@ -1,0 +1,141 @@
+"""What a step costs: the fused CPU pass of GPT-2 124M (random weights), and torch's own pieces beside it.
+
+    python bench/kernels.py [--precision bfloat16,int8] [--layers 12] [--repeats 15]
+
+Speed does not depend on the weights' values. Prints a table of milliseconds per step, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from service.engine.architecture import Architecture
+from service.engine.attention import ForwardBatch, KVCache
+from service.engine.attention.cpu import CpuAttention
+from service.engine.kernels.fused import FusedForward
+from service.engine.kernels.pool import set_threads
+from service.engine.kernels.self_check import ragged_batch, self_check
+from service.engine.linear import Precision
+from service.engine.model import GPT2, Numerics
+
+DECODES = [(1, 96), (4, 96), (8, 96), (32, 96), (64, 96), (8, 512), (32, 512)]
+PREFILLS = [64, 128, 512, 1024]
+WIDTH, VOCABULARY = 768, 50257
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    threads = set_threads(options.threads or None)
+    torch.set_num_threads(threads)
+    results: dict[str, dict[str, float]] = {"torch oneDNN bfloat16": onednn(options.layers, options.repeats)}
+    for precision in options.precision.split(","):
+        print(self_check(precision))
+        results[precision] = measure(precision, options.layers, options.repeats)
+    for name, values in results.items():
+        print(name, *(f"{key}: {value:.2f}" for key, value in values.items()), sep="\n  ")
+    print(json.dumps({"unit": "ms", "threads": threads, "layers": options.layers, **results}))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--precision", default="bfloat16,int8")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=0)
+    return parser.parse_args()
+
+
+def median_ms(run: Callable[[], object], repeats: int) -> float:
+    """Median wall time of a call, after one that warms up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(times)
+
+
+def measure(precision: Precision, layers: int, repeats: int) -> dict[str, float]:
+    """Whole steps: embedding, all layers, attention, head."""
+    model = build(precision, layers)
+    a = model.architecture
+    dtype = model.numerics.cache_dtype
+    cache = KVCache.allocate(layers, 1100, a.n_head, 16, a.head_dim, dtype, torch.device("cpu"))
+    fused = FusedForward(model, CpuAttention(cache, a.attention_scales))
+    table = {}
+    for rows, context in DECODES:
+        batch = with_ids(ragged_batch([(context - 1, 1)] * rows, 16))
+        table[f"decode {rows} x {context}"] = median_ms(lambda batch=batch: fused(batch), repeats)
+    for length in PREFILLS:
+        batch = with_ids(ragged_batch([(0, length)], 16))
+        table[f"prefill {length}"] = median_ms(lambda batch=batch: fused(batch), max(3, repeats // 5))
+    return table
+
+
+def build(precision: Precision, layers: int) -> GPT2:
+    """GPT-2 124M's shape with random weights."""
+    architecture = Architecture(
+        vocab_size=VOCABULARY, n_positions=1024, n_embd=WIDTH, n_layer=layers, n_head=12, n_inner=4 * WIDTH,
+        activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False, tie_word_embeddings=True,
+    )  # fmt: skip
+    c = WIDTH
+    shapes = {"wte.weight": (VOCABULARY, c), "wpe.weight": (1024, c), "ln_f.weight": (c,), "ln_f.bias": (c,)}
+    for i in range(layers):
+        for name, k, n in (
+            ("attn.c_attn", c, 3 * c), ("attn.c_proj", c, c),
+            ("mlp.c_fc", c, 4 * c), ("mlp.c_proj", 4 * c, c),
+        ):  # fmt: skip
+            shapes |= {f"h.{i}.{name}.weight": (k, n), f"h.{i}.{name}.bias": (n,)}
+        shapes |= {f"h.{i}.{ln}.{part}": (c,) for ln in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    weights = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
+    return GPT2(architecture, weights, Numerics(precision, "cpu", "cpu"))
+
+
+def with_ids(batch: ForwardBatch) -> ForwardBatch:
+    """The batch with random tokens."""
+    return replace(batch, input_ids=torch.randint(0, VOCABULARY, batch.slots.shape))
+
+
+def prepack(shape: tuple[int, int]) -> Tensor:
+    """A random (N, K) weight in oneDNN's own layout."""
+    return torch.ops.mkldnn._reorder_linear_weight(torch.randn(shape).bfloat16())
+
+
+def onednn(layers: int, repeats: int) -> dict[str, float]:
+    """The linear layers and the head alone, by torch's prepacked bfloat16 product: no attention, no norms."""
+    c = WIDTH
+    shapes = [(3 * c, c), (c, c), (4 * c, c), (c, 4 * c)] * layers + [(VOCABULARY, c)]
+    packed = [
+        (
+            prepack(shape),
+            shape[1],
+        )
+        for shape in shapes
+    ]
+
+    def run(inputs: dict[int, Tensor], count: int) -> None:
+        for weight, width in packed[:count]:
+            torch.ops.mkldnn._linear_pointwise(inputs[width], weight, None, "none", [], "")
+
+    table = {}
+    for rows in (1, 8, 32, 512):
+        inputs = {width: torch.randn(rows, width, dtype=torch.bfloat16) for width in (c, 4 * c)}
+        name, count = ("prefill 512", len(packed) - 1) if rows == 512 else (f"decode {rows}", len(packed))
+        table[name] = median_ms(lambda inputs=inputs, count=count: run(inputs, count), max(3, repeats // 3))
+    return table
+
+
+if __name__ == "__main__":
+    main()
