@@ -149,7 +149,9 @@ class FakeRunner:
         self.before(batch)
         self.num_rows += batch.num_rows
         self.batches.append(batch)
-        return [self._run(item.sequence, item.num_tokens, item.draft_ids, item.samples) for item in batch.items]
+        return [
+            self._run(item.sequence, item.num_tokens, item.draft_ids, item.samples) for item in batch.items
+        ]
 
     def _run(self, s: Sequence, count: int, drafts: tuple[int, ...], samples: bool) -> StepOutput:
         assert count > 0, "an item without rows"
@@ -250,7 +252,9 @@ def ask(prompt: Iterable[int], ordinal: int = 0, **params: Any) -> SequenceReque
     return SequenceRequest(tuple(prompt), SamplingParams(**{"temperature": 0.0, **params}), ordinal)
 
 
-def sequences(requests: Iterable[SequenceRequest], info: JobInfo | None = None, now: float = 0.0) -> list[Sequence]:
+def sequences(
+    requests: Iterable[SequenceRequest], info: JobInfo | None = None, now: float = 0.0
+) -> list[Sequence]:
     """The sequences of one job."""
     job = Job(info or JobInfo())
     return [Sequence(job, index, r, now) for index, r in enumerate(requests)]

@@ -19,6 +19,7 @@ from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
 
 Forward = Callable[[ForwardBatch], Tensor]
 
+_NUMPY = {torch.int64: np.int64, torch.int32: np.int32}
 _SCORED_AT_ONCE = 64  # rows of log probabilities held at a time
 
 
@@ -87,7 +88,8 @@ class ModelRunner:
         )
 
     def _tensor(self, values: object, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype).to(self._device)
+        found = torch.from_numpy(np.asarray(values, _NUMPY[dtype]))
+        return found if self._device == "cpu" else found.to(self._device)
 
     def _read(
         self, batch: Batch, logits: Tensor, scored: list[range], sampled: list[range]

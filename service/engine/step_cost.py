@@ -33,7 +33,8 @@ class StepCost:
             self._seconds[knot] = seconds
         else:
             self._seconds[knot] = known + _WEIGHT * (min(seconds, 2 * known) - known)
-        self._rows = sorted(self._seconds)
+        if len(self._rows) < len(self._seconds):
+            self._rows = sorted(self._seconds)
         self._rising = list(accumulate((self._seconds[at] for at in self._rows), max))
 
     def predict(self, rows: int) -> float:

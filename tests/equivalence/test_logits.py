@@ -87,7 +87,10 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_logits_equal_those_of_transformers(switch: str) -> None:
     folder, ids = checkpoint(1, **SWITCHES[switch]), ids_of(70)
-    assert distance(logits_in_chunks(loaded_gpt2(folder, EXACT), ids, [70]), reference_logits(folder, ids)) <= TOLERANCE
+    assert (
+        distance(logits_in_chunks(loaded_gpt2(folder, EXACT), ids, [70]), reference_logits(folder, ids))
+        <= TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -107,7 +110,10 @@ def test_flipping_a_switch_is_seen(switch: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("switch", FLIPPED)
 def test_a_flipped_switch_is_followed(switch: str, tmp_path: Path) -> None:
     folder, ids = copy_of(checkpoint(1, **FLIPPED[switch][0]), tmp_path, FLIPPED[switch][1]), ids_of(70)
-    assert distance(logits_in_chunks(GPT2.load(folder, EXACT), ids, [70]), reference_logits(folder, ids)) <= TOLERANCE
+    assert (
+        distance(logits_in_chunks(GPT2.load(folder, EXACT), ids, [70]), reference_logits(folder, ids))
+        <= TOLERANCE
+    )
 
 
 def test_another_head_is_seen() -> None:

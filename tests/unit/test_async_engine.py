@@ -356,7 +356,10 @@ async def test_a_hung_step_is_detected() -> None:
 async def test_a_slow_step_among_slow_steps_is_no_hang() -> None:
     engine, gate = gated()
     engine.slowest_step_s = 60.0
-    async with running(engine, hung_after_s=0.02, watch_every_s=0.005) as served, served.submit([long(3)]) as stream:
+    async with (
+        running(engine, hung_after_s=0.02, watch_every_s=0.005) as served,
+        served.submit([long(3)]) as stream,
+    ):
         await asyncio.sleep(0.1)
         gate.is_open.set()
         assert [output async for output in stream] and served.is_alive

@@ -91,7 +91,9 @@ def test_stop_strings_of_any_script_cut_the_text(text: str, borders: list[int], 
 
 @common
 @given(st.binary(max_size=40), BORDERS, STOPS)
-def test_stop_strings_among_broken_bytes_cut_the_text(data: bytes, borders: list[int], stop: list[str]) -> None:
+def test_stop_strings_among_broken_bytes_cut_the_text(
+    data: bytes, borders: list[int], stop: list[str]
+) -> None:
     assert "".join(deltas(split(data, borders), stop)) == cut(decode(data), stop)
 
 

@@ -17,8 +17,8 @@ from tiny import (
     fake_engine,
     real_engine,
     reference_logits,
-    run_alone,
     run_all,
+    run_alone,
     separate,
 )
 
@@ -86,7 +86,9 @@ def test_the_end_token_at_the_length_limit_is_an_end_and_no_cut() -> None:
 
 def test_tokens_verified_behind_the_end_never_were() -> None:
     engine = fake_engine(runner=Script([0, 1, 12, 2, 3, 4]))
-    engine.scheduler._draft = lambda decoding: {s: (1, 12, 2, 3) for s in decoding if s.num_output_tokens == 1}
+    engine.scheduler._draft = lambda decoding: {
+        s: (1, 12, 2, 3) for s in decoding if s.num_output_tokens == 1
+    }
     assert run_alone(engine, ask([1, 2, 3])).token_ids == [0, 1, 12]
 
 
@@ -134,7 +136,9 @@ def near(values: list[float | None]) -> list[Any]:
 @pytest.mark.parametrize("start", [0, 1, 2, 16, 17, 40, 44, 45])
 @pytest.mark.parametrize("new", [0, 3])
 def test_scores_of_a_prompt_equal_those_of_transformers(start: int, new: int) -> None:
-    outcome = run_alone(real_engine(checkpoint(3), max_batch_tokens=19), ask(PROMPT, max_new_tokens=new, score_from=start))
+    outcome = run_alone(
+        real_engine(checkpoint(3), max_batch_tokens=19), ask(PROMPT, max_new_tokens=new, score_from=start)
+    )
     assert scores(outcome) == near(expected_scores(PROMPT, start))
 
 
@@ -161,7 +165,15 @@ def test_a_scored_prompt_of_one_token_has_one_score_without_a_value() -> None:
 
 
 def test_logprobs_are_raw_whatever_the_processors() -> None:
-    asked = ask([1, 2], max_new_tokens=3, logprobs=2, repetition_penalty=1.8, temperature=0.5, top_k=3, logit_bias=((4, 9.0),))
+    asked = ask(
+        [1, 2],
+        max_new_tokens=3,
+        logprobs=2,
+        repetition_penalty=1.8,
+        temperature=0.5,
+        top_k=3,
+        logit_bias=((4, 9.0),),
+    )
     outcome = run_alone(real_engine(checkpoint(3)), asked)
     logprobs = reference_logits(checkpoint(3), [1, 2, *outcome.token_ids]).log_softmax(-1)
     found = [p.logprob for p in outcome.logprobs]
@@ -169,7 +181,9 @@ def test_logprobs_are_raw_whatever_the_processors() -> None:
 
 
 def test_there_is_one_logprob_for_each_token() -> None:
-    outcome = run_alone(real_engine(checkpoint(3), speculation=True), ask([1, 2] * 5, max_new_tokens=20, logprobs=0))
+    outcome = run_alone(
+        real_engine(checkpoint(3), speculation=True), ask([1, 2] * 5, max_new_tokens=20, logprobs=0)
+    )
     assert [p.token_id for p in outcome.logprobs] == outcome.token_ids
 
 
@@ -230,14 +244,18 @@ def test_one_text_that_cannot_be_read_fails_alone() -> None:
 @pytest.mark.parametrize("most_rows", [1, 3, 10])
 def test_everybody_finishes_where_memory_holds_few_rows(error: Exception, most_rows: int) -> None:
     engine = fake_engine(runner=failing(error, lambda batch: batch.num_rows > most_rows))
-    outcomes = run_all(engine, separate([ask([i, *range(9)], max_new_tokens=6, ignore_eos=True) for i in range(6)]))
+    outcomes = run_all(
+        engine, separate([ask([i, *range(9)], max_new_tokens=6, ignore_eos=True) for i in range(6)])
+    )
     assert {o.finish_reason for o in outcomes} == {FinishReason.LENGTH}
 
 
 def test_texts_are_the_same_after_memory_ran_out() -> None:
     asked = [ask([i, *range(9)], max_new_tokens=6, ignore_eos=True) for i in range(6)]
     short = fake_engine(runner=failing(MemoryError(), lambda batch: batch.num_rows > 4))
-    assert [o.said for o in run_all(short, separate(asked))] == [run_alone(fake_engine(), a).said for a in asked]
+    assert [o.said for o in run_all(short, separate(asked))] == [
+        run_alone(fake_engine(), a).said for a in asked
+    ]
 
 
 def test_steps_grow_back_once_memory_suffices() -> None:

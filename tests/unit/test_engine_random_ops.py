@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from tiny import FakeRunner, Watch, ask, fake_engine
 
 from service.engine.sequence import Job, JobInfo, Sequence, Status
-from tiny import FakeRunner, Watch, fake_engine, ask
 
 STEPS = 1500
 LONGEST = 40  # tokens; a pool of 12 blocks of 4 holds one such sequence and a bit
@@ -19,7 +19,9 @@ class Chaos:
     def __init__(self, seed: int, speculation: bool) -> None:
         self.random = random.Random(seed)
         runner = FakeRunner()
-        engine = fake_engine(num_blocks=12, max_rows=16, max_running=6, per_job=4, speculation=speculation, runner=runner)
+        engine = fake_engine(
+            num_blocks=12, max_rows=16, max_running=6, per_job=4, speculation=speculation, runner=runner
+        )
         if speculation:
             engine.speculator._best_length = lambda s, available, rows, tokens: (  # type: ignore[union-attr]
                 self.random.randint(0, max(0, min(available, 16 - rows))),

@@ -30,7 +30,9 @@ from service.engine.sequence import SamplingParams
 EOS = 0
 
 
-def row(output: list[int] | None = None, prompt: list[int] | None = None, ordinal: int = 0, **params: Any) -> SampleRow:
+def row(
+    output: list[int] | None = None, prompt: list[int] | None = None, ordinal: int = 0, **params: Any
+) -> SampleRow:
     """A row to sample; greedy unless told otherwise."""
     return SampleRow(SamplingParams(**{"temperature": 0.0, **params}), prompt or [], output or [], ordinal)
 
@@ -60,7 +62,9 @@ def weights_of(logits: torch.Tensor, asked: SampleRow) -> np.ndarray:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "_invert", keep)
-        patch.setattr(sampler, "_invert_in_chunks", lambda w, d: (seen.update(all=w), original_chunks(w, d))[1])
+        patch.setattr(
+            sampler, "_invert_in_chunks", lambda w, d: (seen.update(all=w), original_chunks(w, d))[1]
+        )
         patch.setattr(torch, "topk", spy)
         sample(logits.unsqueeze(0), [asked], [EOS])
     if "all" in seen:
@@ -311,7 +315,9 @@ def test_the_weights_of_a_row_have_the_same_bits_beside_any_neighbours(params: d
         asked = SamplingParams(temperature=1.0, **params)
         count = sampler._num_candidates(logits[0], asked)
         together = _group_weights(logits, asked, count)
-        assert all(torch.equal(together[i], _group_weights(logits[i : i + 1], asked, count)[0]) for i in range(6))
+        assert all(
+            torch.equal(together[i], _group_weights(logits[i : i + 1], asked, count)[0]) for i in range(6)
+        )
     finally:
         torch.set_num_threads(before)
 
@@ -322,7 +328,9 @@ def _group_weights(logits: torch.Tensor, asked: SamplingParams, count: int) -> t
         places = torch.zeros(len(logits), dtype=torch.long)
         patch.setattr(sampler, "_invert", lambda weights, draws: (kept.append(weights), places)[1])
         patch.setattr(sampler, "_invert_in_chunks", lambda weights, draws: (kept.append(weights), places)[1])
-        sampler._draw_group(logits, [asked] * len(logits), torch.zeros(len(logits), dtype=torch.float64), count)
+        sampler._draw_group(
+            logits, [asked] * len(logits), torch.zeros(len(logits), dtype=torch.float64), count
+        )
     return kept[0]
 
 
@@ -335,7 +343,9 @@ def test_sampling_leaves_the_raw_logits_alone() -> None:
 
 def test_logprobs_are_those_of_the_raw_distribution() -> None:
     [found] = logprobs_of(FOUR.unsqueeze(0), [2], 2)
-    assert [found.logprob, *(p for _, p in found.top)] == pytest.approx([np.log(0.2), np.log(0.4), np.log(0.3)], abs=1e-6)
+    assert [found.logprob, *(p for _, p in found.top)] == pytest.approx(
+        [np.log(0.2), np.log(0.4), np.log(0.3)], abs=1e-6
+    )
 
 
 def test_alternatives_are_the_strongest_first() -> None:

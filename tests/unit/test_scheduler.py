@@ -250,7 +250,7 @@ def test_the_oldest_is_never_preempted() -> None:
 def test_guesses_preempt_nobody() -> None:
     engine = fake_engine(num_blocks=8)
     first, second = separate([ask([1, 2, 3, 4, 5, 6, 7], max_new_tokens=9, ignore_eos=True)] * 2)
-    engine.scheduler._draft = lambda decoding: {s: (1,) * 7 for s in decoding}
+    engine.scheduler._draft = lambda decoding: dict.fromkeys(decoding, (1,) * 7)
     watch = Watch(engine)
     watch.add([first, second])
     for _ in range(3):
