@@ -1,6 +1,6 @@
 """What a step costs: the fused CPU pass of GPT-2 124M (random weights), and torch's own pieces beside it.
 
-    python bench/kernels.py [--precision bfloat16,int8] [--layers 12] [--repeats 15]
+    python bench/kernels.py [--precision bfloat16,int8] [--layers 12] [--repeats 7]
 
 Speed does not depend on the weights' values. Prints a table of milliseconds per step, then one line of JSON.
 """
@@ -37,12 +37,23 @@ def main() -> None:
     threads = set_threads(options.threads or None)
     torch.set_num_threads(threads)
     results: dict[str, dict[str, float]] = {"torch oneDNN bfloat16": onednn(options.layers, options.repeats)}
+    show("torch oneDNN bfloat16, linear layers only", results["torch oneDNN bfloat16"])
     for precision in options.precision.split(","):
         print(self_check(precision))
         results[precision] = measure(precision, options.layers, options.repeats)
-    for name, values in results.items():
-        print(name, *(f"{key}: {value:.2f}" for key, value in values.items()), sep="\n  ")
+        show(f"{precision}, whole steps", results[precision])
     print(json.dumps({"unit": "ms", "threads": threads, "layers": options.layers, **results}))
+
+
+def show(name: str, table: dict[str, float]) -> None:
+    """One table, in milliseconds; prefills in tokens per second, too."""
+    print(f"{name}, ms")
+    for key, value in table.items():
+        tokens = key.split()[1] if key.startswith("prefill") else ""
+        print(
+            f"  {key:16} {value:8.2f}" + (f"  {1e3 * int(tokens) / value:8.0f} tokens/s" if tokens else ""),
+            flush=True,
+        )
 
 
 def parse() -> argparse.Namespace:
@@ -50,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--precision", default="bfloat16,int8")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
     return parser.parse_args()
 
