@@ -27,6 +27,7 @@ _HUNG_AFTER_S = 2.0
 _HUNG_AFTER_STEPS = 10  # times the slowest step seen: a slow prefill is no fault
 _RATE_WINDOW = 64  # finished sequences over which the drain rate is measured
 _MAX_RETRY_AFTER_S = 60.0
+_TENANT_SHARE = 0.75  # of the places, for one key: the others still get in while it floods
 
 ANYONE = JobInfo()
 
@@ -145,7 +146,7 @@ class AsyncEngine:
         Raises:
             NotReady, Draining, EngineDead, QueueFull: nothing was queued.
         """
-        self._refuse(len(requests))
+        self._refuse(len(requests), info.tenant)
         job = Job(info)
         stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
         self._idle_s, self._idle_since = time.monotonic() - self._busy_seconds(), None
@@ -153,7 +154,7 @@ class AsyncEngine:
         self.enqueue(stream, requests)
         return stream
 
-    def _refuse(self, count: int) -> None:
+    def _refuse(self, count: int, tenant: str) -> None:
         if self.died.is_set():
             raise EngineDead("the engine is not running; the service is about to restart", 5.0)
         if not self._is_warm:
@@ -163,6 +164,13 @@ class AsyncEngine:
         excess = self.num_in_flight + count - self.max_sequences
         if excess > 0:
             raise QueueFull("the queue is full", self._seconds_until_free(excess))
+        excess = self._num_in_flight_of(tenant) + count - int(_TENANT_SHARE * self.max_sequences)
+        if tenant and excess > 0:
+            raise QueueFull("this key's share of the queue is full", self._seconds_until_free(excess))
+
+    def _num_in_flight_of(self, tenant: str) -> int:
+        streams = self._streams.values()
+        return sum(len(stream.unfinished) for stream in streams if stream.job.info.tenant == tenant)
 
     def _seconds_until_free(self, places: int) -> float:
         """From the measured rate at which sequences finish; 1 s while nothing was measured."""
@@ -210,8 +218,8 @@ class AsyncEngine:
     # ---- watching ---------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Count how long one step is seen running. Counting looks, not clock time, forgives a process that was
-        stopped for a while.
+        """Count how long one step is seen running. Counting looks, not clock time, forgives a process that
+        was stopped for a while.
         """
         watched, seconds = None, 0.0
         while not self.died.is_set():

@@ -206,7 +206,7 @@ class Engine:
         return [(s, _failure(s, type(error).__name__, self._end(s))) for s in sequences]
 
     def _shed(self, batch: Batch, error: BaseException) -> list[News]:
-        """Out of memory: the younger half of the batch gives way and is recomputed later; a single row fails."""
+        """Out of memory: the younger half of the batch gives way for a while; a single row fails."""
         if batch.num_rows == 1:
             return self._fail([batch.items[0].sequence], error)
         self.on_fault(error)

@@ -1,4 +1,4 @@
-"""The forward pass against transformers' GPT2LMHeadModel, in float32, over every switch of its configuration."""
+"""The forward pass against transformers' GPT2LMHeadModel, in float32, over every switch of its config."""
 
 from __future__ import annotations
 

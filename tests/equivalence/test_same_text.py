@@ -1,4 +1,4 @@
-"""The same request gives the same ids and the same log probabilities, bit for bit, whatever runs beside it."""
+"""The same request gives the same ids and log probabilities, bit for bit, whatever runs beside it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Case:
 
 
 def requests(count: int) -> list[SequenceRequest]:
-    """Greedy and drawn, short and long, with and without penalties, logprobs and scored prompts; prompts share
+    """Greedy and drawn, short and long, with and without penalties, logprobs, scored prompts; prompts share
     beginnings longer than a block."""
     shared = [(7 * i) % 250 for i in range(40)]
     kinds: list[dict[str, Any]] = [
@@ -79,7 +79,7 @@ def requests(count: int) -> list[SequenceRequest]:
     ]
     return [
         ask(
-            shared[: (0, 17, 40, 33)[i % 4]] + [i + 1, 2 * i, 3],
+            [*shared[: (0, 17, 40, 33)[i % 4]], i + 1, 2 * i, 3],
             ordinal=i,
             **{"max_new_tokens": 8 + 3 * (i % 5), "ignore_eos": True, "logprobs": 1, **kinds[i % len(kinds)]},
         )

@@ -1,4 +1,4 @@
-"""The engine's thread seen from the event loop: faults, hangs, deadlines, leaving early, draining, slow readers."""
+"""The engine's thread seen from the event loop: faults, hangs, deadlines, leaving early, draining."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny import FakeRunner, LetterPieces, Outcome, ask, fake_engine
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
-from service.engine.sequence import Batch, FinishReason, SequenceRequest
+from service.engine.sequence import Batch, FinishReason, JobInfo, SequenceRequest
 from service.errors import DeadlineExceeded, Draining, EngineDead, EngineFault, NotReady, QueueFull
 
 pytestmark = pytest.mark.asyncio
@@ -406,3 +406,16 @@ async def test_a_command_that_fails_does_not_take_the_thread_with_it() -> None:
             await asyncio.wait_for(read(served.submit([ask([1])])), 5)
         engine.pieces = sound
         assert (await read(served.submit([long(3)])))[0].finish_reason is FinishReason.LENGTH
+
+
+async def test_one_key_cannot_fill_the_places_of_the_others() -> None:
+    gate = Gate()
+    async with running(fake_engine(FakeRunner(gate)), max_sequences=8) as engine:
+        greedy, modest = JobInfo(tenant="greedy"), JobInfo(tenant="modest")
+        async with engine.submit([long()] * 6, greedy):
+            with pytest.raises(QueueFull):
+                engine.submit([long()], greedy)
+            async with engine.submit([long()] * 2, modest) as admitted:
+                num_admitted = len(admitted.unfinished)
+            gate.is_open.set()
+    assert num_admitted == 2

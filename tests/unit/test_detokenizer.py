@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -53,7 +54,7 @@ def cut(text: str, stop: Sequence[str]) -> str:
 def split(data: bytes, borders: Sequence[int]) -> list[bytes]:
     """The bytes in parts; some may be empty, as special tokens are."""
     places = [0, *sorted(min(border, len(data)) for border in borders), len(data)]
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(places)]
 
 
 BORDERS = st.lists(st.integers(0, 60), max_size=30)

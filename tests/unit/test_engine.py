@@ -1,4 +1,4 @@
-"""One engine by hand: ends of texts, log probabilities, injected faults, accounts, and what the speculator and the
+"""One engine by hand: ends of texts, log probabilities, injected faults, accounts, and what speculator and
 step cost learn."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The sampler: the same distributions as transformers' processors, draws that follow them, rows that do not feel
-their neighbours."""
+"""The sampler: the same distributions as transformers' processors, draws that follow them, rows that do not
+feel their neighbours."""
 
 from __future__ import annotations
 

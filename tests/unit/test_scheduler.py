@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from tiny import FakeRunner, Outcome, Watch, ask, fake_engine, separate, sequences
@@ -63,7 +64,7 @@ def test_a_long_summary_gets_every_second_turn_beside_a_stream_of_questions() ->
         queue.push(one())
         if turns(queue, 1)[0] in summary:
             waited.append(turn)
-    gaps = [b - a for a, b in zip(waited, waited[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(waited)]
     assert len(waited) >= 5 and max(gaps) <= 1 + len(waited) * 8
 
 
