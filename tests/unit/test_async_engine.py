@@ -409,8 +409,8 @@ async def test_a_command_that_fails_does_not_take_the_thread_with_it() -> None:
 
 
 async def test_one_key_cannot_fill_the_places_of_the_others() -> None:
-    gate = Gate()
-    async with running(fake_engine(FakeRunner(gate)), max_sequences=8) as engine:
+    held, gate = gated()
+    async with running(held, max_sequences=8) as engine:
         greedy, modest = JobInfo(tenant="greedy"), JobInfo(tenant="modest")
         async with engine.submit([long()] * 6, greedy):
             with pytest.raises(QueueFull):
