@@ -122,8 +122,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds: the first three summed over the job's sequences, which run side by side; total is wall
-    time.
+    """Milliseconds of wall time; the first three are parts of the total: until the first sequence started,
+    until its first token, and the rest.
     """
 
     queue_ms: float = 0.0

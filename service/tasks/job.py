@@ -94,12 +94,15 @@ class Job:
         )
 
     def timings(self) -> Timings:
-        """Time of all sequences that have finished, and wall time since submission."""
+        """Wall time since submission, parted at the first sequence's start and at the first token."""
+        total_s = time.monotonic() - self._started_at
+        queue_s = min((stats.queue_s for stats in self._stats), default=total_s)
+        first_token_s = min((stats.queue_s + stats.prefill_s for stats in self._stats), default=total_s)
         return Timings(
-            queue_ms=_as_ms(sum(stats.queue_s for stats in self._stats)),
-            prefill_ms=_as_ms(sum(stats.prefill_s for stats in self._stats)),
-            decode_ms=_as_ms(sum(stats.decode_s for stats in self._stats)),
-            total_ms=_as_ms(time.monotonic() - self._started_at),
+            queue_ms=_as_ms(queue_s),
+            prefill_ms=_as_ms(first_token_s - queue_s),
+            decode_ms=_as_ms(max(total_s - first_token_s, 0.0)),
+            total_ms=_as_ms(total_s),
         )
 
 
