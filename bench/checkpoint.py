@@ -2,9 +2,9 @@
 
     python bench/checkpoint.py FOLDER --shape 124m
 
-writes a Hugging Face folder with a byte-level BPE tokenizer whose vocabulary has the real size: its merges come
-from the made-up words that `textgen bench` sends, the rest is filled with words that nobody writes, so that
-every id has a text. `write_gguf` gives the same model to llama.cpp.
+writes a Hugging Face folder with a byte-level BPE tokenizer whose vocabulary has the real size: its merges
+are of the made-up words that `textgen bench` sends, the rest is filled with words that nobody writes, so
+that every id has a text. `write_gguf` gives the same model to llama.cpp.
 """
 
 from __future__ import annotations
@@ -65,20 +65,27 @@ def make_checkpoint(folder: Path, shape: str, seed: int = 0) -> Path:
     """
     if (folder / "model.safetensors").exists():
         return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    make_tokenizer(SHAPES[shape]["vocab_size"]).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2TokenizerFast", "eos_token": END, "bos_token": END})
+    )
+    return make_weights(folder, shape, seed)
+
+
+def make_weights(folder: Path, shape: str, seed: int = 0) -> Path:
+    """Write weights and configuration only, unless they are there."""
+    if (folder / "model.safetensors").exists():
+        return folder
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    folder.mkdir(parents=True, exist_ok=True)
     sizes = SHAPES[shape]
-    make_tokenizer(sizes["vocab_size"]).save(str(folder / "tokenizer.json"))
     end = sizes["vocab_size"] - 1
     torch.manual_seed(seed)
     # wider than GPT-2's own 0.02: with it, random weights say the same token again and again
     config = GPT2Config(**sizes, bos_token_id=end, eos_token_id=end, initializer_range=0.08)
     GPT2LMHeadModel(config).save_pretrained(folder)
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "GPT2TokenizerFast", "eos_token": END, "bos_token": END})
-    )
     return folder
 
 

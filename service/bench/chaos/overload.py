@@ -19,6 +19,7 @@ from service.bench.summary import percentile
 
 _MAX_WAITING = 64
 _MAX_RUNNING = 32
+_N = 4  # samples of a request: ten times the capacity is then a rate that one client process can send
 _TIMES = 10
 _TIMEOUT_S = 20.0
 _PROBE_EVERY_S = 0.05
@@ -74,7 +75,7 @@ def _bad_waits(waits: Counter[str]) -> dict[str, int]:
 async def _closed(server: Server, options: ChaosOptions, seconds: float) -> tuple[float, float]:
     """Tokens/s by the server's count, and requests/s, with the batch always full."""
     run = Run()
-    clients = _MAX_RUNNING + 8
+    clients = _MAX_RUNNING // _N + 4
     work = closed_loop(run, *_asking(server, options), clients, 10**9, seconds)
     tokens_per_s = await _during(server, work, seconds)
     return tokens_per_s, len(run.samples) / (run.ended_at - run.began_at)
@@ -98,12 +99,12 @@ async def _during(server: Server, work: Coroutine[Any, Any, None], seconds: floa
 
 
 def _asking(server: Server, options: ChaosOptions) -> tuple[AskOnce, Iterator[Ask]]:
-    dialect = Dialect(f"{server.url}/generate", is_native=True, extra={"timeout_s": _TIMEOUT_S})
+    dialect = Dialect(f"{server.url}/generate", is_native=True, extra={"timeout_s": _TIMEOUT_S, "n": _N})
 
     async def ask(one: Ask) -> Sample:
         return await ask_once(server.client, dialect, one, 2 * _TIMEOUT_S)
 
-    return ask, generated([Shape(12, 64)], options.seed)
+    return ask, generated([Shape(12, 128)], options.seed)
 
 
 class _Probe:
