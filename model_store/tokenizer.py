@@ -60,6 +60,22 @@ class Tokenizer:
         """
         return cls(load_files(folder))
 
+    def fit(self, num_embeddings: int) -> None:
+        """Leave out ids the model has no embedding for; call it once, before any use.
+
+        Special tokens beyond the end (a padding mark that was never trained) do no harm: no text becomes them.
+
+        Raises:
+            TokenizerError: A token that text can become lies beyond the model's embeddings.
+        """
+        beyond = range(num_embeddings, self.vocab_size)
+        if not self._special_ids.issuperset(beyond):
+            raise TokenizerError(
+                f"the tokenizer has {self.vocab_size} tokens, the model embeddings for {num_embeddings}; "
+                "call model.resize_token_embeddings and train on, or remove the added tokens"
+            )
+        self.vocab_size = min(self.vocab_size, num_embeddings)
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, whatever files it was loaded from."""
         self._backend.save(str(folder / "tokenizer.json"))

@@ -101,6 +101,7 @@ class Life:
         self.state.metrics.model = entry.name
         tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path)
         facts = _facts(entry)
+        tokenizer.fit(facts["vocab_size"])
         if self._engine is None:
             self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer)
         await self._engine.start()
@@ -190,6 +191,7 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
     return {
         "parameters": entry.manifest.parameters,
         "license": entry.manifest.license,
+        "vocab_size": architecture.vocab_size,
         "n_positions": architecture.n_positions,
         "n_layer": architecture.n_layer,
         "n_embd": architecture.n_embd,

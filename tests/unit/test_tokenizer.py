@@ -193,3 +193,21 @@ def test_a_byte_level_file_without_a_decoder_is_read(byte_level: Tokenizer, tmp_
     backend.decoder = None
     backend.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.load(tmp_path).decode(byte_level.encode("the sea 😀")) == "the sea 😀"
+
+
+def test_a_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
+    write_byte_level(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    with pytest.raises(TokenizerError, match="resize_token_embeddings"):
+        tokenizer.fit(tokenizer.vocab_size - 1)
+
+
+def test_a_padding_mark_without_an_embedding_is_left_out(tmp_path: Path) -> None:
+    write_byte_level(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    num_embeddings = backend.get_vocab_size()
+    backend.add_special_tokens(["[PAD]"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    tokenizer.fit(num_embeddings)
+    assert tokenizer.vocab_size == num_embeddings
