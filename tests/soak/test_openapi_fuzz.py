@@ -1,0 +1,44 @@
+"""schemathesis over the OpenAPI description: no 5xx, no answer that is not documented.
+
+It is left out where schemathesis is not installed (`pip install schemathesis`); it is no dependency of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.bench.chaos import ChaosOptions
+from service.bench.chaos.server import Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+_CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+async def _fuzz(command: str, model: Path, folder: Path) -> tuple[int, str]:
+    settings = {"MAX_JOB_SEQUENCES": "16", "REQUEST_TIMEOUT_S": "10"}
+    async with Server(ChaosOptions(str(model), log_dir=folder), settings, "fuzz") as server:
+        options = ["--checks", _CHECKS, "--max-examples", "40", "--workers", "1"]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [command, "run", f"{server.url}/openapi.json", *options],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+        )
+    return done.returncode, done.stdout
+
+
+def test_no_generated_request_breaks_the_description(
+    storm_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = shutil.which("schemathesis")
+    if command is None:
+        pytest.skip("schemathesis is not installed")
+    monkeypatch.setenv("TEXTGEN_THREADS", "1")
+    code, output = asyncio.run(_fuzz(command, storm_model, tmp_path))
+    assert code == 0, output[-6000:]
