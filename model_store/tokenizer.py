@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from model_store.errors import InvalidText
+from model_store.errors import InvalidText, TokenizerError
 from model_store.tokenizer_files import LoadedTokenizer, PieceStyle, load_files
 
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space so
