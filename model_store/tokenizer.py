@@ -63,7 +63,7 @@ class Tokenizer:
     def fit(self, num_embeddings: int) -> None:
         """Leave out ids the model has no embedding for; call it once, before any use.
 
-        Special tokens beyond the end (a padding mark that was never trained) do no harm: no text becomes them.
+        Special tokens beyond the end (a padding mark never trained) do no harm: no text becomes them.
 
         Raises:
             TokenizerError: A token that text can become lies beyond the model's embeddings.
