@@ -146,5 +146,5 @@ class LocalModel:
 
 
 def _begins_word(piece: bytes) -> bool:
-    """A space and something after it: answers are encoded as " " + text."""
-    return len(piece) > 1 and piece[:1] == b" "
+    """Answers are encoded as " " + text, so each begins with a space."""
+    return piece[:1] == b" "

@@ -3,7 +3,6 @@
 The checkpoint is an ordinary `GPT2LMHeadModel`. No loop and no data here; see `model_store/train.py`.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutput
+
+from model_store.copying_init import start_copying
 
 _IGNORED = -100
 
@@ -27,6 +28,7 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         input_ids: torch.Tensor,
         labels: torch.Tensor,
         position_ids: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **_: Any,
     ) -> CausalLMOutput:
@@ -36,19 +38,25 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
             input_ids: (rows, block).
             labels: The same shape; the token at each place, or -100 where it does not count.
             position_ids: (rows, block), the positions of the tokens.
+            weights: (rows, block), how much each label counts; None: all the same.
             num_items_in_batch: What to divide by, when rows of several devices or steps are summed.
         """
         hidden = self.transformer(input_ids=input_ids, position_ids=position_ids).last_hidden_state
         wanted = labels[:, 1:].reshape(-1)  # (rows * (block - 1),)
         hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
         is_target = wanted != _IGNORED
+        if weights is not None:
+            counts = weights[:, 1:].reshape(-1)
+            return CausalLMOutput(
+                loss=self.head_loss(hidden, self.lm_head.weight, wanted, counts) / counts.sum()
+            )
         if is_target.float().mean() < 0.5:
             hidden, wanted = hidden[is_target], wanted[is_target]
         total = self.head_loss(hidden, self.lm_head.weight, wanted)
         count = is_target.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=total / count)
 
-    head_loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    head_loss: Callable[..., torch.Tensor]
 
     def compile_parts(self) -> None:
         """Compile the body and the loss; the state dict stays as it is. The first step takes a minute
@@ -57,29 +65,25 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         self.head_loss = torch.compile(_head_loss, dynamic=None)
 
 
-def _head_loss(hidden: torch.Tensor, weight: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy of the tokens `wanted` (n,) after the states `hidden` (n, width)."""
+def _head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, wanted: torch.Tensor, counts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Summed cross-entropy of the tokens `wanted` (n,) after the states `hidden` (n, width), times `counts`
+    (n,)."""
     logits = F.linear(hidden, weight).float()
-    return F.cross_entropy(logits, wanted, ignore_index=_IGNORED, reduction="sum")
+    if counts is None:
+        return F.cross_entropy(logits, wanted, ignore_index=_IGNORED, reduction="sum")
+    return (F.cross_entropy(logits, wanted, ignore_index=_IGNORED, reduction="none") * counts).sum()
 
 
 LeanGPT2.head_loss = staticmethod(_head_loss)
 
 
 def new_model(config: GPT2Config, seed: int) -> LeanGPT2:
-    """Make a model to be trained from nothing.
-
-    Positions start as sinusoids and half of the heads with equal query and key weights, so that equal words
-    attend to each other from the first step: on a small budget, matching and copying are learned much sooner.
-
-    Source: Vaswani et al. 2017, section 3.5; Trockman and Kolter 2023, "Mimetic Initialization".
-    """
+    """Make a model to be trained from nothing, with the copying heads of `model_store/copying_init.py`."""
     torch.manual_seed(seed)
     model = LeanGPT2(config)
-    with torch.no_grad():
-        model.transformer.wpe.weight.copy_(_sinusoids(config.n_positions, config.n_embd) * 0.02)
-        for layer in model.transformer.h:
-            _tie_half_of_the_heads(layer.attn.c_attn.weight, config.n_embd, config.n_head)
+    start_copying(model)
     return model
 
 
@@ -97,8 +101,9 @@ def optimizer_for(
     named = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
     if name == "muon":
         inner = [p for key, p in named if p.ndim == 2 and ".h." in key]
-        outer = [p for key, p in named if not (p.ndim == 2 and ".h." in key)]
-        return MuonAndAdamW(inner, outer, rate, weight_decay)
+        slow = [p for key, p in named if "wpe" in key]
+        outer = [p for key, p in named if not (p.ndim == 2 and ".h." in key) and "wpe" not in key]
+        return MuonAndAdamW(inner, outer, slow, rate, weight_decay)
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
@@ -111,7 +116,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     Args:
         matrices: Parameters with two dimensions.
-        others: All other parameters.
+        others: All other parameters but positions.
+        positions: Position embeddings; they learn at a tenth of the rate, since copying rests on them.
         rate: One learning rate for both; Muon's update is scaled to the size of AdamW's.
         weight_decay: For the matrices.
 
@@ -122,14 +128,20 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self,
         matrices: Iterable[torch.nn.Parameter],
         others: Iterable[torch.nn.Parameter],
+        positions: Iterable[torch.nn.Parameter],
         rate: float,
         weight_decay: float,
     ) -> None:
         self._muon = torch.optim.Muon(
             list(matrices), lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
+        groups: list[dict[str, Any]] = [{"params": list(others)}, {"params": list(positions), "lr": rate / 10}]
         self._adamw = torch.optim.AdamW(
-            list(others), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+            [group for group in groups if group["params"]],
+            lr=rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=True,
         )
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": rate})
         self._share_groups()
@@ -154,23 +166,3 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._muon.load_state_dict(state_dict["muon"])
         self._adamw.load_state_dict(state_dict["adamw"])
         self._share_groups()
-
-
-def _sinusoids(positions: int, width: int) -> torch.Tensor:
-    angles = torch.arange(positions)[:, None] * torch.exp(
-        torch.arange(0, width, 2) * (-math.log(10_000) / width)
-    )
-    table = torch.zeros(positions, width)
-    table[:, 0::2] = angles.sin()
-    table[:, 1::2] = angles.cos()[:, : width // 2]
-    return table
-
-
-def _tie_half_of_the_heads(weight: torch.Tensor, width: int, heads: int) -> None:
-    """Give every other head one random projection for its queries and its keys; `weight` is (width, 3 x
-    width)."""
-    size = width // heads
-    for head in range(0, heads, 2):
-        shared = torch.randn(width, size) * (0.64 / math.sqrt(width))
-        weight[:, head * size : (head + 1) * size] = shared
-        weight[:, width + head * size : width + (head + 1) * size] = shared

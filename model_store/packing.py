@@ -124,30 +124,35 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         num_positions: The model's positions; a row may be moved to any start that fits into them.
         shifted_share: The share of rows, from 0 to 1, that begin at a drawn position instead of 0, so that
             positions beyond the block are trained too. Which rows and where depends on the row's number only.
-        limit: Use at most so many rows; 0 uses all.
+        prompt_weight: How much a token that is no target counts beside one that is, from 0 (not at all) to 1.
     """
 
     def __init__(
-        self, folder: Path, num_positions: int = 0, shifted_share: float = 0.0, limit: int = 0
+        self, folder: Path, num_positions: int = 0, shifted_share: float = 0.0, prompt_weight: float = 0.0
     ) -> None:
         self.info = PackedInfo(**json.loads((folder / "info.json").read_text(encoding="utf-8")))
         shape = (self.info.num_rows, self.info.block)
         self._ids: npt.NDArray[Any] = _mapped(folder / "ids.bin", self.info.dtype, shape)
         self._targets: npt.NDArray[np.bool_] = _mapped(folder / "targets.bin", "bool", shape)
         self._room = max(0, num_positions - self.info.block) if num_positions else 0
-        self._share = shifted_share
-        self._length = min(limit, shape[0]) if limit else shape[0]
+        self._share, self._prompt_weight = shifted_share, prompt_weight
 
     def __len__(self) -> int:
-        return self._length
+        return self.info.num_rows
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         ids = torch.from_numpy(self._ids[place].astype(np.int64))
         targets = torch.from_numpy(self._targets[place].copy())
+        row = {"input_ids": ids, "position_ids": torch.arange(self.info.block) + self._start(place)}
+        if not self._prompt_weight:
+            return {**row, "labels": torch.where(targets, ids, IGNORED)}
+        is_text = (
+            targets | (ids != ids[-1]) | (ids.roll(1) != ids[-1])
+        )  # all but the padding, which is one id
         return {
-            "input_ids": ids,
-            "labels": torch.where(targets, ids, IGNORED),
-            "position_ids": torch.arange(self.info.block) + self._start(place),
+            **row,
+            "labels": torch.where(is_text, ids, IGNORED),
+            "weights": torch.where(targets, 1.0, self._prompt_weight) * is_text,
         }
 
     def _start(self, place: int) -> int:

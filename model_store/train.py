@@ -41,6 +41,8 @@ class TrainOptions:
         precision: `bf16` (autocast), `fp32`, or `auto` for bf16 where the processor or the GPU has it.
         is_compiled: Use torch.compile; needs a C++ compiler.
         shifted_share: The share of rows moved to drawn positions; see `packing.Rows`.
+        prompt_weight: How much a prompt's token counts beside an answer's when answers are what is learned,
+            from 0 (not at all) to below 1.
         log_every: Steps between points of the curve.
         eval_every: Steps between validations.
         save_every: Steps between checkpoints; rounded up to a multiple of `log_every`, and of `eval_every`
@@ -66,6 +68,7 @@ class TrainOptions:
     precision: str = "auto"
     is_compiled: bool = False
     shifted_share: float = 0.0
+    prompt_weight: float = 0.0
     log_every: int = 20
     eval_every: int = 200
     save_every: int = 200
@@ -87,7 +90,7 @@ class TrainOptions:
         for name in ("learning_rate", "epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidOption(name, f"must be above 0, not {getattr(self, name)}")
-        for name in ("warmup_share", "shifted_share"):
+        for name in ("warmup_share", "shifted_share", "prompt_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidOption(name, f"must be from 0 to below 1, not {getattr(self, name)}")
 
@@ -223,7 +226,7 @@ def _arguments(train: Rows, valid: Rows | None, out: Path, options: TrainOptions
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=options.batch_rows,
-        per_device_eval_batch_size=options.batch_rows,
+        per_device_eval_batch_size=min(options.batch_rows, len(valid or train)),  # drop_last is for both
         gradient_accumulation_steps=options.accumulate,
         learning_rate=options.learning_rate,
         lr_scheduler_type=_TRAINER_SCHEDULES[options.schedule],

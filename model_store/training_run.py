@@ -151,7 +151,7 @@ def _rows(
         seed=job.options.seed,
     )
     built = _built(plan, tokenizer, job.out, report)
-    train = Rows(built.train, num_positions, job.options.shifted_share)
+    train = Rows(built.train, num_positions, job.options.shifted_share, job.options.prompt_weight)
     require_rows(train.info, str(job.sources[0].path))
     valid_folder = built.valid
     if job.valid:

@@ -283,3 +283,11 @@ def test_a_recipe_names_its_sources(tmp_path: Path) -> None:
 def test_a_wrong_recipe_is_named_with_place_and_key(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
         recipe(tmp_path, f'[[source]]\npath = "a.txt"\n{line}\n')
+
+
+def test_prompts_can_count_a_little_and_padding_never(tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path, block=6, pad_id=0, vocab_size=100)
+    writer.add_whole(Example([1, 2, 3, 0], [False, False, True, True]))
+    writer.finish()
+    weights = Rows(tmp_path, prompt_weight=0.25)[0]["weights"]
+    assert weights.tolist() == [0.25, 0.25, 1.0, 1.0, 0.0, 0.0]
