@@ -70,7 +70,8 @@ def pack_linear(
         bias: (N,) float32 or None.
         precision: what the multiplication runs in; sums are float32 or exact integers.
         activation: a name of `transformers.activations.ACT2FN`, or None.
-        backend: "reference" is torch on the weight's device; "cpu" the fast kernels.
+        backend: "reference" is torch on the weight's device; "cpu" the fast kernels; "cuda" what the fused
+            forward pass on a GPU is made of.
         deterministic: reference only: run in buckets of `ROW_BUCKET` rows, so that a row's bits do not depend
             on how many rows come with it. The fast CPU kernels have that property anyway.
 
@@ -82,9 +83,9 @@ def pack_linear(
 
         return CpuLinear(weight, bias, precision=precision, activation=activation)
     if backend == "cuda":
-        raise UnsupportedLinear(
-            "backend 'cuda' has no linear layer of its own; use 'reference' on that device"
-        )
+        from service.engine.kernels_cuda.linear import CudaLinear
+
+        return CudaLinear(weight, bias, precision=precision, activation=activation)
     if precision == "int8":
         return Int8Reference(weight, bias, activation=activation)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16

@@ -18,6 +18,7 @@ from service.engine.attention.reference import ReferenceAttention
 from service.engine.block_pool import BlockPool
 from service.engine.detokenizer import TokenPieces
 from service.engine.engine import Engine
+from service.engine.kernels_cuda.build import KV_SHARE, build_forward, checked, one_line_without_memory
 from service.engine.linear import Backend, Precision, auto_precision
 from service.engine.model import GPT2, Numerics
 from service.engine.model_runner import Forward, ModelRunner
@@ -30,6 +31,8 @@ from service.engine.step_cost import StepCost
 BLOCK_SIZE = 16
 _MAX_STALL = 2.5  # a step with prefill in it takes at most so many times as long as one without
 _MIN_PREFILL_ROWS = 16
+_MIN_PREFILL_ROWS_CUDA = 512  # an eager step costs about the same up to there
+_KV_SHARE_CPU = 0.25  # of the memory left
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class EngineConfig:
     backend: Backend | None = None  # None: the fast kernels where they pass their self-check, else reference
     is_deterministic: bool = False
     kv_cache_bytes: int = (
-        0  # 0: room for max_running full sequences, at most a quarter of what memory is left
+        0  # 0: room for max_running full sequences, at most a quarter of what memory is left, 0.8 on a GPU
     )
     max_batch_tokens: int = 512
     max_running: int = 64
@@ -64,21 +67,33 @@ def build_engine(
     Raises:
         UnsupportedCheckpoint: the checkpoint or the cache size cannot be served; names why.
     """
-    model = GPT2.load(config.folder, choose_numerics(config))
-    cache = allocate_cache(config, model.architecture, model.numerics)
-    runner = ModelRunner(make_forward(model, cache), BLOCK_SIZE, [pieces.eos_id], config.device)
+    with one_line_without_memory(config.device):
+        return _build(config, pieces, observer or NullObserver(), on_fault)
+
+
+def _build(
+    config: EngineConfig, pieces: TokenPieces, observer: Observer, on_fault: Callable[[BaseException], None]
+) -> Engine:
+    numerics = choose_numerics(config)
+    model = GPT2.load(config.folder, numerics)
+    cache = allocate_cache(config, model.architecture, numerics)
+    forward = make_forward(model, cache, config.max_running)
+    layout = "cpu" if numerics.backend == "cuda" else config.device  # graphs copy a whole step at once
+    runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], layout)
     cost = StepCost()
-    speculator = Speculator(cost, config.max_batch_tokens) if config.speculation else None
+    speculates = config.speculation and numerics.backend != "cuda"  # a replayed step beats a longer eager one
+    speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
+    least = _MIN_PREFILL_ROWS_CUDA if numerics.backend == "cuda" else _MIN_PREFILL_ROWS
     scheduler = Scheduler(
-        BlockPool(cache.k.shape[1], BLOCK_SIZE),
+        BlockPool(cache.k.shape[1] - num_scratch_blocks(numerics), BLOCK_SIZE),
         Budget(config.max_batch_tokens, config.max_running, max(1, config.max_running * 3 // 4)),
         draft=speculator.draft if speculator else lambda decoding: {},
-        prefill_rows=lambda decode_rows: prefill_rows(cost, decode_rows, config.max_batch_tokens),
+        prefill_rows=lambda decode_rows: prefill_rows(cost, decode_rows, config.max_batch_tokens, least),
     )
     engine = Engine(scheduler, runner, pieces, cost, speculator, on_fault=on_fault)
-    engine.facts = describe(model.numerics, cache)
+    engine.facts = describe(numerics, cache)
     warm_up(engine, model.architecture, config)
-    engine.observer = observer or NullObserver()
+    engine.observer = observer
     return engine
 
 
@@ -86,9 +101,7 @@ def choose_numerics(config: EngineConfig) -> Numerics:
     """Decide precision and kernels for this machine; float32 in plain torch is always exact on the CPU."""
     precision = config.precision or auto_precision(config.device)
     is_exact = config.is_deterministic or (precision == "float32" and config.device == "cpu")
-    backend = config.backend or (
-        "reference" if config.device != "cpu" else _checked_backend(precision, config)
-    )
+    backend = config.backend or _checked_backend(precision, config)
     if backend == "cpu":
         torch.set_num_threads(
             1
@@ -97,8 +110,14 @@ def choose_numerics(config: EngineConfig) -> Numerics:
 
 
 def _checked_backend(precision: Precision, config: EngineConfig) -> Backend:
-    """The fast kernels, if they compute on this very processor what torch computes; else torch, loudly."""
+    """The fast kernels, if they compute on this very machine what torch computes; else torch, loudly."""
+    if config.device != "cpu" and config.is_deterministic:
+        config.report("deterministic: torch computes on the GPU, in row buckets (slower)")
+        return "reference"
     try:
+        if config.device != "cpu":
+            config.report(checked(precision, config.device))
+            return "cuda"
         from service.engine.kernels.pool import set_threads
         from service.engine.kernels.self_check import self_check
 
@@ -123,11 +142,15 @@ def describe(numerics: Numerics, cache: KVCache) -> dict[str, str | int]:
     }
 
 
-def make_forward(model: GPT2, cache: KVCache) -> Forward:
-    """The model's forward pass over this cache, in one native call where the kernels can do all of it."""
+def make_forward(model: GPT2, cache: KVCache, max_running: int) -> Forward:
+    """The model's forward pass over this cache: in one native call where the CPU kernels can do all of it,
+    replayed from graphs on a GPU.
+    """
     architecture, numerics = model.architecture, model.numerics
     scales = architecture.attention_scales
-    if numerics.backend != "cpu":
+    if numerics.backend == "cuda":
+        return build_forward(model, cache, max_running)
+    if numerics.backend == "reference":
         return partial(
             model.forward, attention=ReferenceAttention(cache, scales, is_exact=numerics.is_deterministic)
         )
@@ -152,11 +175,13 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     per_block = per_token * BLOCK_SIZE
     blocks_per_sequence = -(-architecture.n_positions // BLOCK_SIZE)
     most = blocks_per_sequence * config.max_running
-    available = config.kv_cache_bytes or free_memory_bytes(config.device) // 4
-    num_blocks = available // per_block
+    share = KV_SHARE if config.device != "cpu" else _KV_SHARE_CPU
+    available = config.kv_cache_bytes or int(free_memory_bytes(config.device) * share)
+    scratch = num_scratch_blocks(numerics)
+    num_blocks = available // per_block - scratch
     if not config.kv_cache_bytes:
         num_blocks = min(num_blocks, most)
-    least = blocks_per_sequence * per_block
+    least = (blocks_per_sequence + scratch) * per_block
     if num_blocks < blocks_per_sequence:
         raise UnsupportedCheckpoint(
             f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens, one full sequence needs "
@@ -165,7 +190,7 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     a = architecture
     return KVCache.allocate(
         a.n_layer,
-        num_blocks,
+        num_blocks + scratch,
         a.n_head,
         BLOCK_SIZE,
         a.head_dim,
@@ -174,9 +199,15 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     )
 
 
+def num_scratch_blocks(numerics: Numerics) -> int:
+    """Blocks at the end of the cache of no sequence: padded rows of replayed steps write there."""
+    return 1 if numerics.backend == "cuda" else 0
+
+
 def free_memory_bytes(device: str) -> int:
     """Memory left on the device, or in the machine or container this process may use."""
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what loading left behind counts as free
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
@@ -189,12 +220,12 @@ def free_memory_bytes(device: str) -> int:
     return free
 
 
-def prefill_rows(cost: StepCost, decode_rows: int, most: int) -> int:
+def prefill_rows(cost: StepCost, decode_rows: int, most: int, least: int = _MIN_PREFILL_ROWS) -> int:
     """Rows of prefill that may ride along with so many decodes without stalling their streams."""
     if decode_rows == 0:
         return most
     bound = _MAX_STALL * cost.predict(decode_rows)
-    return max(cost.rows_within(bound, most) - decode_rows, _MIN_PREFILL_ROWS)
+    return max(cost.rows_within(bound, most) - decode_rows, least)
 
 
 def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) -> None:

@@ -1,0 +1,143 @@
+"""Replaying decode steps: buckets, padding, what is recorded. The recording itself needs a GPU; here a plain
+call stands for it, everything around it is the code that a GPU runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from tiny import checkpoint, loaded_gpt2
+
+from service.engine.architecture import UnsupportedCheckpoint
+from service.engine.attention import ForwardBatch, KVCache
+from service.engine.attention.reference import ReferenceAttention
+from service.engine.kernels_cuda.build import one_line_without_memory, out_of_memory
+from service.engine.kernels_cuda.graphs import BUCKETS, GraphedForward, bucket_for
+from service.engine.loader import EngineConfig, allocate_cache, choose_numerics
+from service.engine.model import Numerics
+
+CPU = torch.device("cpu")
+SCRATCH = 12  # the last block of the cache
+
+
+class Lab:
+    """A tiny model with a reference cache, plain and replayed."""
+
+    def __init__(self) -> None:
+        model = loaded_gpt2(checkpoint(1), Numerics(is_deterministic=True))
+        a = model.architecture
+        self.cache = KVCache.allocate(a.n_layer, SCRATCH + 1, a.n_head, 16, a.head_dim, torch.float32, CPU)
+        self.plain = partial(model.forward, attention=ReferenceAttention(self.cache, a.attention_scales))
+        self.num_recorded = 0
+        self.replayed = GraphedForward(
+            self.plain, CPU, max_blocks=6, scratch_block=SCRATCH, block_size=16, record=self._record
+        )
+
+    def _record(self, call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        self.num_recorded += 1
+        return call
+
+
+def decode(rows: int) -> ForwardBatch:
+    """The first step of so many sequences, each in a block of its own."""
+    return ForwardBatch(
+        input_ids=torch.arange(rows) + 5,
+        positions=torch.zeros(rows, dtype=torch.int64),
+        slots=torch.arange(rows) * 16,
+        query_starts=torch.arange(rows + 1, dtype=torch.int32),
+        context_lens=torch.ones(rows, dtype=torch.int32),
+        block_tables=torch.arange(rows, dtype=torch.int32).unsqueeze(1),
+        logit_rows=torch.arange(rows),
+        max_query_len=1,
+    )
+
+
+def prefill(rows: int) -> ForwardBatch:
+    """One sequence of so many rows, at most 16, whose last logits are wanted."""
+    return ForwardBatch(
+        input_ids=torch.arange(rows) + 5,
+        positions=torch.arange(rows),
+        slots=torch.arange(rows),
+        query_starts=torch.tensor([0, rows], dtype=torch.int32),
+        context_lens=torch.tensor([rows], dtype=torch.int32),
+        block_tables=torch.zeros(1, 1, dtype=torch.int32),
+        logit_rows=torch.tensor([rows - 1]),
+        max_query_len=rows,
+    )
+
+
+@pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (129, 256), (256, 256), (257, None)])
+def test_a_step_takes_the_smallest_bucket_that_holds_it(rows: int, bucket: int | None) -> None:
+    assert bucket_for(rows) == bucket
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_padded_step_gives_each_row_its_own_logits(rows: int) -> None:
+    lab = Lab()
+    assert torch.equal(lab.replayed(decode(rows)), lab.plain(decode(rows)))
+
+
+def test_padded_rows_write_to_the_scratch_block_only() -> None:
+    lab = Lab()
+    lab.replayed(decode(3))
+    written = lab.cache.k[0].flatten(1).abs().sum(1) > 0
+    assert written.nonzero().flatten().tolist() == [0, 1, 2, SCRATCH]
+
+
+def test_rows_of_a_larger_step_before_leave_no_trace() -> None:
+    lab = Lab()
+    lab.replayed(decode(4))
+    lab.cache.k.zero_()
+    lab.replayed(decode(3))
+    assert not lab.cache.k[:, 3].any()
+
+
+def test_a_bucket_is_recorded_once() -> None:
+    lab = Lab()
+    for rows in (3, 4, 3):
+        lab.replayed(decode(rows))
+    assert lab.num_recorded == 1
+
+
+def test_a_prefill_is_not_recorded() -> None:
+    lab = Lab()
+    found = lab.replayed(prefill(9))
+    assert lab.num_recorded == 0 and torch.equal(found, lab.plain(prefill(9)))
+
+
+def test_preparing_records_every_bucket_up_to_the_largest_batch() -> None:
+    lab = Lab()
+    assert lab.replayed.prepare(9) == lab.num_recorded == BUCKETS.index(16) + 1
+
+
+# ---- start-up -------------------------------------------------------------------------------------------
+
+
+def test_without_usable_kernels_torch_computes_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(precision: str, device: str) -> str:
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr("service.engine.loader.checked", fail)
+    said: list[str] = []
+    numerics = choose_numerics(EngineConfig(checkpoint(1), device="cuda", report=said.append))
+    assert (numerics.backend, numerics.is_deterministic) == ("reference", False)
+    assert "slower" in said[0] and "triton" in said[0]
+
+
+def test_the_scratch_block_is_within_the_configured_bytes() -> None:
+    folder, per_block = checkpoint(1), 16 * 2 * 2 * 32 * 4
+    architecture = loaded_gpt2(folder, Numerics(is_deterministic=True)).architecture
+    numerics = Numerics("float32", "cpu", "cuda")
+    cache = allocate_cache(EngineConfig(folder, kv_cache_bytes=7 * per_block), architecture, numerics)
+    assert cache.k.shape[1] == 7
+    with pytest.raises(UnsupportedCheckpoint, match=str(7 * per_block)):
+        allocate_cache(EngineConfig(folder, kv_cache_bytes=6 * per_block), architecture, numerics)
+
+
+def test_too_little_memory_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 8 << 30))
+    with pytest.raises(UnsupportedCheckpoint, match=r"1\.0 of 8\.0 GiB"), one_line_without_memory("cuda"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+    assert "\n" not in out_of_memory(1, 2)
