@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from model_store.cloze import make_questions, split_passages
 from model_store.examples import Example, Pair, encode_pairs, encode_text, shorten
-from model_store.grounding import ground
+from model_store.grounding import ground, lead_target
 from model_store.packing import RowWriter
 from model_store.recipe import Source
 from model_store.task import Task
@@ -166,6 +166,8 @@ class _Builder:
             if source.max_document_tokens:
                 limit = self._rng.choice(source.max_document_tokens)
                 pair = shorten(task, self._tokenizer, pair, limit)
+            if source.lead_words[1] and task.document:
+                pair = Pair(pair.fields, lead_target(pair.fields[task.document], *source.lead_words))
             if (grounded := self._grounded(source, task, pair)) is not None:
                 yield grounded
 

@@ -1,4 +1,4 @@
-"""Turns the reference answers of a question set into spans of their contexts, which is what serving can give.
+"""Turns reference answers and summaries into words of the document, which is what a small model can give.
 
 Many reference answers are no exact span: another case, a word left out, a paraphrase. Training on the
 context's own words keeps grounded answering honest; what has no near span is left out and counted. No tokens
@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from model_store.metrics_text import normalize_answer
+from model_store.metrics_text import normalize_answer, split_sentences
 
 _WORD = re.compile(r"[\w\u2019'-]+")
 _EXTRA_WORDS = 6  # how much longer than the answer a span may be
@@ -41,6 +41,23 @@ def ground(context: str, answer: str) -> Grounded:
     if found and found.group():
         return Grounded(found.group(), 1.0)
     return _best_overlap(context, normalize_answer(answer).split())
+
+
+def lead_target(document: str, low: int, high: int) -> str:
+    """Give a document's leading sentences, as a summary that a small model can learn to copy.
+
+    Args:
+        document: The text to summarize.
+        low: Stop once there are so many words.
+        high: Take no further sentence that would exceed so many words; cut a first sentence longer than that.
+    """
+    taken: list[str] = []
+    for sentence in split_sentences(document):
+        words = sentence.split()
+        if len(taken) >= low or (taken and len(taken) + len(words) > high):
+            break
+        taken += words
+    return " ".join(taken[:high])
 
 
 def _best_overlap(context: str, wanted: list[str]) -> Grounded:

@@ -135,7 +135,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._muon = torch.optim.Muon(
             list(matrices), lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        groups: list[dict[str, Any]] = [{"params": list(others)}, {"params": list(positions), "lr": rate / 10}]
+        slow = {"params": list(positions), "lr": rate / 10}
+        groups: list[dict[str, Any]] = [{"params": list(others)}, slow]
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=rate,

@@ -37,6 +37,8 @@ class Source:
         passage_words: For `cloze`: the fewest and the most words of a passage.
         max_document_tokens: Cut the document field to so many tokens; several are drawn from; empty: never.
         max_target_words: Leave out records with longer targets; 0: none.
+        lead_words: For kind `summarize`: learn to copy the document's leading sentences, of at least and at
+            most so many words, instead of the record's summary; (0, 0) learns the summary.
         target: The record's key that holds the answer; "" for `answer`, `summary`, `label` or `completion` by
             kind.
         rename: The record's key for a field, where it is called something else: {"text": "context"}.
@@ -54,6 +56,7 @@ class Source:
     passage_words: tuple[int, int] = (35, 160)
     max_document_tokens: tuple[int, ...] = ()
     max_target_words: int = 0
+    lead_words: tuple[int, int] = (0, 0)
     target: str = ""
     rename: Mapping[str, str] = field(default_factory=dict)
     skip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from toy import QA, toy_tokenizer
 from model_store.cloze import make_questions, split_passages
 from model_store.dataset import BuildPlan, Built, build
 from model_store.examples import Example, Pair, encode_pairs, shorten
-from model_store.grounding import ground
+from model_store.grounding import ground, lead_target
 from model_store.packing import IGNORED, Rows, RowWriter
 from model_store.recipe import Source, load_recipe
 from model_store.text_files import documents, expand, records
@@ -145,6 +145,19 @@ def test_a_long_document_is_cut_at_a_token(tokenizer: Tokenizer) -> None:
 def test_an_answer_becomes_the_nearest_span_of_its_context(answer: str, expected: str) -> None:
     found = ground(STORY, answer)
     assert (found.text if found.overlap >= 0.55 else "") == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (3, 20, "Tom has a ring."),
+        (5, 20, "Tom has a ring. Ann gave a coin to Bob because he was sad."),
+        (5, 10, "Tom has a ring."),
+        (2, 3, "Tom has a"),
+    ],
+)
+def test_a_lead_is_whole_sentences_within_its_bounds(low: int, high: int, expected: str) -> None:
+    assert lead_target(STORY, low, high) == expected
 
 
 def test_made_questions_have_answers_that_stand_in_the_passage() -> None:
