@@ -31,6 +31,8 @@ class Stream(Protocol):
 
     def extend(self, requests: Sequence[SequenceRequest]) -> range: ...
 
+    def abort(self, index: int) -> None: ...
+
 
 class Submitter(Protocol):
     """What a task needs of `AsyncEngine`."""
@@ -62,6 +64,11 @@ class Job:
         self.num_sequences += len(requests)
         self._num_unfinished += len(requests)
         return self.stream.extend(requests)
+
+    def abort(self, index: int) -> None:
+        """Drop one unfinished sequence: what it would still say is not wanted."""
+        self._num_unfinished -= 1
+        self.stream.abort(index)
 
     async def outputs(self) -> AsyncIterator[SequenceOutput]:
         """Yield what the engine reports until every sequence has finished, those added meanwhile included.

@@ -232,14 +232,18 @@ class QaRun:
         self._rollouts.update(zip(self._job.extend(requests), rollouts, strict=True))
 
     async def _finish_round(self) -> None:
-        """Let everything that runs finish, then take the round's rollouts in."""
+        """Let everything that runs finish or lose its prospects, then take the round's rollouts in."""
+        floor = self._frontier.floor(self._floor(), self._call.num_answers)
         async for output in self._job.outputs():
             if output.index in self._scored:
                 if output.prompt_logprobs:
                     window = self._scored[output.index]
                     window.no_answer_logprob = total_logprob(output.prompt_logprobs)
             else:
-                self._rollouts[output.index].push(output)
+                rollout = self._rollouts[output.index]
+                rollout.push(output)
+                if output.finish_reason is None and rollout.bound <= floor:
+                    self._job.abort(output.index)
         for rollout in self._rollouts.values():
             self._frontier.add(rollout)
         self._rollouts.clear()

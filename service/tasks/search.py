@@ -69,6 +69,12 @@ class Rollout:
         self.output_ids += output.token_ids
         self.logprobs += output.logprobs
 
+    @property
+    def bound(self) -> float:
+        """The best score it can still lead to, once its window's no-answer text is scored."""
+        own = math.fsum(step.logprob or 0.0 for step in self.logprobs)
+        return self.prefix_logprob + own - self.window.no_answer_logprob
+
     def answer_ids(self, length: int) -> tuple[int, ...]:
         """The answer up to the rollout's `length`-th own token."""
         return (*self.prefix_ids, *self.output_ids[:length])
@@ -156,6 +162,11 @@ class Frontier:
         """Distinct answers, best first; equal scores in the order they were found."""
         return sorted(self.best.items(), key=lambda item: -item[1].score)
 
+    def floor(self, floor: float, num_answers: int) -> float:
+        """The score to beat: `floor`, or that of the last wanted answer where so many are known."""
+        ranked = self.ranked()
+        return max(floor, ranked[num_answers - 1][1].score) if len(ranked) >= num_answers else floor
+
     def most_promising(self, width: int, floor: float, num_answers: int) -> list[Rollout]:
         """Take up to `width` branches that may lead to something better than what is known.
 
@@ -164,9 +175,7 @@ class Frontier:
             floor: scores below are of no interest.
             num_answers: how many answers are wanted: the last of them is what a branch has to beat.
         """
-        ranked = self.ranked()
-        if len(ranked) >= num_answers:
-            floor = max(floor, ranked[num_answers - 1][1].score)
+        floor = self.floor(floor, num_answers)
         rollouts: list[Rollout] = []
         while self._branches and len(rollouts) < width and -self._branches[0][0] > floor:
             rollouts.append(heapq.heappop(self._branches)[2])

@@ -1,0 +1,116 @@
+"""The engine without HTTP: tokens/s at 1, 8 and 32 sequences, and what speculation changes. JSON last.
+
+    python bench/engine.py FOLDER [--precision int8] [--rounds 3]
+
+`bare` is what the served figures are to be compared with: same prompts' lengths (90 tokens in, 64 out,
+greedy), a sequence that ends is replaced at once. `speculation` runs the same requests with and without it,
+in turns: on texts that repeat what stands in the prompt (greedy), and on drawn texts that do not (temperature
+1), where it may cost at most a few percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+from model_store.tokenizer import Tokenizer
+from service.engine.architecture import read_architecture
+from service.engine.engine import Engine
+from service.engine.loader import EngineConfig, build_engine
+from service.engine.sequence import Job, JobInfo, SamplingParams, Sequence, SequenceRequest
+
+PROMPT_TOKENS, OUTPUT_TOKENS = 90, 64
+
+
+def run(engine: Engine, requests: list[SequenceRequest], clients: int) -> tuple[float, dict[int, list[int]]]:
+    """Keep `clients` sequences in flight until all requests are done; tokens per second, and the ids."""
+    left = list(enumerate(requests))
+    ids: dict[int, list[int]] = {}
+    in_flight = 0
+    started = time.perf_counter()
+    while left or in_flight:
+        while left and in_flight < clients:
+            index, request = left.pop(0)
+            engine.add(Sequence(Job(JobInfo()), index, request, engine.clock()))
+            in_flight += 1
+        for sequence, output in engine.step():
+            ids.setdefault(sequence.index, []).extend(output.token_ids)
+            in_flight -= output.finish_reason is not None
+    seconds = time.perf_counter() - started
+    return sum(map(len, ids.values())) / seconds, ids
+
+
+def random_prompts(count: int, vocab_size: int, seed: int) -> list[tuple[int, ...]]:
+    """Prompts that share nothing."""
+    draw = random.Random(seed)
+    return [tuple(draw.randrange(1, vocab_size) for _ in range(PROMPT_TOKENS)) for _ in range(count)]
+
+
+def requests_for(prompts: list[tuple[int, ...]], temperature: float) -> list[SequenceRequest]:
+    """One request per prompt."""
+    params = SamplingParams(OUTPUT_TOKENS, temperature=temperature, ignore_eos=True, seed=1)
+    return [SequenceRequest(prompt, params, i) for i, prompt in enumerate(prompts)]
+
+
+def bare(engine: Engine, vocab_size: int, rounds: int) -> dict[int, float]:
+    """Median tokens/s by sequences in flight."""
+    found: dict[int, float] = {}
+    for clients in (1, 8, 32):
+        rates = []
+        for seed in range(rounds):
+            prompts = random_prompts(max(3, 2 * clients), vocab_size, 100 * clients + seed)
+            rates.append(run(engine, requests_for(prompts, 0.0), clients)[0])
+        found[clients] = round(statistics.median(rates), 1)
+        print(f"bare, {clients:2} in flight: {found[clients]:8.1f} tokens/s", flush=True)
+    return found
+
+
+def speculation(engine: Engine, vocab_size: int, rounds: int) -> dict[str, float]:
+    """Median of tokens/s with speculation over tokens/s without, for texts that copy and texts that do
+    not.
+    """
+    found: dict[str, float] = {}
+    for name, temperature in (("copying, greedy", 0.0), ("not copying, drawn", 1.0)):
+        ratios = []
+        for seed in range(rounds):
+            requests = requests_for(random_prompts(4, vocab_size, 7000 + seed), temperature)
+            rates, texts = {}, {}
+            for is_on in (False, True):
+                drafter = engine.scheduler._draft
+                if not is_on:
+                    engine.scheduler._draft = lambda decoding: {}
+                rates[is_on], texts[is_on] = run(engine, requests, 1)
+                engine.scheduler._draft = drafter
+            if texts[False] != texts[True]:
+                raise SystemExit(f"{name}: speculation changed a text")
+            ratios.append(rates[True] / rates[False])
+        found[name] = round(statistics.median(ratios), 3)
+        print(f"speculation, {name}: {found[name]:.2f} times the tokens/s, same ids", flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure one checkpoint."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    vocab_size = read_architecture(args.folder).vocab_size
+    config = EngineConfig(args.folder, precision=args.precision, report=print)
+    tokenizer = Tokenizer.load(args.folder)
+    plain = build_engine(EngineConfig(args.folder, precision=args.precision, speculation=False), tokenizer)
+    figures: dict[str, object] = {"facts": plain.facts, "bare": bare(plain, vocab_size, args.rounds)}
+    del plain
+    figures["speculation"] = speculation(build_engine(config, tokenizer), vocab_size, args.rounds)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
