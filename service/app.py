@@ -248,6 +248,12 @@ def _log_fault(error: BaseException) -> None:
     get_logger().error("a step failed", exc_info=error)
 
 
+_GPU_LIMITS = {
+    "max_batch_tokens": 2048,
+    "max_running": 256,
+}  # where nothing else is set: a GPU takes more at once
+
+
 def engine_config(settings: Settings, folder: Path) -> EngineConfig:
     """What the engine is built from; settings that say `auto` are decided here or left to the engine.
 
@@ -259,10 +265,11 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
     from service.engine.loader import EngineConfig
 
     has_cuda = torch.cuda.is_available()
+    on_gpu = has_cuda and settings.device != "cpu"
     if settings.device == "cuda" and not has_cuda:
         raise SettingsError("TEXTGEN_DEVICE is cuda, and no CUDA device can be used here")
     chosen: dict[str, Any] = {
-        "device": "cuda" if has_cuda and settings.device != "cpu" else "cpu",
+        "device": "cuda" if on_gpu else "cpu",
         "precision": _precision(settings),
         "is_deterministic": settings.deterministic,
         "kv_cache_bytes": settings.kv_cache_bytes,
@@ -272,7 +279,8 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
         "speculation": settings.speculation,
         "report": get_logger().info,
     }
-    return EngineConfig(folder, **{name: value for name, value in chosen.items() if value is not None})
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return EngineConfig(folder, **{**(_GPU_LIMITS if on_gpu else {}), **given})
 
 
 def _precision(settings: Settings) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -43,6 +44,8 @@ from service.engine.step_cost import StepCost
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="tiny-gpt2-")
 atexit.register(_SCRATCH.cleanup)
+
+DEVICE = os.environ.get("TEXTGEN_TEST_DEVICE", "cpu")  # where `real_engine` computes: cpu or cuda
 
 TINY: dict[str, Any] = {"vocab_size": 259, "n_positions": 96, "n_embd": 32, "n_layer": 2, "n_head": 4}
 WIDE: dict[str, Any] = {"vocab_size": 1031, "n_positions": 96, "n_embd": 768, "n_layer": 2, "n_head": 12}
@@ -114,8 +117,9 @@ class LetterPieces:
 
 def real_engine(folder: Path, *, num_blocks: int = 64, **config: Any) -> Engine:
     """An engine with a model: exact in float32 unless told otherwise."""
+    device = "cpu" if config.get("backend") == "cpu" else DEVICE
     settings: dict[str, Any] = {
-        "precision": "float32", "backend": "reference", "is_deterministic": True, "max_batch_tokens": 64,
+        "device": device, "precision": "float32", "backend": "reference", "is_deterministic": True, "max_batch_tokens": 64,
         "max_running": 16, "speculation": False, **config,
     }  # fmt: skip
     width = GPT2Config.from_pretrained(folder)
