@@ -119,8 +119,8 @@ def real_engine(folder: Path, *, num_blocks: int = 64, **config: Any) -> Engine:
     """An engine with a model: exact in float32 unless told otherwise."""
     device = "cpu" if config.get("backend") == "cpu" else DEVICE
     settings: dict[str, Any] = {
-        "device": device, "precision": "float32", "backend": "reference", "is_deterministic": True, "max_batch_tokens": 64,
-        "max_running": 16, "speculation": False, **config,
+        "device": device, "precision": "float32", "backend": "reference", "is_deterministic": True,
+        "max_batch_tokens": 64, "max_running": 16, "speculation": False, **config,
     }  # fmt: skip
     width = GPT2Config.from_pretrained(folder)
     element = 4 if settings["precision"] == "float32" else 2
