@@ -14,7 +14,7 @@ from service.engine.architecture import UnsupportedCheckpoint
 from service.engine.attention import ForwardBatch, KVCache
 from service.engine.attention.reference import ReferenceAttention
 from service.engine.kernels_cuda.build import one_line_without_memory, out_of_memory
-from service.engine.kernels_cuda.graphs import BUCKETS, GraphedForward, bucket_for
+from service.engine.kernels_cuda.graphs import BUCKETS, GraphedForward, bucket_for, to_device
 from service.engine.loader import EngineConfig, allocate_cache, choose_numerics
 from service.engine.model import Numerics
 
@@ -110,6 +110,12 @@ def test_a_prefill_is_not_recorded() -> None:
 def test_preparing_records_every_bucket_up_to_the_largest_batch() -> None:
     lab = Lab()
     assert lab.replayed.prepare(9) == lab.num_recorded == BUCKETS.index(16) + 1
+
+
+def test_every_tensor_of_a_packed_step_starts_at_16_bytes() -> None:
+    moved = to_device(decode(3), CPU)
+    tensors = [getattr(moved, name) for name in ForwardBatch.__slots__ if name != "max_query_len"]
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 # ---- start-up -------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def _places(tables, sequence, num_pages, position, known, head, HEADS: tl.conste
     return ((page * HEADS + head) * PAGE + position % PAGE) * HEAD_DIM
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pages"])
 def attend_split(
     qkv, keys, values, tables, context_lens, parts, peaks, sums, scale, num_pages,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, PAGE: tl.constexpr,
@@ -112,7 +112,7 @@ def combine(
     tl.store(target, result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pages"])
 def attend_ragged(
     qkv, keys, values, tables, query_starts, context_lens, out, scale, num_pages,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, PAGE: tl.constexpr,
