@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
 
-from service.api.wire import WireProtocol
+from service.api.wire import protocol_for
 from service.app import Life, create_app
 from service.errors import SettingsError
 from service.logs import get_logger
@@ -24,6 +25,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
 
+SWITCH_INTERVAL_S = 0.0005  # the engine thread gives way to the event loop ten times sooner than by default
 KEEP_ALIVE_S = 65  # longer than a proxy's own, so that it is the one who closes
 
 
@@ -93,7 +95,7 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         app,
         host=settings.host,
         port=settings.port,
-        http=WireProtocol,
+        http=protocol_for(settings.body_timeout_s),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -112,6 +114,7 @@ def run_server(settings: Settings) -> int:
     Returns:
         The exit code of the process.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = make_server(settings)
     server.run()
     return server.exit_code

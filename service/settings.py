@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     )
     body_timeout_s: float = _setting(
         20.0,
-        "Seconds that a request body may take to arrive",
+        "Seconds that a request may take to arrive: its headers, and then its body",
         "above 0, up to 3600",
         gt=0,
         le=3600,

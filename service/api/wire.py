@@ -1,29 +1,38 @@
 """uvicorn's HTTP/1.1 protocol with the contract's answers to what never becomes a request.
 
 Broken HTTP, headers that do not end and headers that do not come are answered here, in the one error body;
-such bytes have no route, so they are not counted as requests. A request may also drop its own connection
-(`scope["textgen.abort"]`), which ASGI has no word for.
+such bytes have no route, so they are not counted as requests. Two things that ASGI has no word for are put
+into the scope: `textgen.abort` drops the connection, `textgen.is_gone` says whether the client has left, even
+if the event loop has not read that yet. Read `gate` next, which uses them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
+import sys
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.gate import MAX_HEADER_BYTES
 from service.api.problems import STATUSES, Problem
 from service.api.security import request_id_from
 
-HEADER_TIMEOUT_S = 15.0
+HEADER_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 30.0
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+def protocol_for(header_timeout_s: float) -> type[WireProtocol]:
+    """The protocol with this many seconds for the headers of a request, whatever drips in."""
+    return type("WireProtocol", (WireProtocol,), {"header_timeout_s": header_timeout_s})
 
 
 class WireProtocol(HttpToolsProtocol):
     """One connection. See the module's docstring."""
 
+    header_timeout_s = HEADER_TIMEOUT_S
     _header_bytes = 0  # of the request whose headers are being read; 0 between requests
     _header_timer: asyncio.TimerHandle | None = None
     _is_refused = False
@@ -45,13 +54,16 @@ class WireProtocol(HttpToolsProtocol):
         if self._header_timer is not None:
             self._header_bytes += len(data)
         super().data_received(data)
+        if self._header_timer is None and self.timeout_keep_alive_task is None and not self._is_busy():
+            self._await_headers()  # bytes that begin no request, such as empty lines, hold no connection open
         if self._header_timer is not None and self._header_bytes > MAX_HEADER_BYTES:
             self._refuse("headers_too_large", f"the headers are larger than {MAX_HEADER_BYTES} bytes")
 
     def on_message_begin(self) -> None:
         """Start a request; give it the means to drop its connection."""
         super().on_message_begin()
-        self.scope["textgen.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self.scope["textgen.abort"] = self._drop  # type: ignore[typeddict-unknown-key]
+        self.scope["textgen.is_gone"] = self._is_gone  # type: ignore[typeddict-unknown-key]
         if self._header_timer is None:
             self._await_headers()
 
@@ -59,6 +71,8 @@ class WireProtocol(HttpToolsProtocol):
         """The headers are all there; their size is judged by the application, which knows the route."""
         self._stop_waiting()
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            _send_unchunked(self.cycle)
 
     def send_400_response(self, msg: str) -> None:
         """Answer broken HTTP in our words."""
@@ -69,9 +83,25 @@ class WireProtocol(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
 
+    def _is_busy(self) -> bool:
+        """Whether a request is being received or answered."""
+        return self._is_refused or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _drop(self) -> None:
+        """Drop the connection at once; one that was refused here ends by itself, after its answer."""
+        if not self._is_refused:
+            self.transport.abort()
+
+    def _is_gone(self) -> bool:
+        """Whether the client has closed the connection; asks the socket, which knows before the loop does."""
+        if self.transport.is_closing():
+            return True
+        found = self.transport.get_extra_info("socket")
+        return found is not None and _has_hung_up(found.fileno())
+
     def _await_headers(self) -> None:
         self._header_bytes = 0
-        self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._headers_are_late)
+        self._header_timer = self.loop.call_later(self.header_timeout_s, self._headers_are_late)
 
     def _stop_waiting(self) -> None:
         if self._header_timer is not None:
@@ -81,22 +111,53 @@ class WireProtocol(HttpToolsProtocol):
     def _headers_are_late(self) -> None:
         self._header_timer = None
         if self._header_bytes:
-            self._refuse("request_timeout", f"the headers did not arrive within {HEADER_TIMEOUT_S:g} s")
+            text = f"the headers did not arrive within {self.header_timeout_s:g} s"
+            self._refuse("request_timeout", text)
         else:
             self.transport.close()
 
     def _refuse(self, code: str, message: str) -> None:
         """Answer, if a response can still begin, and end the connection."""
+        is_answering = self._is_busy() and (self.cycle.response_started or bool(self.pipeline))
         self._is_refused = True
         self._stop_waiting()
-        is_answering = self.cycle is not None and not self.cycle.response_complete
         if is_answering or self.transport.is_closing():
             self.transport.abort()  # an answer in the middle of another one would be worse than none
             return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # its body is broken: the application is told, and not heard
+            self.cycle.message_event.set()
         self.transport.write(_response(code, message))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(1.0, self.transport.abort)  # lets the client read before a reset can hit it
+
+
+def _has_hung_up(descriptor: int) -> bool:
+    """Whether the other side of a socket has closed it; False where the system cannot tell."""
+    if sys.platform != "linux" or descriptor < 0:
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _send_unchunked(cycle: RequestResponseCycle) -> None:
+    """Let a reply without a length end with its connection: HTTP/1.0 knows no chunks."""
+    send = cycle.send
+    is_open_ended = False
+
+    async def unchunked(message: Any) -> None:
+        nonlocal is_open_ended
+        if message["type"] == "http.response.start":
+            is_open_ended = all(name.lower() != b"content-length" for name, _ in message["headers"])
+            if is_open_ended:
+                cycle.chunked_encoding = False
+        elif is_open_ended:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.send = unchunked  # type: ignore[method-assign]  # made for each request, asked for when it starts
 
 
 def _response(code: str, message: str) -> bytes:

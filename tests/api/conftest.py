@@ -28,4 +28,4 @@ def serve(tiny_model: Path) -> Iterator[Callable[..., Live]]:
 @pytest.fixture(scope="session")
 def live(serve: Callable[..., Live]) -> Live:
     """A service with plain settings, shared by the tests that leave no trace."""
-    return serve(max_body_bytes=64 * 1024, body_timeout_s=0.3)
+    return serve(max_body_bytes=64 * 1024, body_timeout_s=1.0)

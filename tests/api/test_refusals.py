@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +79,11 @@ def test_an_unknown_field_is_named_with_the_nearest_one(live: Live) -> None:
 
 def test_a_field_name_that_is_no_name_is_not_repeated(live: Live) -> None:
     error = check(send(live, "/generate", {**PROMPT, f"<{SECRET}>": 1}), 422, "invalid_request")
+    assert error["param"] is None
+
+
+def test_a_field_name_that_is_too_long_for_one_is_not_repeated(live: Live) -> None:
+    error = check(send(live, "/generate", {**PROMPT, SECRET * 7: 1}), 422, "invalid_request")
     assert error["param"] is None
 
 
@@ -161,38 +165,6 @@ def test_a_chunked_body_is_counted_as_it_comes(live: Live) -> None:
 
     response = live.http.post("/generate", content=chunks(), headers={"content-type": "application/json"})
     check(response, 413, "body_too_large")
-
-
-def test_a_slow_body_times_out(live: Live) -> None:
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    reply = live.raw(head + b"Content-Length: 100\r\n\r\n{")
-    assert reply.startswith(b"HTTP/1.1 408 ") and b'"request_timeout"' in reply
-
-
-def test_headers_that_are_too_large_are_refused(live: Live) -> None:
-    check(send(live, "/generate", PROMPT, headers={"x-long": "a" * 10_000}), 431, "headers_too_large")
-
-
-def test_a_header_that_never_ends_is_refused(live: Live) -> None:
-    reply = live.raw(b"POST /generate HTTP/1.1\r\nX: " + b"a" * 20_000)
-    assert reply.startswith(b"HTTP/1.1 431 ") and b'"headers_too_large"' in reply
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"nonsense\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /generate HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"POST /generate HTTP/1.1\r\nContent-Length: many\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    ],
-)
-def test_broken_http_is_answered_in_the_one_error_body(live: Live, data: bytes) -> None:
-    head, _, body = live.raw(data).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(body)["error"]["code"] == "bad_request"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""The wire below the routes: broken and slow HTTP, clients of other versions, clients that have left."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from live_service import WAIT_S, Live, events, read_all, until
+
+HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+BODY = json.dumps({"prompt": "a", "max_new_tokens": 2, "stream": True}).encode()
+
+
+def request(version: bytes = b"1.1", body: bytes = BODY) -> bytes:
+    """A whole request."""
+    return HEAD.replace(b"1.1", version) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def drip(sock: socket.socket, piece: bytes) -> Iterator[bytes]:
+    """Send a piece every 50 ms until the server answers or closes; what it answered comes last."""
+    sock.settimeout(0.05)
+    for _ in range(int(WAIT_S / 0.05)):
+        with suppress(OSError):
+            sock.sendall(piece)
+        with suppress(TimeoutError):
+            sock.settimeout(0.05)
+            found = sock.recv(65536)
+            sock.settimeout(WAIT_S)
+            yield found + (read_all(sock) if found else b"")
+            return
+
+
+def test_a_slow_body_times_out(live: Live) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    reply = live.raw(head + b"Content-Length: 100\r\n\r\n{")
+    assert reply.startswith(b"HTTP/1.1 408 ") and b'"request_timeout"' in reply
+
+
+def test_headers_that_are_too_large_are_refused(live: Live) -> None:
+    response = live.post("/generate", {"prompt": "a"}, headers={"x-long": "a" * 10_000})
+    assert (response.status_code, response.json()["error"]["code"]) == (431, "headers_too_large")
+
+
+def test_a_header_that_never_ends_is_refused(live: Live) -> None:
+    reply = live.raw(b"POST /generate HTTP/1.1\r\nX: " + b"a" * 20_000)
+    assert reply.startswith(b"HTTP/1.1 431 ") and b'"headers_too_large"' in reply
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nContent-Length: many\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_broken_http_is_answered_in_the_one_error_body(live: Live, data: bytes) -> None:
+    head, _, body = live.raw(data).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_headers_that_drip_are_cut_off(live: Live) -> None:
+    with live.connect() as sock:
+        sock.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nX: ")
+        reply = next(drip(sock, b"a"))
+    assert reply.startswith(b"HTTP/1.1 408 ") and b'"request_timeout"' in reply
+
+
+def test_empty_lines_after_a_reply_do_not_hold_a_connection_open(live: Live) -> None:
+    with live.connect() as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        next(drip(sock, b"\r\n"))
+
+
+@pytest.mark.parametrize("encoding", [b"chunked\r\n\r\nZZ\r\n", b"gzip\r\n\r\nabc"])
+def test_a_body_that_is_broken_http_is_answered(live: Live, encoding: bytes) -> None:
+    reply = live.raw(HEAD + b"Transfer-Encoding: " + encoding)
+    assert reply.startswith(b"HTTP/1.1 400 ") and b'"bad_request"' in reply
+
+
+def test_an_http_1_0_client_gets_a_stream_without_chunks(live: Live) -> None:
+    head, _, body = live.raw(request(b"1.0")).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head and events(body.decode())[-1][0] == "done"
+
+
+def test_an_http_1_0_client_gets_a_reply_with_its_length(live: Live) -> None:
+    head, _, body = live.raw(request(b"1.0", b'{"prompt": "a", "max_new_tokens": 2}')).partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(body) in head
+
+
+def test_head_is_answered_as_get_without_a_body(live: Live) -> None:
+    reply = live.http.head("/readyz")
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_pipelined_requests_are_answered_in_order_whatever_becomes_of_each(live: Live) -> None:
+    plain = b'{"prompt": "a", "max_new_tokens": 2}'
+    with live.connect() as sock:
+        sock.sendall(request(body=plain) + request(body=b"{}") + request(b"1.0", plain))
+        replies = read_all(sock).split(b"HTTP/1.1 ")[1:]
+    assert [reply[:3] for reply in replies] == [b"200", b"422", b"200"]
+
+
+def test_a_request_whose_client_has_left_is_not_submitted(live: Live) -> None:
+    before = live.metric("textgen_requests_finished_total", outcome="abort")
+    tokens = live.metric("textgen_prompt_tokens_total")
+    gate = threading.Event()
+    live.server._loop.call_soon_threadsafe(gate.wait)  # the event loop is behind
+    for _ in range(8):
+        with live.connect() as sock:
+            sock.sendall(request())
+    gate.set()
+    until(lambda: live.metric("textgen_requests_finished_total", outcome="abort") == before + 8, "the ends")
+    assert live.metric("textgen_prompt_tokens_total") == tokens
