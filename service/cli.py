@@ -59,7 +59,7 @@ def serve(
 
 
 def _serve(flags: dict[str, Any]) -> int:
-    """Serve with these flags; returns the exit code."""
+    """Serve with these flags and end the process; returns an exit code only if that could not begin."""
     from service.settings import load_settings
 
     try:
@@ -74,11 +74,9 @@ def _serve(flags: dict[str, Any]) -> int:
     from service.server import run_server
 
     code = run_server(settings)
-    if code:  # a hung engine thread must not hold up the exit
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is closed: neither a hung thread nor the end of large libraries holds this up
 
 
 @app.command()

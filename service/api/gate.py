@@ -106,15 +106,20 @@ class Gate:
             raise HttpProblem("headers_too_large", f"the headers are larger than {MAX_HEADER_BYTES} bytes")
         if self._needs_key(scope["path"]):
             exchange.tenant = self._state.keyring.tenant(headers.get(b"authorization", b""))
+        if scope["method"] == "HEAD":  # as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         if scope["method"] != "POST" or exchange.endpoint == "other":
             await self._app(scope, reply.receive, reply.send)
             return
         self._state.keyring.enter(exchange.tenant)
         try:
-            self._state.require_served()
+            served = self._state.require_served()
             limit = self._state.settings.max_body_bytes
             body_refusal(headers, limit)
             body = await read_body(reply.receive, limit, self._state.settings.body_timeout_s)
+            if _is_gone(scope):
+                raise ClientGone
+            served.engine.check_room(exchange.tenant)
             await self._app(scope, _replay(body, reply.receive), reply.send)
         finally:
             self._state.keyring.leave(exchange.tenant)
@@ -177,6 +182,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
+def _is_gone(scope: Scope) -> bool:
+    """Whether the client left while its request waited to be read; False where the server cannot tell."""
+    asked = scope.get("textgen.is_gone")
+    return asked is not None and bool(asked())
+
+
 async def _cut(scope: Scope) -> None:
     """Drop the connection at once, so that a client that reads nothing holds no buffer; server permitting."""
     abort = scope.get("textgen.abort")
@@ -187,7 +198,7 @@ async def _cut(scope: Scope) -> None:
 
 def _log(exchange: Exchange, outcome: str, duration_s: float) -> None:
     """The one line of a request: no prompt, no answer, no key."""
-    fields: dict[str, object] = {}
+    fields: dict[str, object] = {"tenant": exchange.tenant} if exchange.tenant else {}
     if exchange.usage is not None:
         fields["prompt_tokens"] = exchange.usage.prompt_tokens
         fields["completion_tokens"] = exchange.usage.completion_tokens
@@ -202,7 +213,6 @@ def _log(exchange: Exchange, outcome: str, duration_s: float) -> None:
         endpoint=exchange.endpoint,
         outcome=outcome,
         status=exchange.status,
-        tenant=exchange.tenant or None,
         total_ms=round(duration_s * 1000, 1),
         **fields,
     )

@@ -154,6 +154,15 @@ class AsyncEngine:
         self.enqueue(stream, requests)
         return stream
 
+    def check_room(self, tenant: str = "") -> None:
+        """Refuse a job of one sequence if `submit` would, so that a refusal costs neither parsing nor
+        tokenising.
+
+        Raises:
+            NotReady, Draining, EngineDead, QueueFull: as `submit`.
+        """
+        self._refuse(1, tenant)
+
     def _refuse(self, count: int, tenant: str) -> None:
         if self.died.is_set():
             raise EngineDead("the engine is not running; the service is about to restart", 5.0)
@@ -164,8 +173,10 @@ class AsyncEngine:
         excess = self.num_in_flight + count - self.max_sequences
         if excess > 0:
             raise QueueFull("the queue is full", self._seconds_until_free(excess))
+        if not tenant:
+            return
         excess = self._num_in_flight_of(tenant) + count - int(_TENANT_SHARE * self.max_sequences)
-        if tenant and excess > 0:
+        if excess > 0:
             raise QueueFull("this key's share of the queue is full", self._seconds_until_free(excess))
 
     def _num_in_flight_of(self, tenant: str) -> int:
