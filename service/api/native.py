@@ -126,5 +126,6 @@ async def collect(work: Coroutine[Any, Any, Prepared]) -> Result:
 
 
 def json_response(value: Any) -> Response:
-    """JSON in UTF-8, texts as they are."""
-    return Response(json.dumps(value, ensure_ascii=False), media_type="application/json")
+    """Compact JSON in UTF-8, texts as they are."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Response(text, media_type="application/json")

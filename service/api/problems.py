@@ -89,8 +89,9 @@ class Problem:
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
 
     def encoded(self, dialect: Dialect, request_id: str) -> bytes:
-        """The body as JSON bytes."""
-        return json.dumps(self.body(dialect, request_id), ensure_ascii=False).encode()
+        """The body as compact JSON bytes."""
+        body = self.body(dialect, request_id)
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class HttpProblem(HTTPException):
