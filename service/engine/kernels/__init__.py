@@ -2,5 +2,5 @@
 
 Read in this order: `vectors` (SIMD values inside numba code), `gemm` (the hand-made register tile), `rows`
 (LayerNorm, quantising), `linear_task` and `attend` (one layer's products and attention on all threads),
-`threads` (cores in step), `step` and `fused` (a whole forward pass in one call), `self_check`.
+`atomics` and `threads` (cores in step), `step` and `fused` (a whole forward pass in one call), `self_check`.
 """

@@ -3,7 +3,7 @@
 
 Every query row takes the keys of its context in order of position: scores, their largest, the exponentials
 and their sum, then the weighted values; sums are float32 and each row's order depends on its own position
-only. The numba side of `attention.cpu`; inner loops for heads of 64 are in `attend_ir`. Records hold int64
+only. The numba side of `attention.cpu`; inner loops are in `attend_ir`. Records hold int64
 fields, named `A_*` for the cache and `B_*` for the batch.
 """
 
@@ -51,8 +51,8 @@ _attend_rows = vec.invoker(_ARGS)
 
 
 @njit
-def write_kv(cache, batch, qkv, layer, pool):
-    """Keys and values of the batch's tokens into the cache; all threads together, no meeting at the end."""
+def write_kv(cache, batch, qkv, layer, pool, thread):
+    """Keys and values of the batch's tokens into the cache; all threads together, one phase."""
     heads, head_dim, block = (
         vec.load_long(cache),
         vec.load_long(cache + A_HEAD_DIM),
@@ -60,7 +60,7 @@ def write_kv(cache, batch, qkv, layer, pool):
     )
     width, base = heads * head_dim, layer * vec.load_long(cache + A_LAYER_BYTES)
     slots, tokens = vec.load_long(batch + B_SLOTS), vec.load_long(batch + B_TOKENS)
-    token = claim(pool)
+    token = claim(pool, thread, tokens)
     while token < tokens:
         slot = vec.load_long(slots + 8 * token)
         first = (slot // block * heads * block + slot % block) * head_dim
@@ -71,7 +71,8 @@ def write_kv(cache, batch, qkv, layer, pool):
             _store_row(
                 cache, row + 4 * (2 * width + head * head_dim), vec.load_long(cache + A_VALUES) + place
             )
-        token = claim(pool)
+        token = claim(pool, thread, tokens)
+    meet(pool, thread)
 
 
 @njit
@@ -88,7 +89,7 @@ def _store_row(cache, source, place):
 
 @njit
 def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thread):
-    """Every query row of the batch; threads take (rows, heads) in turn, no meeting at the end.
+    """Every query row of the batch; threads take (rows, heads) in turn, one phase.
 
     Args:
         cache, batch: addresses of the records.
@@ -97,22 +98,14 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
         scale: address of the float32 factor on the scores.
         out, out_bytes, out_kind: first row, distance to the next, OUT_FLOAT32 or OUT_BFLOAT16.
     """
-    heads, sequences = vec.load_long(cache), vec.load_long(batch + B_SEQUENCES)
-    starts, lengths = vec.load_long(batch + B_STARTS), vec.load_long(batch + B_LENGTHS)
-    sequence, before, turns = -1, 0, 0  # turns of `sequence` come after `before` turns of earlier ones
-    start, queries, together, groups = 0, 0, 1, 1
-    turn = claim(pool)
-    while True:
-        while turn >= before + turns:
-            sequence, before = sequence + 1, before + turns
-            if sequence == sequences:
-                return
-            start = np.int64(vec.load_int(starts + 4 * sequence))
-            queries = np.int64(vec.load_int(starts + 4 * sequence + 4)) - start
-            together = min(heads, HEADS) if queries < inner.QUERIES else 1
-            groups = (queries + inner.QUERIES - 1) // inner.QUERIES
-            turns = groups * ((heads + together - 1) // together)
-        head, first = (turn - before) // groups * together, (turn - before) % groups * inner.QUERIES
+    heads, total = vec.load_long(cache), _all_turns(cache, batch)
+    turn = claim(pool, thread, total)
+    while turn < total:
+        sequence, within = _find_turn(cache, batch, turn)
+        start, queries = _rows_of(batch, sequence)
+        together, groups = _shares(heads, queries)
+        head, first = within // groups * together, within % groups * inner.QUERIES
+        lengths = vec.load_long(batch + B_LENGTHS)
         position = np.int64(vec.load_int(lengths + 4 * sequence)) - queries + first
         _attend_rows(
             vec.load_long(cache + A_FUNCTION),
@@ -120,7 +113,48 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
             min(inner.QUERIES, queries - first), qkv, start + first, layer, scale,
             out, out_bytes, out_kind, thread,
         )  # fmt: skip
-        turn = claim(pool)
+        turn = claim(pool, thread, total)
+    meet(pool, thread)
+
+
+@njit
+def _rows_of(batch, sequence):
+    """The sequence's first row and how many it has."""
+    starts = vec.load_long(batch + B_STARTS) + 4 * sequence
+    start = np.int64(vec.load_int(starts))
+    return start, np.int64(vec.load_int(starts + 4)) - start
+
+
+@njit
+def _shares(heads, queries):
+    """Heads that one turn takes together, and groups of rows in turn."""
+    together = min(heads, HEADS) if queries < inner.QUERIES else 1
+    return together, (queries + inner.QUERIES - 1) // inner.QUERIES
+
+
+@njit
+def _turns(heads, queries):
+    together, groups = _shares(heads, queries)
+    return groups * ((heads + together - 1) // together)
+
+
+@njit
+def _all_turns(cache, batch):
+    total = 0
+    for sequence in range(vec.load_long(batch + B_SEQUENCES)):
+        total += _turns(vec.load_long(cache), _rows_of(batch, sequence)[1])
+    return total
+
+
+@njit
+def _find_turn(cache, batch, turn):
+    """The sequence that a turn belongs to, and its number within that."""
+    sequence = 0
+    while True:
+        turns = _turns(vec.load_long(cache), _rows_of(batch, sequence)[1])
+        if turn < turns:
+            return sequence, turn
+        sequence, turn = sequence + 1, turn - turns
 
 
 @cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
@@ -178,7 +212,6 @@ def attention_task(args, pool, thread):
     """`CpuAttention.__call__`. Args: cache, batch, qkv, layer, scale (float32 bits), out, out row bytes."""
     cache, batch, qkv = vec.load_long(args), vec.load_long(args + 8), vec.load_long(args + 16)
     layer, scale = vec.load_long(args + 24), args + 32
-    write_kv(cache, batch, qkv, layer, pool)
-    meet(pool)
+    write_kv(cache, batch, qkv, layer, pool, thread)
     out, out_bytes = vec.load_long(args + 40), vec.load_long(args + 48)
     attend(cache, batch, qkv, layer, scale, out, out_bytes, OUT_FLOAT32, pool, thread)

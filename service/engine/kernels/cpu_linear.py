@@ -47,6 +47,7 @@ class CpuLinear:
         self.kind = _KINDS[precision]
         self.after = None if is_fused(activation) else find_activation(activation)
         self._weights, scale, column_sum = _pack(weight, self.kind)
+        self.weight_bytes = self._weights.nbytes
         tiles = -(-self.out_features // gemm.TILE)
         self._columns = np.zeros((3, tiles * gemm.TILE), np.float32)  # bias, scale, column sums (int32 bits)
         for row, values in zip(self._columns, (bias, scale, column_sum), strict=True):

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from service.engine.attention import Attention, ForwardBatch
 from service.engine.attention.cpu import CpuAttention, describe_batch
-from service.engine.kernels import step
+from service.engine.kernels import gemm, step
 from service.engine.kernels.cpu_linear import CpuLinear
 from service.engine.kernels.pool import pool
 
 if TYPE_CHECKING:
     from service.engine.model import GPT2, Block
 
+_BYTES_PER_THREAD = 2 << 20  # weights streamed once, some 50 us: less work is not worth waking a thread for
 _BUFFERS = ("x", "packed", "qkv", "attended", "attended_packed", "inner", "inner_packed", "normed")
 
 
@@ -52,6 +53,8 @@ class FusedForward:
         self._width = model.token_embedding.shape[1]
         self._layers = np.array([self._layer(i) for i in range(len(model.blocks))], np.int64)
         self._record = self._describe()
+        layers = [linear for block in model.blocks for linear in _linears(block)]
+        self._weight_bytes = sum(linear.weight_bytes for linear in [*layers, model.head])
         self._room, self._threads = 0, 0  # tokens and threads that the buffers are wide enough for
         self._buffers: list[np.ndarray[Any, Any]] = []
         self._args = np.zeros(2, np.int64)
@@ -79,8 +82,13 @@ class FusedForward:
             batch.logit_rows.shape[0], logits.data_ptr(),
         )  # fmt: skip
         self._args[:] = self._record.ctypes.data, described.ctypes.data
-        pool().run(step.forward_task.address, self._args)
+        pool().run(step.forward_task.address, self._args, self.threads_for(batch.input_ids.shape[0]))
         return logits
+
+    def threads_for(self, tokens: int) -> int:
+        """How many threads have enough to do in a step of so many tokens; no bit depends on it."""
+        passes = -(-tokens // gemm.MAX_ROWS)
+        return max(1, passes * int(self._weight_bytes) // _BYTES_PER_THREAD)
 
     def _address(self, tensor: Tensor) -> int:
         kept = tensor.detach().float().contiguous()

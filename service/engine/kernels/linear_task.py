@@ -13,7 +13,7 @@ from numba.core import types
 from service.engine.kernels import gemm, rows
 from service.engine.kernels import vectors as vec
 from service.engine.kernels.cache import CACHE
-from service.engine.kernels.threads import TASK, claim, meet, num_threads
+from service.engine.kernels.threads import TASK, claim, meet
 
 # fields of a layer's record, in bytes from its address
 W_KIND, W_K, W_N, W_STEPS, W_TILES, W_TILE_ADDRESS = 0, 8, 16, 24, 32, 40
@@ -34,13 +34,14 @@ SCRATCH = 64 * (gemm.MAX_ROWS * gemm.VECTORS + 4)  # bytes of sums on a thread
 
 
 @njit
-def pack_rows(record, source, source_bytes, count, packed, pool):
-    """Pack float32 rows for this layer; all threads together, no meeting at the end."""
+def pack_rows(record, source, source_bytes, count, packed, pool, thread):
+    """Pack float32 rows for this layer; all threads together, one phase."""
     kind, length, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_K), row_size(record)
-    row = claim(pool)
+    row = claim(pool, thread, count)
     while row < count:
         rows.pack_row(kind, source + row * source_bytes, length, packed + row * row_bytes, row_bytes)
-        row = claim(pool)
+        row = claim(pool, thread, count)
+    meet(pool, thread)
 
 
 @njit
@@ -51,7 +52,7 @@ def row_size(record):
 
 @njit
 def multiply(record, packed, count, out, out_bytes, residual, out_kind, following, pool, thread):
-    """All columns of `count` packed rows; threads take tiles in turn, no meeting at the end.
+    """All columns of `count` packed rows; threads take tiles in turn, one phase.
 
     Args:
         record: address of the layer's record.
@@ -64,22 +65,25 @@ def multiply(record, packed, count, out, out_bytes, residual, out_kind, followin
     tiles, tile_address = vec.load_long(record + W_TILES), vec.load_long(record + W_TILE_ADDRESS)
     tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
     function = vec.load_long(record + W_FUNCTION)
-    tile = thread  # the first tile is the thread's own, so that somebody could fetch it early
+    tile = claim(pool, thread, tiles)
     while tile < tiles:
-        later = num_threads(pool) + claim(pool)
+        later = claim(pool, thread, tiles)  # taken early, to be fetched while this one is multiplied
         ahead = tile_address + later * tile_bytes
         if later >= tiles:
             ahead = _first_tile(following, thread)
         _multiply_one(function, record, tile, packed, count, out, out_bytes, residual, out_kind, ahead)
         tile = later
+    meet(pool, thread)
 
 
 @njit
 def _first_tile(record, thread):
+    """Where the tile is that this thread will claim first, if it comes first on its side."""
     if record == 0:
         return 0
     tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
-    return vec.load_long(record + W_TILE_ADDRESS) + thread * tile_bytes
+    tile = (vec.load_long(record + W_TILES) - 1) if thread & 1 else 0
+    return vec.load_long(record + W_TILE_ADDRESS) + tile * tile_bytes
 
 
 @njit
@@ -139,7 +143,6 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
 def linear_task(args, pool, thread):
     """`CpuLinear.__call__`. Args: record, x, x row bytes, rows, packed, out, out row bytes, residual or 0."""
     record, packed, count = vec.load_long(args), vec.load_long(args + 32), vec.load_long(args + 24)
-    pack_rows(record, vec.load_long(args + 8), vec.load_long(args + 16), count, packed, pool)
-    meet(pool)
+    pack_rows(record, vec.load_long(args + 8), vec.load_long(args + 16), count, packed, pool, thread)
     out, out_bytes, residual = vec.load_long(args + 40), vec.load_long(args + 48), vec.load_long(args + 56)
     multiply(record, packed, count, out, out_bytes, residual, OUT_FLOAT32, 0, pool, thread)

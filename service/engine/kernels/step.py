@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
-"""A whole forward pass as one task: threads are woken once and meet between the operations of each layer.
+"""A whole forward pass as one task: threads are woken once; each operation of a layer is a phase.
 
 The numba side of `fused.FusedForward`, in the order of `model.GPT2.forward`. All addresses come in two
 int64 records: `M_*` for the model and its buffers, and the batch's (`attend.B_*` and the fields below).
@@ -36,17 +36,17 @@ B_IDS, B_POSITIONS, B_ROWS, B_NUM_ROWS, B_LOGITS = 64, 72, 80, 88, 96
 
 
 @njit
-def _embed(model, batch, pool):
+def _embed(model, batch, pool, thread):
     """x = token embedding + position embedding."""
     width, tokens = vec.load_long(model + M_WIDTH), vec.load_long(batch + B_TOKENS)
     ids, positions = vec.load_long(batch + B_IDS), vec.load_long(batch + B_POSITIONS)
-    token = claim(pool)
+    token = claim(pool, thread, tokens)
     while token < tokens:
         a = vec.load_long(model + M_TOKENS) + 4 * width * vec.load_long(ids + 8 * token)
         b = vec.load_long(model + M_POSITIONS) + 4 * width * vec.load_long(positions + 8 * token)
         rows.sum_row(a, b, width, vec.load_long(model + M_X) + 4 * width * token)
-        token = claim(pool)
-    meet(pool)
+        token = claim(pool, thread, tokens)
+    meet(pool, thread)
 
 
 @njit
@@ -59,13 +59,13 @@ def _normalise(model, weight, bias, record, indices, count, pool, thread):
     )
     kind, epsilon = vec.load_long(record + W_KIND), vec.load_float(model + M_EPSILON)
     normed = vec.load_long(model + M_NORMED) + thread * (4 * width + 128)
-    row = claim(pool)
+    row = claim(pool, thread, count)
     while row < count:
         source = row if indices == 0 else vec.load_long(indices + 8 * row)
         rows.norm_row(vec.load_long(model + M_X) + 4 * width * source, weight, bias, epsilon, width, normed)
         rows.pack_row(kind, normed, width, packed + row * row_bytes, row_bytes)
-        row = claim(pool)
-    meet(pool)
+        row = claim(pool, thread, count)
+    meet(pool, thread)
 
 
 @njit
@@ -81,11 +81,9 @@ def _stage(record, plain, packed):
 
 
 @njit
-def _pack_if_needed(record, plain, packed, tokens, pool):
-    meet(pool)
+def _pack_if_needed(record, plain, packed, tokens, pool, thread):
     if vec.load_long(record + W_KIND) == gemm.INT8:
-        pack_rows(record, plain, 4 * vec.load_long(record + W_K), tokens, packed, pool)
-        meet(pool)
+        pack_rows(record, plain, 4 * vec.load_long(record + W_K), tokens, packed, pool, thread)
 
 
 @njit
@@ -102,16 +100,13 @@ def _attention_half(model, batch, layer, index, pool, thread):
     _normalise(model, weight, bias, qkv, 0, tokens, pool, thread)
     packed = vec.load_long(model + M_PACKED)
     multiply(qkv, packed, tokens, buffer, 12 * width, 0, OUT_FLOAT32, project, pool, thread)
-    meet(pool)
-    write_kv(cache, batch, buffer, index, pool)
-    meet(pool)
+    write_kv(cache, batch, buffer, index, pool, thread)
     plain, attended = vec.load_long(model + M_ATTENDED), vec.load_long(model + M_ATTENDED_PACKED)
     place, row_bytes, kind = _stage(project, plain, attended)
     attend(cache, batch, buffer, index, layer + L_SCALE, place, row_bytes, kind, pool, thread)
-    _pack_if_needed(project, plain, attended, tokens, pool)
+    _pack_if_needed(project, plain, attended, tokens, pool, thread)
     following = vec.load_long(layer + L_INNER_IN)
     multiply(project, attended, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
-    meet(pool)
 
 
 @njit
@@ -129,9 +124,8 @@ def _inner_half(model, batch, layer, following, pool, thread):
     place, row_bytes, kind = _stage(leave, plain, inner)
     packed = vec.load_long(model + M_PACKED)
     multiply(enter, packed, tokens, place, row_bytes, 0, kind, leave, pool, thread)
-    _pack_if_needed(leave, plain, inner, tokens, pool)
+    _pack_if_needed(leave, plain, inner, tokens, pool, thread)
     multiply(leave, inner, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
-    meet(pool)
 
 
 @cfunc(TASK, cache=CACHE)
@@ -139,7 +133,7 @@ def forward_task(args, pool, thread):
     """`FusedForward.__call__`. Args: the model's record, the batch's record."""
     model, batch = vec.load_long(args), vec.load_long(args + 8)
     layers, head = vec.load_long(model + M_LAYERS), vec.load_long(model + M_HEAD)
-    _embed(model, batch, pool)
+    _embed(model, batch, pool, thread)
     for index in range(layers):
         layer = vec.load_long(model + M_LAYER) + index * L_BYTES
         _attention_half(model, batch, layer, index, pool, thread)
