@@ -127,7 +127,8 @@ def caches(head_dim: int, heads: int, block: int, blocks: int, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("head_dim", "heads", "block"), [(64, 12, 16), (64, 3, 16), (64, 2, 8), (20, 3, 16), (8, 2, 4)]
+    ("head_dim", "heads", "block"),
+    [(64, 12, 16), (32, 8, 16), (16, 3, 16), (48, 2, 16), (128, 2, 16), (64, 2, 8), (20, 3, 16), (8, 2, 4)],
 )
 def test_attention_agrees_with_torch(head_dim: int, heads: int, block: int, dtype: torch.dtype) -> None:
     batch = self_check.ragged_batch(MIXED, block)
@@ -139,7 +140,7 @@ def test_attention_agrees_with_torch(head_dim: int, heads: int, block: int, dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("head_dim", [64, 20])
+@pytest.mark.parametrize("head_dim", [64, 32, 20])
 def test_chunk_borders_and_company_change_no_bit_of_attention(head_dim: int, dtype: torch.dtype) -> None:
     length, width = 53, 3 * head_dim
     qkv = randoms((length, 3 * width))[0]
@@ -229,6 +230,29 @@ def test_a_sequence_has_the_same_logits_alone_and_in_company(precision: Precisio
         assert torch.equal(fused(replace(alone, input_ids=crowd.input_ids[start:end]))[0], together[index]), (
             index
         )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_steps_on_crowded_processors_change_no_bit(threads: int) -> None:
+    """With more threads than processors most of them come late to most phases."""
+    model = small_model("bfloat16", "cpu", width=256)
+    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    prompts = [[(0, 1)], [(0, 5), (0, 37), (0, 1)], [(0, 9)] * 9]
+    batches = [with_ids(self_check.ragged_batch(sequences, 16)) for sequences in prompts]
+    usual = [fused(batch) for batch in batches]
+    try:
+        set_threads(threads)
+        for _ in range(60):
+            for batch, expected in zip(batches, usual, strict=True):
+                assert torch.equal(fused(batch), expected)
+    finally:
+        set_threads()
+
+
+def test_little_work_stays_on_one_thread() -> None:
+    model = small_model("bfloat16", "cpu", width=50)
+    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    assert [fused.threads_for(tokens) > 1 for tokens in (1, 6, 512)] == [False, False, True]
 
 
 def test_an_id_outside_the_vocabulary_is_refused() -> None:

@@ -2,8 +2,8 @@
 """Attention of a few query rows of one sequence: scores, softmax, weighted values, through the block table.
 
 Each row takes the keys of its context in order of position, in float32, so its bits depend on its own
-position only. `attend` calls these; the inner loops for heads of 64 are in `attend_ir`, other sizes run
-here. Records hold int64 fields, named `A_*` for the cache and `B_*` for the batch.
+position only. `attend` calls these; the inner loops for heads of whole vectors are in `attend_ir`, other
+sizes run here. Records hold int64 fields, named `A_*` for the cache and `B_*` for the batch.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _head_bytes(cache):
 
 @njit
 def _is_fast(cache):
-    return vec.load_long(cache + A_HEAD_DIM) == inner.HEAD_DIM and vec.load_long(cache + A_BLOCK) == 16
+    return vec.load_long(cache + A_HEAD_DIM) % 16 == 0 and vec.load_long(cache + A_BLOCK) == 16
 
 
 @njit
@@ -93,20 +93,21 @@ def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scor
                 cache, table, keys + (head + i // rows) * each, context, source, scores + i * score_bytes
             )
         return
+    parts = vec.load_long(cache + A_HEAD_DIM) // 16
     for index in range(blocks):
         here = keys + _place(cache, table, index) + head * each
         later = keys + _place(cache, table, min(index + 1, blocks - 1)) + head * each
         for h in range(heads):
             target = scores + h * rows * score_bytes + 64 * index
-            source, block, ahead = q + 4 * inner.HEAD_DIM * h, here + h * each, later + h * each
+            source, block, ahead = q + 64 * parts * h, here + h * each, later + h * each
             if is_bf16 and rows == 1:
-                inner.scores_one_bf16(source, q_bytes, block, target, score_bytes, ahead)
+                inner.scores_one_bf16(source, q_bytes, block, parts, target, score_bytes, ahead)
             elif is_bf16:
-                inner.scores_four_bf16(source, q_bytes, block, target, score_bytes, ahead)
+                inner.scores_four_bf16(source, q_bytes, block, parts, target, score_bytes, ahead)
             elif rows == 1:
-                inner.scores_one_f32(source, q_bytes, block, target, score_bytes, ahead)
+                inner.scores_one_f32(source, q_bytes, block, parts, target, score_bytes, ahead)
             else:
-                inner.scores_four_f32(source, q_bytes, block, target, score_bytes, ahead)
+                inner.scores_four_f32(source, q_bytes, block, parts, target, score_bytes, ahead)
 
 
 @njit
@@ -129,6 +130,7 @@ def weigh(cache, table, head, heads, offset, context, rows, weights, weight_byte
             source = values + (head + i // rows) * each
             _weigh_any(cache, table, source, context, weights + i * weight_bytes, sums + i * padded)
         return
+    parts = vec.load_long(cache + A_HEAD_DIM) // 16
     for index in range(blocks):
         here = values + _place(cache, table, index) + head * each
         later = values + _place(cache, table, min(index + 1, blocks - 1)) + head * each
@@ -137,13 +139,13 @@ def weigh(cache, table, head, heads, offset, context, rows, weights, weight_byte
             source, total = weights + h * rows * weight_bytes + 64 * index, sums + h * rows * padded
             block, ahead = here + h * each, later + h * each
             if is_bf16 and rows == 1:
-                inner.values_one_bf16(source, weight_bytes, block, count, total, ahead)
+                inner.values_one_bf16(source, weight_bytes, block, parts, count, total, ahead)
             elif is_bf16:
-                inner.values_four_bf16(source, weight_bytes, block, count, total, ahead)
+                inner.values_four_bf16(source, weight_bytes, block, parts, count, total, ahead)
             elif rows == 1:
-                inner.values_one_f32(source, weight_bytes, block, count, total, ahead)
+                inner.values_one_f32(source, weight_bytes, block, parts, count, total, ahead)
             else:
-                inner.values_four_f32(source, weight_bytes, block, count, total, ahead)
+                inner.values_four_f32(source, weight_bytes, block, parts, count, total, ahead)
 
 
 @njit
