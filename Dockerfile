@@ -1,7 +1,9 @@
 # textgen: a GPT-2 service. The image holds the built-in model; other models live in the volume /models.
 #
 #   docker build -t textgen .                           torch for the CPU (a 190 MB download)
-#   docker build -t textgen:gpu --build-arg TORCH_INDEX= .   torch with CUDA 13 as pip finds it (a 2.7 GB download)
+#   docker build -t textgen:gpu --build-arg TORCH_INDEX= --build-arg EXTRA_PACKAGES="gcc libc6-dev" .
+#                                                       torch with CUDA 13 as pip finds it (a 2.7 GB download), and
+#                                                       the compiler that Triton calls when it builds its launchers
 #
 # BASE is any image with Python 3.11 or newer and its venv module.
 
@@ -34,6 +36,12 @@ LABEL org.opencontainers.image.title="textgen-service" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 
+ARG EXTRA_PACKAGES=""
+# hadolint ignore=DL3008
+RUN if [ -n "${EXTRA_PACKAGES}" ]; then \
+      apt-get update && apt-get install -y --no-install-recommends ${EXTRA_PACKAGES} && rm -rf /var/lib/apt/lists/*; \
+    fi
+
 # A fixed, nameless user: `runAsNonRoot` can check it, and a mounted folder can be given to it.
 RUN install -d -o 10001 -g 10001 /models /var/cache/textgen
 
@@ -42,6 +50,7 @@ ENV PATH=/opt/textgen/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     NUMBA_CACHE_DIR=/var/cache/textgen/numba \
+    TRITON_CACHE_DIR=/var/cache/textgen/triton \
     HF_HOME=/models/.huggingface \
     TEXTGEN_HOST=0.0.0.0 \
     TEXTGEN_PORT=8000 \
