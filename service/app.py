@@ -25,6 +25,7 @@ from model_store.errors import StoreError
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
 from service.api import native, openai, ops
+from service.api.description import describe
 from service.api.gate import Gate
 from service.api.openai_schemas import OPENAI_LEGAL
 from service.api.problems import HttpProblem, validation_problem
@@ -165,6 +166,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     app.add_middleware(Gate, state=state)
     for router in (native.router, openai.router, ops.router):
         app.include_router(router)
+    describe(app)
     return app
 
 

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.bodies import StrictRoute
+from service.api.description import NATIVE_STREAM
 from service.api.exchange import Exchange, exchange_of
 from service.api.replies import NativeFrames, new_id, reply
 from service.api.reply_models import (
@@ -40,7 +41,7 @@ Prepare = Callable[[TaskRunner, Origin], Coroutine[Any, Any, Prepared]]
 
 def _documented(model: Any) -> dict[int | str, Any]:
     """A route's answers: JSON, or a stream of events when `stream` is true, or a refusal."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream = {"text/event-stream": {"schema": NATIVE_STREAM}}
     return {
         **WORK,
         200: {"model": model, "content": stream, "description": "The reply, or a stream of events"},

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.bodies import StrictRoute
+from service.api.description import OPENAI_STREAM
 from service.api.exchange import Exchange, exchange_of
 from service.api.native import collect, json_response, stream
 from service.api.openai_schemas import CompletionBody
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 _JSON_OR_STREAM = {
     "application/json": {"schema": {"type": "object"}},
-    "text/event-stream": {"schema": {"type": "string"}},
+    "text/event-stream": {"schema": OPENAI_STREAM},
 }
 _REPLY: dict[int | str, Any] = {
     200: {"description": "A completion, or a stream of chunks", "content": _JSON_OR_STREAM}

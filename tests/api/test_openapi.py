@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
-from live_service import Live
+from live_service import Live, events
 
 from service.api.reply_models import GenerateReply, QaReply, SummarizeReply, TaskList
 
@@ -38,6 +40,31 @@ def test_the_examples_of_every_body_are_served(live: Live, page: Any, path: str)
 def test_every_refusal_is_documented(page: Any, path: str) -> None:
     documented = set(page["paths"][path]["post"]["responses"])
     assert {"400", "401", "404", "408", "413", "415", "422", "429", "431", "500", "503", "504"} <= documented
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/models/{name}"])
+def test_the_openai_dialect_promises_no_status_it_never_gives(page: Any, path: str) -> None:
+    assert all("422" not in operation["responses"] for operation in page["paths"][path].values())
+
+
+def test_every_reference_of_the_page_leads_somewhere(page: Any) -> None:
+    found = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(page)))
+    assert found == found & set(page["components"]["schemas"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"prompt": "a", "max_new_tokens": 2}),
+        ("/summarize", {"text": "A sentence. " * 60, "max_new_tokens": 4}),
+        ("/summarize", {"text": "A sentence. " * 60, "max_new_tokens": 4, "timeout_s": 1e-6}),
+        ("/qa", {"question": "Who?", "context": "A sentence. Another one."}),
+    ],
+)
+def test_the_events_of_a_stream_are_documented(live: Live, page: Any, path: str, body: Any) -> None:
+    answer = page["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    known = answer["schema"]["properties"]["event"]["enum"]
+    assert {kind for kind, _ in events(live.post(path, {**body, "stream": True}).text)} <= set(known)
 
 
 @pytest.mark.parametrize(("path", "shape", "body"), ROUTES)
