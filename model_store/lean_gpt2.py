@@ -47,9 +47,8 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         is_target = wanted != _IGNORED
         if weights is not None:
             counts = weights[:, 1:].reshape(-1)
-            return CausalLMOutput(
-                loss=self.head_loss(hidden, self.lm_head.weight, wanted, counts) / counts.sum()
-            )
+            mean = self.head_loss(hidden, self.lm_head.weight, wanted, counts) / counts.sum()
+            return CausalLMOutput(loss=mean * (is_target.sum() / (num_items_in_batch or is_target.sum())))
         if is_target.float().mean() < 0.5:
             hidden, wanted = hidden[is_target], wanted[is_target]
         total = self.head_loss(hidden, self.lm_head.weight, wanted)

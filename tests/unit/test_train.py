@@ -178,6 +178,15 @@ def test_the_lean_loss_is_that_of_transformers(share: float) -> None:
     assert torch.isclose(model(ids, labels).loss, plain(ids, labels=labels).loss, atol=1e-5)
 
 
+def test_a_weighted_loss_of_two_halves_is_that_of_the_whole() -> None:
+    torch.manual_seed(0)
+    model = LeanGPT2(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
+    ids, weights = torch.randint(0, 50, (2, 32)), torch.full((2, 32), 0.5)
+    count = torch.tensor(ids[:, 1:].numel())
+    halves = [model(ids[n : n + 1], ids[n : n + 1], None, weights[:1], count).loss for n in range(2)]
+    assert torch.isclose(sum(halves), model(ids, ids, None, weights).loss, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's own
 def test_adapters_are_merged_into_ordinary_weights(data: Path, finished: Path, tmp_path: Path) -> None:
     job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, lora_rank=2))
