@@ -42,6 +42,7 @@ def main() -> None:
         print(self_check(precision))
         results[precision] = measure(precision, options.layers, options.repeats)
         show(f"{precision}, whole steps", results[precision])
+        show_ratios(precision, results[precision], results["torch oneDNN bfloat16"])
     print(json.dumps({"unit": "ms", "threads": threads, "layers": options.layers, **results}))
 
 
@@ -54,6 +55,13 @@ def show(name: str, table: dict[str, float]) -> None:
             f"  {key:16} {value:8.2f}" + (f"  {1e3 * int(tokens) / value:8.0f} tokens/s" if tokens else ""),
             flush=True,
         )
+
+
+def show_ratios(name: str, ours: dict[str, float], theirs: dict[str, float]) -> None:
+    """How many of our whole steps fit into torch's linear layers alone."""
+    pairs = {key: next(found for found in ours if f"{found} ".startswith(f"{key} ")) for key in theirs}
+    ratios = (f"{found} {theirs[key] / ours[found]:.2f} x" for key, found in pairs.items())
+    print(f"{name}, torch's linear layers alone / our whole step:", ", ".join(ratios), flush=True)
 
 
 def parse() -> argparse.Namespace:
