@@ -67,13 +67,12 @@ class KVCache:
         it.
         """
         shape = (layers, blocks, heads, block_size, head_dim)
-        k, v = (_allocate(shape, dtype, device) for _ in range(2))
-        return cls(k.fill_(0), v.fill_(0))
+        return cls(_allocate(shape, dtype, device), _allocate(shape, dtype, device))
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if torch.device(device).type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
+        return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(huge_array(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
 
 
