@@ -13,6 +13,7 @@ import select
 import sys
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.gate import MAX_HEADER_BYTES
@@ -53,11 +54,41 @@ class WireProtocol(HttpToolsProtocol):
             return
         if self._header_timer is not None:
             self._header_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._header_timer is None and self.timeout_keep_alive_task is None and not self._is_busy():
             self._await_headers()  # bytes that begin no request, such as empty lines, hold no connection open
         if self._header_timer is not None and self._header_bytes > MAX_HEADER_BYTES:
             self._refuse("headers_too_large", f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _without_upgrade(self, rest: bytes) -> None:
+        """Read a request that offers HTTP/2 or a web socket again without the offer, as HTTP has it for
+        servers that decline: the parser takes it for the end of HTTP and would lose the body.
+
+        Args:
+            rest: what came after the request's headers.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("")
+            return
+        lines = [method + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join([*lines, b"", rest]))
+
+    def on_message_complete(self) -> None:
+        """The body is all there."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_message_begin(self) -> None:
         """Start a request; give it the means to drop its connection."""
@@ -69,6 +100,8 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The headers are all there; their size is judged by the application, which knows the route."""
+        if self.parser.should_upgrade():
+            return  # read again in a moment, see `_without_upgrade`
         self._stop_waiting()
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":

@@ -121,3 +121,20 @@ def test_a_request_whose_client_has_left_is_not_submitted(live: Live) -> None:
     gate.set()
     until(lambda: live.metric("textgen_requests_finished_total", outcome="abort") == before + 8, "the ends")
     assert live.metric("textgen_prompt_tokens_total") == tokens
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket"])
+def test_an_offer_to_upgrade_is_declined_without_losing_the_body(live: Live, offer: bytes) -> None:
+    upgrade = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + offer + b"\r\nHTTP2-Settings: AAMAAABk\r\n"
+    )
+    asked = request(body=b'{"prompt": "a", "max_new_tokens": 2}').replace(b"Host", upgrade + b"Host")
+    with live.connect() as sock:
+        sock.sendall(asked[:-5])
+        sock.sendall(asked[-5:] + asked + request(b"1.0"))
+        replies = read_all(sock).split(b"HTTP/1.1 ")[1:]
+    assert [reply[:3] for reply in replies] == [b"200"] * 3
+
+
+def test_a_tunnel_is_refused(live: Live) -> None:
+    assert live.raw(b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
