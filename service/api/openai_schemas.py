@@ -70,14 +70,25 @@ def _biases(value: object) -> tuple[tuple[int, float], ...]:
     return tuple((int(key), float(bias)) for key, bias in value.items())
 
 
-class StreamOptions(Body):
+class OpenAIBody(Body):
+    """An object of the OpenAI dialect, where `null` means absent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
+class StreamOptions(OpenAIBody):
     """What a stream tells besides its tokens."""
 
     include_usage: bool = body_field(False, "true or false")
     include_obfuscation: bool = body_field(False, "true or false; accepted, nothing is obfuscated")
 
 
-class CompletionBody(Body):
+class CompletionBody(OpenAIBody):
     """A completion as OpenAI's clients ask for it."""
 
     model_config = ConfigDict(
@@ -119,13 +130,6 @@ class CompletionBody(Body):
     stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_ids), WithJsonSchema(_INTS)] = body_field(
         (), "a list of token ids"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {name: value for name, value in data.items() if value is not None}
-        return data
 
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call.

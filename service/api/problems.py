@@ -48,6 +48,7 @@ _CODES: tuple[tuple[type[errors.TextgenError], str], ...] = (
     (errors.DeadlineExceeded, "deadline_exceeded"),
 )
 
+_OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _INTERNAL = "something failed in the service; its log tells more under this request id"
@@ -86,7 +87,10 @@ class Problem:
         status = self.status(dialect)
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         code = "context_length_exceeded" if self.code == "prompt_too_long" else self.code
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
+        message, param = self.message, self.param
+        for ours, theirs in _OPENAI_NAMES.items():
+            message, param = message.replace(ours, theirs), theirs if param == ours else param
+        return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def encoded(self, dialect: Dialect, request_id: str) -> bytes:
         """The body as compact JSON bytes."""

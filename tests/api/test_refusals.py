@@ -265,6 +265,12 @@ def test_the_openai_dialect_refuses_in_its_own_shape(live: Live, body: Any, stat
     assert SECRET not in response.text
 
 
+@pytest.mark.parametrize("body", [{"max_tokens": 300}, {"max_tokens": 0}, {"max_tokens": 2, "min_tokens": 3}])
+def test_the_openai_dialect_calls_fields_by_their_names_there(live: Live, body: Any) -> None:
+    error = send(live, "/v1/completions", {"prompt": "a", **body}).json()["error"]
+    assert error["param"] in body and "_new_tokens" not in error["message"]
+
+
 def test_openai_clients_are_told_not_to_retry_a_deadline(serve: Callable[..., Live]) -> None:
     live = serve(request_timeout_s=0.01)
     response = send(live, "/v1/completions", {"prompt": "a", "max_tokens": 250, "ignore_eos": True})

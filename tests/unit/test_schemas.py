@@ -109,3 +109,8 @@ def test_what_is_not_supported_is_refused_by_name(extra: dict[str, Any]) -> None
 def test_neutral_values_are_accepted() -> None:
     body = {"prompt": "a", "n": 2, "best_of": 2, "suffix": "", "logit_bias": {"5": -100}, "user": "me"}
     assert CompletionBody.model_validate(body).to_call(ORIGIN).sampling.logit_bias == ((5, -100.0),)
+
+
+def test_null_means_absent_within_stream_options_too() -> None:
+    body = {"prompt": "a", "stream": True, "stream_options": {"include_usage": None}}
+    assert CompletionBody.model_validate(body).stream_options.include_usage is False
