@@ -137,9 +137,19 @@ def describe(numerics: Numerics, cache: KVCache) -> dict[str, str | int]:
         "device": numerics.device,
         "precision": numerics.precision,
         "kernels": numerics.backend,
+        "num_threads": _num_threads(numerics),
         "kv_cache_tokens": cache.k.shape[1] * BLOCK_SIZE,
         "kv_cache_bytes": 2 * cache.k.numel() * cache.k.element_size(),
     }
+
+
+def _num_threads(numerics: Numerics) -> int:
+    """Compute threads on the processor: the kernels' own, or torch's."""
+    if numerics.backend != "cpu":
+        return torch.get_num_threads()
+    from service.engine.kernels.pool import pool
+
+    return pool().threads
 
 
 def make_forward(model: GPT2, cache: KVCache, max_running: int) -> Forward:

@@ -80,3 +80,4 @@ def test_info_says_what_is_served(live: Live) -> None:
     found = live.http.get("/info").json()
     assert found["model"]["name"] == "tiny" and found["limits"]["n_positions"] == 256
     assert {"device", "precision", "kernels"} <= set(found["model"])
+    assert found["model"]["num_threads"] == 1  # as the fixture sets it
