@@ -112,8 +112,12 @@ def _scores(scores: Sequence[TokenScore], body: CompletionBody) -> dict[str, Any
 
 
 def _top(score: TokenScore) -> dict[str, float] | None:
-    """The alternatives and always the chosen token; None for a prompt's first token."""
-    return None if score.logprob is None else {**dict(score.top), score.text: score.logprob}
+    """The alternatives and always the chosen token; None for a prompt's first token. Of tokens whose text is
+    the same, as that of most halves of a character, the likeliest stands for all.
+    """
+    if score.logprob is None:
+        return None
+    return {**dict(reversed(score.top)), score.text: score.logprob}
 
 
 def _usage(usage: Usage, n: int) -> dict[str, Any]:

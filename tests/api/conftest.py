@@ -1,4 +1,9 @@
-"""Running services for the tests of this folder, all with the tiny model."""
+"""Running services for the tests of this folder, all with the tiny model and one compute thread.
+
+`serve(**settings)` starts a service on a free port, in a thread of this process; `live` is one that all tests
+share. Kernels are compiled once for a machine and kept on disk: only the very first start is slow, so every
+test here may take as long as that.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_service import Live, running
+from live_service import COLD_START_S, Live, running
 
 from service.settings import Settings
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test starts the first service waits for its kernels."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(COLD_START_S + 60))
 
 
 @pytest.fixture(scope="session")

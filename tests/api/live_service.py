@@ -16,15 +16,16 @@ from service.api.state import ServiceState
 from service.server import Server, make_server
 from service.settings import Settings
 
-WAIT_S = 90.0  # a first start compiles kernels, perhaps on a busy machine
+WAIT_S = 90.0
+COLD_START_S = 300.0  # a first start compiles kernels, perhaps on a busy machine
 
 
-def until(is_true: Callable[[], object], what: str = "the condition") -> None:
+def until(is_true: Callable[[], object], what: str = "the condition", limit_s: float = WAIT_S) -> None:
     """Poll until something holds; fail when it does not in time."""
-    end = time.monotonic() + WAIT_S
+    end = time.monotonic() + limit_s
     while not is_true():
         if time.monotonic() > end:
-            raise AssertionError(f"{what} did not come true within {WAIT_S:g} s")
+            raise AssertionError(f"{what} did not come true within {limit_s:g} s")
         threading.Event().wait(0.005)
 
 
@@ -103,7 +104,7 @@ def running(settings: Settings, engine: Any = None, is_ready: bool = True) -> It
     live = Live(server, thread)
     try:
         if is_ready:
-            until(lambda: live.http.get("/readyz").status_code == 200, "readiness")
+            until(lambda: live.http.get("/readyz").status_code == 200, "readiness", COLD_START_S)
         yield live
     finally:
         live.stop()

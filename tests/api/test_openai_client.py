@@ -59,7 +59,8 @@ def test_log_probabilities_are_parallel_lists(client: openai.OpenAI) -> None:
     scores = found.choices[0].logprobs
     assert scores is not None and scores.tokens is not None and len(scores.tokens) == 5
     assert scores.token_logprobs is not None and scores.token_logprobs[0] is None
-    assert scores.top_logprobs is not None and len(scores.top_logprobs[-1]) >= 2
+    assert scores.top_logprobs is not None and scores.top_logprobs[0] is None
+    assert scores.top_logprobs[-1][scores.tokens[-1]] == scores.token_logprobs[-1]
     assert scores.text_offset is not None and scores.text_offset[:2] == [0, 1]
 
 

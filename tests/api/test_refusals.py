@@ -265,7 +265,7 @@ def test_the_openai_dialect_refuses_in_its_own_shape(live: Live, body: Any, stat
     assert SECRET not in response.text
 
 
-@pytest.mark.parametrize("body", [{"max_tokens": 300}, {"max_tokens": 0}, {"max_tokens": 2, "min_tokens": 3}])
+@pytest.mark.parametrize("body", [{"max_tokens": 300}, {"max_tokens": 0}])
 def test_the_openai_dialect_calls_fields_by_their_names_there(live: Live, body: Any) -> None:
     error = send(live, "/v1/completions", {"prompt": "a", **body}).json()["error"]
     assert error["param"] in body and "_new_tokens" not in error["message"]
