@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,10 @@ from model_store.dataset import BuildPlan, Built, build
 from model_store.examples import Example, Pair, encode_pairs, shorten
 from model_store.grounding import ground, lead_target
 from model_store.packing import IGNORED, Rows, RowWriter
-from model_store.recipe import Source, load_recipe
+from model_store.recipe import Source
 from model_store.text_files import documents, expand, records
 from model_store.tokenizer import Tokenizer
-from model_store.training_errors import InvalidData, InvalidOption
+from model_store.training_errors import InvalidData
 
 STORY = "Tom has a ring. Ann gave a coin to Bob because he was sad. In 1984 Max sold the old drum to Ida."
 
@@ -225,6 +224,14 @@ def test_shifted_rows_end_within_the_positions(tmp_path: Path) -> None:
     assert ends.max() < 20 and ends.unique().numel() > 3
 
 
+def test_prompts_can_count_a_little_and_padding_never(tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path, block=6, pad_id=0, vocab_size=100)
+    writer.add_whole(Example([1, 2, 3, 0], [False, False, True, True]))
+    writer.finish()
+    weights = Rows(tmp_path, prompt_weight=0.25)[0]["weights"]
+    assert weights.tolist() == [0.25, 0.25, 1.0, 1.0, 0.0, 0.0]
+
+
 # --- building
 
 
@@ -268,39 +275,3 @@ def test_a_wrong_file_leaves_no_rows_behind(tmp_path: Path, tokenizer: Tokenizer
     with pytest.raises(InvalidData):
         built(tmp_path, tokenizer, Source(tmp_path / "a.txt"))
     assert not list((tmp_path / "rows").iterdir())
-
-
-# --- recipes
-
-
-def recipe(folder: Path, text: str) -> list[Source]:
-    (folder / "mix.toml").write_text(text, encoding="utf-8")
-    return load_recipe(folder / "mix.toml", folder, {"qa": QA})
-
-
-def test_a_recipe_names_its_sources(tmp_path: Path) -> None:
-    source = recipe(tmp_path, '[[source]]\npath = "a.txt"\nkind = "cloze"\ntask = "qa"\nshare = 0.5\n')[0]
-    assert source == replace(Source(tmp_path / "a.txt"), kind="cloze", task="qa", share=0.5)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("share = 2.0", "source 1: share: must be above 0 and at most 1"),
-        ('kind = "song"', "source 1: kind: must be one of text, cloze, examples"),
-        ('kind = "examples"', "source 1: task: is missing"),
-        ('kind = "examples"\ntask = "rap"', "source 1: task: 'rap' is not defined"),
-        ("shares = 1", "source 1: shares: is unknown"),
-    ],
-)
-def test_a_wrong_recipe_is_named_with_place_and_key(tmp_path: Path, line: str, message: str) -> None:
-    with pytest.raises(InvalidOption, match=message):
-        recipe(tmp_path, f'[[source]]\npath = "a.txt"\n{line}\n')
-
-
-def test_prompts_can_count_a_little_and_padding_never(tmp_path: Path) -> None:
-    writer = RowWriter(tmp_path, block=6, pad_id=0, vocab_size=100)
-    writer.add_whole(Example([1, 2, 3, 0], [False, False, True, True]))
-    writer.finish()
-    weights = Rows(tmp_path, prompt_weight=0.25)[0]["weights"]
-    assert weights.tolist() == [0.25, 0.25, 1.0, 1.0, 0.0, 0.0]
