@@ -212,7 +212,10 @@ def _finish(result: RunResult, out: Path, name: str, store: Path) -> None:
     """Say what came out, and add it to the store."""
     from model_store.importer import Origin, import_model
     from model_store.store import Store
+    from model_store.training_run import is_main_process
 
+    if not is_main_process():
+        return
     valid = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.3f}"
     typer.echo(
         f"{result.steps:,} steps, {result.tokens:,} tokens, loss {result.loss:.3f}{valid}: {out / 'model'}"

@@ -89,7 +89,7 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
     require_training_extra()
     require_block(job.block, shape.n_positions)
     tokenizer = Tokenizer.load(tokenizer_folder)
-    prepare_folder(job.out, job.options, _inputs(job, {"shape": asdict(shape)}), job.is_resumed)
+    _prepare(job, {"shape": asdict(shape)})
     train, valid = _rows(job, tokenizer, shape.n_positions, report, is_loss_everywhere=True)
 
     from transformers import GPT2Config
@@ -127,7 +127,7 @@ def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Rep
     tokenizer = Tokenizer.load(model_folder)
     num_positions = _num_positions(model_folder)
     require_block(job.block, num_positions)
-    prepare_folder(job.out, job.options, _inputs(job, {"model": str(model_folder)}), job.is_resumed)
+    _prepare(job, {"model": str(model_folder)})
     train, valid = _rows(job, tokenizer, num_positions, report, is_loss_everywhere)
     import torch
 
@@ -135,6 +135,21 @@ def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Rep
     model = LeanGPT2.from_pretrained(model_folder, dtype=torch.float32)
     model.config.use_cache = False
     return _train_and_export(job, model, train, valid, model_folder)
+
+
+def is_main_process() -> bool:
+    """Say whether this is the process, among those of `torchrun`, that reports and writes."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+def _prepare(job: Job, inputs: dict[str, Any]) -> None:
+    """Make or check the run's folder; the processes do it one after the other."""
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        prepare_folder(job.out, job.options, _inputs(job, inputs), job.is_resumed)
 
 
 def _rows(
@@ -173,9 +188,7 @@ def _built(plan: BuildPlan, tokenizer: Tokenizer, out: Path, report: Report) -> 
 
 def _train_and_export(job: Job, model: Any, train: Rows, valid: Rows | None, tokenizer: Path) -> RunResult:
     result = run(model, train, valid, job.out, job.options)
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
+    if is_main_process():
         figures = {"training": asdict(result)}
         export(model, tokenizer, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
     return result
