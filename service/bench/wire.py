@@ -115,23 +115,38 @@ class LightTransport(httpx.AsyncBaseTransport):
         self._idle: dict[tuple[str, int], list[Connection]] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """See httpx."""
+        """See httpx. A kept connection that the server ended meanwhile is replaced by a fresh one."""
         address = (request.url.host, request.url.port or 80)
-        connection = await self._connect(address)
+        message = _head(request) + await request.aread()
+        connection = self._kept(address)
+        if connection is not None:
+            try:
+                return await self._exchange(connection, address, message)
+            except httpx.RemoteProtocolError:
+                if connection.headers:
+                    raise
+        return await self._exchange(await self._connect(address), address, message)
+
+    async def _exchange(
+        self, connection: Connection, address: tuple[str, int], message: bytes
+    ) -> httpx.Response:
         try:
-            status = await connection.send(_head(request) + await request.aread())
+            status = await connection.send(message)
         except BaseException:
             connection.transport.abort()
             raise
         headers = [(name, value) for name, value in connection.headers if name not in _HOP_BY_HOP]
         return httpx.Response(status, headers=headers, stream=_Body(self, address, connection))
 
-    async def _connect(self, address: tuple[str, int]) -> Connection:
+    def _kept(self, address: tuple[str, int]) -> Connection | None:
         idle = self._idle.setdefault(address, [])
         while idle:
             connection = idle.pop()
             if connection.is_open:
                 return connection
+        return None
+
+    async def _connect(self, address: tuple[str, int]) -> Connection:
         loop = asyncio.get_running_loop()
         try:
             _, connection = await loop.create_connection(Connection, *address)
