@@ -28,6 +28,7 @@ def versions(source: Path, name: str) -> list[str]:
 
 
 def model_names(source: Path) -> list[str]:
+    """Names of the models that have at least one version in a source, sorted."""
     if not source.is_dir():
         return []
     return sorted(path.name for path in source.iterdir() if versions(source, path.name))

@@ -6,6 +6,7 @@ Also what can be seen of it from outside: readiness, metrics, memory, file descr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -97,11 +98,9 @@ class Server:
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and self.process.returncode is None:
-            try:
+            with contextlib.suppress(httpx.HTTPError):  # not listening yet
                 if (await self.client.get(f"{self.url}/readyz")).status_code == 200:
                     return
-            except httpx.HTTPError:
-                pass  # not listening yet
             await asyncio.sleep(0.1)
         raise ServerFailed(f"not ready; its log: {self.log_path}\n{self.log()[-2000:]}")
 
