@@ -20,9 +20,10 @@ from torch import Tensor
 from service.engine.architecture import Architecture
 from service.engine.attention import ForwardBatch, KVCache
 from service.engine.attention.cpu import CpuAttention
+from service.engine.kernel_check import ragged_batch
 from service.engine.kernels.fused import FusedForward
 from service.engine.kernels.pool import set_threads
-from service.engine.kernels.self_check import ragged_batch, self_check
+from service.engine.kernels.self_check import self_check
 from service.engine.linear import Precision
 from service.engine.model import GPT2, Numerics
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import Tensor
 
-from service.engine.attention import ForwardBatch, KVCache
+from service.engine.attention import KVCache
 from service.engine.attention.cpu import CpuAttention
 from service.engine.attention.reference import ReferenceAttention
+from service.engine.kernel_check import KernelMismatch, compare, ragged_batch
 from service.engine.kernels import gemm
 from service.engine.kernels.cpu_linear import CpuLinear
 from service.engine.kernels.pool import pool
@@ -22,10 +22,6 @@ from service.engine.linear import Precision, pack_linear
 # largest difference allowed, relative to the largest result (torch rounds bfloat16 results, too)
 _TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
 _ROWS = (1, 3, 8, 33)
-
-
-class KernelMismatch(RuntimeError):
-    """A kernel's result differs from the torch reference, or a row's from itself; the message says which."""
 
 
 def self_check(precision: Precision) -> str:
@@ -88,35 +84,3 @@ def check_attention(head_dim: int, dtype: torch.dtype, generator: torch.Generato
     compare(f"attention, heads of {head_dim}", CpuAttention(fast, scales)(qkv, 1, batch), expected, 1e-5)
     if not (torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)):
         raise KernelMismatch(f"attention, heads of {head_dim}: the cache holds other keys or values")
-
-
-def ragged_batch(sequences: list[tuple[int, int]], block_size: int) -> ForwardBatch:
-    """A batch of (cached tokens, new tokens) pairs, in blocks handed out from the last to the first."""
-    needed = [-(-(cached + new) // block_size) for cached, new in sequences]
-    free, tables = sum(needed), torch.zeros(len(sequences), max(needed), dtype=torch.int32)
-    slots: list[int] = []
-    positions: list[int] = []
-    for row, (count, (cached, new)) in enumerate(zip(needed, sequences, strict=True)):
-        table = list(range(free - 1, free - count - 1, -1))
-        free -= count
-        tables[row, :count] = torch.tensor(table)
-        positions += range(cached, cached + new)
-        slots += [table[p // block_size] * block_size + p % block_size for p in range(cached, cached + new)]
-    starts = torch.tensor([0] + [new for _, new in sequences]).cumsum(0)
-    return ForwardBatch(
-        input_ids=torch.zeros(len(slots), dtype=torch.int64),
-        positions=torch.tensor(positions),
-        slots=torch.tensor(slots),
-        query_starts=starts.int(),
-        context_lens=torch.tensor([cached + new for cached, new in sequences], dtype=torch.int32),
-        block_tables=tables,
-        logit_rows=starts[1:] - 1,
-        max_query_len=max(new for _, new in sequences),
-    )
-
-
-def compare(what: str, result: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Raise unless all values are within `tolerance` of the largest expected one."""
-    error, bound = float((result - expected).abs().max()), tolerance * float(expected.abs().max())
-    if not error <= bound:  # also when it is NaN
-        raise KernelMismatch(f"{what}: differs from torch by {error:.3g}, allowed {bound:.3g}")

@@ -10,11 +10,11 @@ import time
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from service.engine.attention import ForwardBatch, KVCache
 from service.engine.attention.cuda import CudaAttention
 from service.engine.attention.reference import ReferenceAttention
+from service.engine.kernel_check import compare, ragged_batch
 from service.engine.kernels_cuda.rows import add_norm, add_norm_reference
 
 _SEQUENCES = (
@@ -22,10 +22,6 @@ _SEQUENCES = (
     [(3, 1), (128, 1), (300, 1)],
 )  # cached and new tokens: mixed, decodes
 _PAGE = 16
-
-
-class KernelMismatch(RuntimeError):
-    """A kernel's result differs from the torch reference; the message says which and by how much."""
 
 
 def self_check(dtype: torch.dtype, device: torch.device) -> str:
@@ -85,42 +81,7 @@ def check_rows(
     compare("the sum before the norm", x, twin, 1e-6)
 
 
-def ragged_batch(sequences: list[tuple[int, int]], page: int) -> ForwardBatch:
-    """A batch of (cached tokens, new tokens) pairs, in blocks handed out from the last to the first."""
-    needed = [-(-(cached + new) // page) for cached, new in sequences]
-    tables, free = torch.zeros(len(sequences), max(needed), dtype=torch.int32), sum(needed)
-    slots: list[int] = []
-    positions: list[int] = []
-    for row, (count, (cached, new)) in enumerate(zip(needed, sequences, strict=True)):
-        tables[row, :count] = torch.arange(free - 1, free - count - 1, -1)
-        free -= count
-        places = range(cached, cached + new)
-        positions += places
-        slots += [int(tables[row, p // page]) * page + p % page for p in places]
-    starts = torch.tensor([0] + [new for _, new in sequences]).cumsum(0)
-    return ForwardBatch(
-        input_ids=torch.zeros(len(slots), dtype=torch.int64),
-        positions=torch.tensor(positions),
-        slots=torch.tensor(slots),
-        query_starts=starts.int(),
-        context_lens=torch.tensor([cached + new for cached, new in sequences], dtype=torch.int32),
-        block_tables=tables,
-        logit_rows=starts[1:] - 1,
-        max_query_len=max(new for _, new in sequences),
-    )
-
-
 def move(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
     """The batch on another device."""
     names = [name for name in ForwardBatch.__slots__ if name != "max_query_len"]
     return replace(batch, **{name: getattr(batch, name).to(device) for name in names})
-
-
-def compare(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Raise unless all values are within `tolerance` of the largest expected one."""
-    error, bound = (
-        float((found.float() - expected.float()).abs().max()),
-        tolerance * float(expected.abs().max()),
-    )
-    if not error <= bound:  # also when it is NaN
-        raise KernelMismatch(f"{what}: differs from torch by {error:.3g}, allowed {bound:.3g}")
