@@ -91,7 +91,8 @@ class LocalModel:
     def answer(self, task: Task, context: str, question: str) -> Answer:
         """Find the span of `context` that answers `question`, and how sure the model is that there is one."""
         ids = self.prompt(task, {"context": context, "question": question}, reserve=MAX_ANSWER_TOKENS + 1)
-        automaton = SpanAutomaton(self.tokenizer.encode(" " + context), self.tokenizer)
+        evidence = task.read({"context": context, "question": question})
+        automaton = SpanAutomaton(self.tokenizer.encode(" " + evidence.text), self.tokenizer)
         found = self.model.generate(
             torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),

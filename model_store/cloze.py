@@ -14,14 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_STOPWORD_LINES = (
-    "a an the of in on at to for from by with and or but as is are was were be been being has have",
-    "had do does did it its he she they his her their him them this that these those there which who",
-    "whom whose what when where why how not no so than then into about over after before also may",
-    "can could will would up out if all any some one two i you we my your our me us said such only",
-    "more most other",
-)
-STOPWORDS = frozenset(word for line in _STOPWORD_LINES for word in line.split())
+from model_store.english import STOPWORDS
+
 _TOKEN = re.compile(r"\w+(?:[-'\u2019.,]\w+)*|[^\w\s]")
 _SENTENCE = re.compile(r'(?<=[.!?])["\u201d\u2019]?\s+(?=["\u201c\u2018]?[A-Z0-9])')
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"

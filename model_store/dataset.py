@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from model_store.cloze import make_questions, split_passages
+from model_store.dialogue import replies
 from model_store.examples import Example, Pair, encode_pairs, encode_text, shorten
 from model_store.grounding import ground, lead_target
 from model_store.packing import RowWriter
@@ -122,6 +123,8 @@ class _Builder:
             self._read_text(source, file)
         elif source.kind == "cloze":
             self._read_cloze(source, file)
+        elif source.kind == "dialogue":
+            self._read_dialogue(source, file)
         else:
             self._read_examples(source, file)
 
@@ -137,12 +140,22 @@ class _Builder:
             for passage in self._sample(source, split_passages(document, self._rng, *source.passage_words)):
                 made = make_questions(passage, self._rng, self._rng.randint(*_QUESTIONS_PER_PASSAGE))
                 pairs = [Pair({"context": passage, "question": c.question}, c.answer) for c in made]
+                pairs = [pair for pair in pairs if pair.answer in task.read(pair.fields).text]
                 if last and task.no_answer and self._rng.random() < _FOREIGN_SHARE:
                     foreign = Pair({"context": passage, "question": last}, task.no_answer)
                     pairs.insert(self._rng.randrange(len(pairs) + 1), foreign)
                 if made:
                     last = made[0].question
+                if pairs:
                     self._add(writer, task, pairs)
+
+    def _read_dialogue(self, source: Source, file: Path) -> None:
+        task = self._plan.tasks[source.task]
+        for document in documents(file):
+            writer = self._writer()
+            for reply in self._sample(source, replies(document)):
+                fields = {"history": reply.history, "speaker": reply.speaker}
+                self._add(writer, task, [Pair(fields, reply.text)])
 
     def _read_examples(self, source: Source, file: Path) -> None:
         task = self._plan.tasks[source.task]
@@ -167,7 +180,7 @@ class _Builder:
                 limit = self._rng.choice(source.max_document_tokens)
                 pair = shorten(task, self._tokenizer, pair, limit)
             if source.lead_words[1] and task.document:
-                pair = Pair(pair.fields, lead_target(pair.fields[task.document], *source.lead_words))
+                pair = Pair(pair.fields, lead_target(task.read(pair.fields).text, *source.lead_words))
             if (grounded := self._grounded(source, task, pair)) is not None:
                 yield grounded
 
@@ -183,6 +196,9 @@ class _Builder:
         found = ground(pair.fields["context"], pair.answer)
         if found.overlap < source.min_overlap:
             self._counts["answer is no span"] += 1
+            return None
+        if found.text not in task.read(pair.fields).text:
+            self._counts["answer is outside the evidence"] += 1
             return None
         self._counts["answer is a span" if found.overlap == 1 else "answer became a span"] += 1
         return Pair(pair.fields, found.text)

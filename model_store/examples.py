@@ -63,7 +63,7 @@ def encode_pairs(
     is_target: list[bool] = []
     for place, pair in enumerate(pairs):
         prompt = task.encode(tokenizer, pair.fields)
-        if place:
+        if place and not task.evidence:  # with evidence, each question reads other sentences
             prompt = prompt[len(_shared_prompt(task, tokenizer, pair.fields)) :]
         answer = task.encode_answer(tokenizer, pair.answer)
         ids += prompt + answer

@@ -1,6 +1,7 @@
 """What to train on: a list of sources, from a TOML file or from a command's options.
 
-A source is a file or folder and what to make of it: plain text, made questions (`cloze`), or task examples.
+A source is a file or folder and what to make of it: plain text, made questions (`cloze`), conversations found
+in stories (`dialogue`), or task examples.
 Paths in a recipe are relative to the folder that the command names. Nothing is read here but the recipe; see
 `model_store/dataset.py` for the rest.
 """
@@ -14,7 +15,7 @@ from typing import Any, get_args
 from model_store.task import Task, TaskKind
 from model_store.training_errors import InvalidOption
 
-KINDS = ("text", "cloze", "examples")
+KINDS = ("text", "cloze", "dialogue", "examples")
 TARGET_KEYS: Mapping[str, str] = {
     "qa": "answer",
     "summarize": "summary",
@@ -29,16 +30,18 @@ class Source:
 
     Args:
         path: Text or JSON lines, plain or .zst.
-        kind: `text` (language modelling), `cloze` (made questions; needs a qa task), `examples` (JSON lines).
-        task: The task that renders `cloze` and `examples`.
+        kind: `text` (language modelling), `cloze` (made questions; needs a qa task), `dialogue` (replies in
+            quoted speech; needs a task of kind generate with the fields history and speaker), `examples`
+            (JSON lines).
+        task: The task that renders all but `text`.
         share: Which share of the documents or records to use, drawn with the seed, above 0 and at most 1.
         repeat: How often to go through the source, each time with other groups and draws.
         group: Up to so many pairs on one document follow each other in one example.
         passage_words: For `cloze`: the fewest and the most words of a passage.
         max_document_tokens: Cut the document field to so many tokens; several are drawn from; empty: never.
         max_target_words: Leave out records with longer targets; 0: none.
-        lead_words: For kind `summarize`: learn to copy the document's leading sentences, of at least and at
-            most so many words, instead of the record's summary; (0, 0) learns the summary.
+        lead_words: For kind `summarize`: learn to copy the leading sentences of what the task reads, of at
+            least and at most so many words, instead of the record's summary; (0, 0) learns the summary.
         target: The record's key that holds the answer; "" for `answer`, `summary`, `label` or `completion` by
             kind.
         rename: The record's key for a field, where it is called something else: {"text": "context"}.
@@ -120,6 +123,11 @@ def check_tasks(sources: list[Source], tasks: Mapping[str, Task]) -> None:
         if source.kind == "cloze" and (task.kind != "qa" or task.kind not in known):
             raise InvalidOption(
                 "task", f"made questions need a task of kind 'qa'; {task.name!r} is {task.kind!r}"
+            )
+        if source.kind == "dialogue" and set(task.fields) != {"history", "speaker"}:
+            raise InvalidOption(
+                "task",
+                f"conversations need the fields history and speaker; it has {', '.join(task.fields)}",
             )
 
 

@@ -15,13 +15,25 @@ from string import Formatter
 from typing import Any, Literal, Protocol, get_args
 
 from model_store.errors import InvalidFields, InvalidTask
+from model_store.evidence import Evidence, for_question, for_summary, whole
 from model_store.sampling_ranges import SAMPLING_RANGES
 
 TaskKind = Literal["generate", "summarize", "qa", "choice"]
 TASK_KINDS: tuple[str, ...] = get_args(TaskKind)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_KEYS = ("name", "kind", "template", "document", "stop", "sampling", "labels", "no_answer", "description")
+_KEYS = (
+    "name",
+    "kind",
+    "template",
+    "document",
+    "evidence",
+    "stop",
+    "sampling",
+    "labels",
+    "no_answer",
+    "description",
+)
 _ENDPOINT_FIELDS = {"summarize": {"text"}, "qa": {"question", "context"}}
 _MAX_STOPS = 8
 
@@ -48,6 +60,8 @@ class Task:
         template: The prompt, with fields in braces; `{{` and `}}` stand for braces. Put the instruction
             first, then the document, then the question, so that prompts on one document share their prefix.
         document: The field that may be windowed or truncated; the template never is.
+        evidence: For kinds `qa` and `summarize`: read only the sentences of the document that matter most, up
+            to about so many words (`model_store/evidence.py`); 0 reads all of it.
         stop: Strings that end the answer.
         sampling: Defaults for the sampling fields of a request.
         labels: The answers a `choice` task chooses from.
@@ -62,6 +76,7 @@ class Task:
     kind: TaskKind
     template: str
     document: str | None = None
+    evidence: int = 0
     stop: tuple[str, ...] = ()
     sampling: Mapping[str, float | int] = field(default_factory=dict, hash=False)
     labels: tuple[str, ...] = ()
@@ -91,6 +106,19 @@ class Task:
             if name not in self.fields:
                 raise InvalidFields(name, f"is unknown; task {self.name!r} takes {_listed(self.fields)}")
 
+    def read(self, fields: Mapping[str, str]) -> Evidence:
+        """Give what of the document the prompt holds: its best sentences, or all of it.
+
+        Args:
+            fields: As for `segments`; the task must have a document.
+        """
+        text = fields[self.document or ""]
+        if not self.evidence:
+            return whole(text)
+        if self.kind == "qa":
+            return for_question(text, fields["question"], self.evidence)
+        return for_summary(text, self.evidence)
+
     def segments(self, fields: Mapping[str, str]) -> list[tuple[str, bool]]:
         """Render the prompt in pieces, each to be tokenised on its own.
 
@@ -107,6 +135,8 @@ class Task:
             InvalidFields: A field is missing, unknown, or not a string.
         """
         self.check_fields(fields)
+        if self.evidence and self.document:
+            fields = {**fields, self.document: self.read(fields).text}
         found: list[tuple[str, bool]] = []
         for literal, name in _parse(self.template):
             has_space = name is not None and literal.endswith(" ")
@@ -145,6 +175,7 @@ class Task:
             "description": self.description,
             "template": self.template,
             "document": self.document,
+            "evidence": self.evidence,
             "stop": list(self.stop),
             "sampling": dict(self.sampling),
             "labels": list(self.labels),
@@ -268,6 +299,10 @@ def _check_kind(task: Task) -> None:
         raise InvalidTask("template", f"of kind {task.kind!r} must have the fields {_listed(sorted(wanted))}")
     if task.kind in _ENDPOINT_FIELDS and task.document is None:
         raise InvalidTask("document", f"is missing; kind {task.kind!r} needs one")
+    if isinstance(task.evidence, bool) or not isinstance(task.evidence, int) or task.evidence < 0:
+        raise InvalidTask("evidence", "must be a number of words, 0 or more")
+    if task.evidence and task.kind not in _ENDPOINT_FIELDS:
+        raise InvalidTask("evidence", f"belongs to the kinds {_listed(_ENDPOINT_FIELDS)} only")
     if task.kind == "choice" and len({label.strip() for label in task.labels} - {""}) < max(
         2, len(task.labels)
     ):

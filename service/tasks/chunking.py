@@ -11,9 +11,9 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model_store.borders import clause_ends, sentence_ends, splits_character, word_ends
 from model_store.tokenizer import Tokenizer
 from service.errors import PromptTooLong
-from service.tasks.borders import clause_ends, sentence_ends, splits_character, word_ends
 
 _SLICE = 8192  # code points tokenised at once: a bound on how long the interpreter lock is held
 _FILL = 0.9  # plan chunks this full, so that moving a border to a sentence end does not make one chunk more

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
+from model_store.borders import word_starts_and_ends
+from model_store.evidence import SEPARATOR
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SequenceRequest
 from service.errors import InvalidRequest, PromptTooLong
-from service.tasks.borders import word_starts_and_ends
 from service.tasks.calls import ModelLimits, QaAnswer, QaCall, QaResult
-from service.tasks.chunking import Document, Span, stripped, windows
+from service.tasks.chunking import Document, Excess, Span, stripped, windows
 from service.tasks.events import Done, Event, Plan, Token
 from service.tasks.job import Job, check_job_size
 from service.tasks.sampling import Decoding
@@ -102,16 +103,25 @@ class Reader:
         document = Document(call.context, self.tokenizer)
         capacity = self._capacity(call)
         overlap = min(MAX_OVERLAP_TOKENS, capacity // 4)
-        reserve = self._reserve(call)
-
-        def excess(start: int, end: int) -> int:
-            text = call.context[start:end].strip()
-            return len(self._encode(text, "")) + reserve - self.limits.n_positions
-
-        spans = windows(document, capacity, overlap, excess)
+        if self.task.evidence:  # the prompt holds little of a window, which may be the whole document
+            capacity = max(capacity, document.num_tokens(0, len(call.context)))
+        spans = windows(document, capacity, overlap, self._excess(call))
         spans = [span for span in (stripped(call.context, s) for s in spans) if span.end > span.start]
         check_job_size(len(spans), self.limits, self._document)
         return [self._window(call, span) for span in spans]
+
+    def _excess(self, call: QaCall) -> Excess:
+        """Tokens too many in a window; the same for every question, unless the question chooses what is
+        read.
+        """
+        reserve = self._reserve(call)
+        question = call.question if self.task.evidence else ""
+
+        def excess(start: int, end: int) -> int:
+            text = call.context[start:end].strip()
+            return len(self._encode(text, question)) + reserve - self.limits.n_positions
+
+        return excess
 
     @property
     def _document(self) -> str:
@@ -119,16 +129,17 @@ class Reader:
 
     def _window(self, call: QaCall, span: Span) -> Window:
         text = call.context[span.start : span.end]
+        fields = _fields(text, call.question)
+        evidence = self.task.read(fields)
         automaton = None
         if call.grounded:
-            stop = call.sampling.stop or ()
+            stop = (call.sampling.stop or ()) + ((SEPARATOR,) if self.task.evidence else ())
             longest = self.decoding.max_new_tokens
-            automaton = SpanAutomaton(text, self.vocabulary, self.end_id, longest, stop)
-        return Window(tuple(self._encode(text, call.question)), span.start, automaton)
+            automaton = SpanAutomaton(evidence.text, self.vocabulary, self.end_id, longest, stop)
+        return Window(tuple(self.task.encode(self.tokenizer, fields)), span.start, evidence, automaton)
 
     def _encode(self, context: str, question: str) -> list[int]:
-        fields = {"context": context, "question": question.strip()}
-        return self.task.encode(self.tokenizer, fields)
+        return self.task.encode(self.tokenizer, _fields(context, question))
 
     def _reserve(self, call: QaCall) -> int:
         """Tokens kept free for question and answer: the question's rounded up, so that windows stay the
@@ -148,6 +159,10 @@ class Reader:
         if most >= 1:
             raise PromptTooLong(f"max_new_tokens must be at most {most}, {reason}", "max_new_tokens")
         raise PromptTooLong(f"question must be shorter, {reason}", "question")
+
+
+def _fields(context: str, question: str) -> dict[str, str]:
+    return {"context": context, "question": question.strip()}
 
 
 # Fields without meaning for a span, which repeats the prompt by nature, and their neutral values.
@@ -253,9 +268,10 @@ class QaRun:
         window = candidate.window
         if isinstance(window.automaton, SpanAutomaton):
             span = window.automaton.span(candidate.output_ids)
-            return (
-                None if span is None else self._call.context[window.start + span[0] : window.start + span[1]]
-            )
+            if span is None:
+                return None
+            start, end = window.evidence.origin(*span)
+            return self._call.context[window.start + start : window.start + end]
         text = self._reader.tokenizer.decode(candidate.output_ids)
         ends = [at for at in map(text.find, self._rules.params.stop) if at >= 0]
         text = text[: min(ends, default=len(text))].strip()

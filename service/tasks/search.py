@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from model_store.evidence import Evidence
 from service.engine.sequence import SamplingParams, SequenceOutput, SequenceRequest, TokenLogprob
 from service.tasks.spans import Automaton, Continued
 
@@ -25,12 +26,14 @@ class Window:
 
     Args:
         prompt_ids: the whole prompt.
-        start: where the window's text starts in the context, code points.
+        start: where the window starts in the context, code points.
+        evidence: what of the window the prompt holds; answers are spans of it.
         automaton: the answers possible here; None for free text.
     """
 
     prompt_ids: tuple[int, ...]
     start: int
+    evidence: Evidence
     automaton: Automaton | None
     no_answer_logprob: float = 0.0
 

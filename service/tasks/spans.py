@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.tasks.borders import word_starts_and_ends
+from model_store.borders import word_starts_and_ends
 from service.tasks.vocabulary import Reading, Vocabulary
 
 State = tuple[int, int]  # where the answer starts, where it is now; bytes

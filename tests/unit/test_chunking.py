@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_engine import make_tokenizer
 
+from model_store.borders import clause_ends, sentence_ends, splits_character, word_ends
 from model_store.tokenizer import Tokenizer
 from service.errors import PromptTooLong
-from service.tasks.borders import clause_ends, sentence_ends, splits_character, word_ends
 from service.tasks.chunking import Document, Span, split, stripped, windows
 
 TOKENIZER = make_tokenizer()

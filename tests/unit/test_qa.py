@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -252,3 +253,39 @@ async def test_what_leaves_no_room_for_the_context_is_named(
     with pytest.raises(PromptTooLong) as caught:
         await _ask(tokenizer, call)
     assert caught.value.param == param
+
+
+EVIDENCE = replace(TASK, evidence=12)
+LONG = "The sea is wide. " * 300 + "Tom lives in New\nYork City. He sings." + " The hill is high." * 300
+
+
+async def _ask_of_evidence(tokenizer: Tokenizer, call: QaCall, model: object) -> QaResult:
+    async with running(model, tokenizer, {"qa": EVIDENCE}, LIMITS) as (runner, _):
+        return await result_of(await runner.prepare_qa(call))
+
+
+async def test_with_evidence_a_long_context_is_one_short_prompt(tokenizer: Tokenizer) -> None:
+    model = reciting(tokenizer, {"does Tom live?\nAnswer:": " New York City"})
+    result = await _ask_of_evidence(tokenizer, QaCall("Where does Tom live?", LONG), model)
+    best = result.answers[0]
+    assert result.num_windows == 1
+    assert result.usage.prompt_tokens < LIMITS.n_positions
+    # The model read a space where the context has a line break; the answer is the context's own text.
+    assert best.answer == "New\nYork City" == LONG[best.start : best.end]
+
+
+async def test_with_evidence_no_answer_reaches_into_another_sentence(tokenizer: Tokenizer) -> None:
+    call = QaCall("Where does Tom live?", LONG, num_answers=20, no_answer=False)
+    result = await _ask_of_evidence(tokenizer, call, babbling(tokenizer.vocab_size))
+    assert all(LONG[a.start : a.end] == a.answer != "" for a in result.answers)
+    sentences = [" ".join(part.split()) for part in LONG.split(".")]
+    words = [" ".join(a.answer.split()).rstrip(".") for a in result.answers]
+    assert all(any(text in sentence for sentence in sentences) for text in words)
+
+
+async def test_evidence_that_does_not_fit_shrinks_until_it_does(tokenizer: Tokenizer) -> None:
+    wide = "\U0001f409" * 400  # four bytes, hence tokens, each; no sentence anywhere
+    call = QaCall("Where does Tom live?", wide, no_answer=False)
+    result = await _ask_of_evidence(tokenizer, call, babbling(tokenizer.vocab_size))
+    assert result.num_windows > 1
+    assert result.answers[0].answer in wide

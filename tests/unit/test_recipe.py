@@ -27,7 +27,7 @@ def test_a_recipe_names_its_sources(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("share = 2.0", "source 1: share: must be above 0 and at most 1"),
-        ('kind = "song"', "source 1: kind: must be one of text, cloze, examples"),
+        ('kind = "song"', "source 1: kind: must be one of text, cloze, dialogue, examples"),
         ('kind = "examples"', "source 1: task: is missing"),
         ('kind = "examples"\ntask = "rap"', "source 1: task: 'rap' is not defined"),
         ("shares = 1", "source 1: shares: is unknown"),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from store_models import write_bert
 from toy_engine import ENGLISH, make_tokenizer
 
+from model_store.borders import word_starts_and_ends
 from model_store.tokenizer import Tokenizer
-from service.tasks.borders import word_starts_and_ends
 from service.tasks.spans import Continued, SpanAutomaton
 from service.tasks.vocabulary import Vocabulary
 

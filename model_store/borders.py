@@ -2,8 +2,8 @@
 words.
 
 Positions are code points; a cut at `p` separates `text[:p]` from `text[p:]`, white space stays with what
-stands before it. Rules, not a model: good for English-like and Chinese-like punctuation. Read `chunking` and
-`spans` next.
+stands before it. Rules, not a model: good for English-like and Chinese-like punctuation. Read
+`model_store/evidence.py` or `service/tasks/chunking.py` next.
 """
 
 # ruff: noqa: RUF001 -- look-alike punctuation is what this module is about

@@ -1,0 +1,62 @@
+"""Finds conversations in stories: quoted speech in paragraphs that follow each other.
+
+What stands between the quotes of one paragraph is one turn; the narrator's words fall away. Whoever speaks
+first is A, and the speakers take turns, as they mostly do on paper. Rendering is in `examples.py`,
+through a task with one field for the history.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SPEAKERS = ("A", "B")
+_QUOTE = re.compile('"([^"]{2,400})"|\u201c([^\u201d]{2,400})\u201d')
+_MOST_TURNS = 5  # of history
+_MOST_WORDS = 60  # of a turn; longer speeches are no conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply and what was said before it.
+
+    Args:
+        history: Lines "A: …" and "B: …", the last of them what is replied to.
+        speaker: Whose turn it is: "A" or "B".
+        text: The reply.
+    """
+
+    history: str
+    speaker: str
+    text: str
+
+
+def replies(document: str) -> Iterator[Reply]:
+    """Yield every reply of a document's conversations.
+
+    Args:
+        document: Paragraphs separated by newlines.
+    """
+    turns: list[str] = []
+    for paragraph in [*document.split("\n"), ""]:
+        said = _said(paragraph)
+        if said:
+            turns.append(said)
+        else:
+            yield from _replies(turns)
+            turns = []
+
+
+def _said(paragraph: str) -> str:
+    """The quoted words of a paragraph, "" when there are none or too many."""
+    quotes = [first or second for first, second in _QUOTE.findall(paragraph)]
+    text = " ".join(" ".join(quotes).split())
+    if text.endswith(","):  # "Come in," said the fox.
+        text = text[:-1] + "."
+    return text if 0 < len(text.split()) <= _MOST_WORDS else ""
+
+
+def _replies(turns: list[str]) -> Iterator[Reply]:
+    for place in range(1, len(turns)):
+        first = max(0, place - _MOST_TURNS)
+        lines = [f"{SPEAKERS[(at - first) % 2]}: {turns[at]}" for at in range(first, place)]
+        yield Reply("\n".join(lines), SPEAKERS[(place - first) % 2], turns[place])

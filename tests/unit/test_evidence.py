@@ -1,0 +1,122 @@
+"""Evidence: which sentences are chosen, where they stand, and what a task renders of them."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store.errors import InvalidTask
+from model_store.evidence import SEPARATOR, Evidence, for_question, for_summary, whole
+from model_store.task import Task
+
+STORY = (
+    "The village lies by a lake. Anna Berg built the mill in 1871. It burned down ten years later.\n"
+    "Her brother kept sheep. The mill was rebuilt by the village in 1890."
+)
+
+
+def pieces(evidence: Evidence) -> list[tuple[int, int]]:
+    """Each sentence of `evidence.text`, as (start, end) in it."""
+    ends = [start - len(SEPARATOR) for start in evidence.starts[1:]]
+    return list(zip(evidence.starts, [*ends, len(evidence.text)], strict=True))
+
+
+def test_the_best_sentence_comes_first() -> None:
+    found = for_question(STORY, "Who built the mill?", 1)
+    assert found.text == "Anna Berg built the mill in 1871."
+
+
+def test_sentences_are_taken_until_the_words_are_enough() -> None:
+    sizes = [len(for_question(STORY, "Who built the mill?", n).starts) for n in (1, 7, 8, 1000)]
+    assert sizes == [1, 1, 2, 5]
+
+
+def test_a_sentence_inherits_from_the_one_before() -> None:
+    # Neither of the last two shares a word with the question; the one after the match is the likelier.
+    found = for_question("Sun rose. Rain fell. Kate sang. It hurt. Dogs ran.", "What did Kate do?", 4)
+    assert found.text == "Kate sang.\nIt hurt."
+
+
+def test_other_forms_of_a_word_match() -> None:
+    text = "Bread is old. The inventors were many. Salt is older."
+    assert for_question(text, "Who is the inventor?", 1).text == "The inventors were many."
+
+
+def test_without_a_common_word_the_first_sentences_are_taken() -> None:
+    assert for_question(STORY, "?", 1).text == "The village lies by a lake."
+
+
+def test_a_summary_reads_in_the_order_of_the_document() -> None:
+    found = for_summary(STORY, 15)
+    assert [STORY.index(line) for line in found.text.split(SEPARATOR)] == sorted(found.origins)
+    assert "mill" in found.text
+
+
+def test_line_breaks_inside_a_sentence_become_spaces_and_places_stay_exact() -> None:
+    text = "Nothing here. The king of\nthe north came home."
+    found = for_question(text, "Who came home?", 1)
+    assert found.text == "The king of the north came home."
+    start = found.text.index("of the north")
+    assert text[slice(*found.origin(start, start + len("of the north")))] == "of\nthe north"
+
+
+def test_a_text_without_sentences_is_read_in_pieces() -> None:
+    text = "word " * 2000 + "needle " + "word " * 2000
+    found = for_question(text, "needle", 10)
+    assert "needle" in found.text
+    assert len(found.text) <= 300
+
+
+def test_chinese_has_no_spaces_and_is_bounded_all_the_same() -> None:
+    found = for_question("学而时习之不亦说乎。" * 500, "学而时习之", 60)
+    assert 0 < len(found.text) < 60 * 6 + 300
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "..."])
+def test_empty_documents_give_little_and_no_error(text: str) -> None:
+    assert for_question(text, "Who?", 20).text == text.strip()
+    assert for_summary(text, 20).text == text.strip()
+
+
+@given(st.text(max_size=600), st.text(max_size=40), st.integers(1, 80))
+def test_every_sentence_stands_in_the_document_where_it_says(text: str, question: str, words: int) -> None:
+    for found in (for_question(text, question, words), for_summary(text, words), whole(text)):
+        for start, end in pieces(found):
+            origin = slice(*found.origin(start, end))
+            assert len(text[origin]) == end - start
+            differing = [a for a, b in zip(text[origin], found.text[start:end], strict=True) if a != b]
+            assert all(character.isspace() for character in differing)
+
+
+@given(st.text(alphabet="ab. \n", max_size=400), st.integers(1, 50))
+def test_no_sentence_is_taken_twice(text: str, words: int) -> None:
+    found = for_question(text, "ab", words)
+    spans = sorted(found.origin(start, end) for start, end in pieces(found))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def qa_task(evidence: int) -> Task:
+    return Task("qa", "qa", "{context}\nQ: {question}\nA:", document="context", evidence=evidence)
+
+
+def test_a_task_renders_its_evidence_and_keeps_it_in_its_definition() -> None:
+    task = qa_task(1)
+    fields = {"context": STORY, "question": "Who built the mill?"}
+    assert task.segments(fields)[0] == ("Anna Berg built the mill in 1871.", True)
+    assert Task.from_dict(task.to_dict()) == task
+    assert qa_task(0).segments(fields)[0] == (STORY, True)
+    assert "evidence" not in qa_task(0).to_dict()
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "many"])
+def test_evidence_must_be_a_number_of_words(value: object) -> None:
+    with pytest.raises(InvalidTask, match="evidence"):
+        Task.from_dict(
+            {**qa_task(0).to_dict(), "evidence": value},
+        )
+
+
+def test_evidence_belongs_to_questions_and_summaries() -> None:
+    with pytest.raises(InvalidTask, match="evidence: belongs to"):
+        Task("say", "generate", "{text}", document="text", evidence=5)
