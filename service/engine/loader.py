@@ -23,6 +23,7 @@ from service.engine.linear import Backend, Precision, auto_precision
 from service.engine.model import GPT2, Numerics
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.observer import NullObserver, Observer
+from service.engine.sampler import DrawFromAll, draw_from_all
 from service.engine.scheduler import Budget, Scheduler
 from service.engine.sequence import Job, JobInfo, SamplingParams, Sequence, SequenceRequest
 from service.engine.speculator import Speculator
@@ -79,7 +80,7 @@ def _build(
     cache = allocate_cache(config, model.architecture, numerics)
     forward = make_forward(model, cache, config.max_running)
     layout = "cpu" if numerics.backend == "cuda" else config.device  # graphs copy a whole step at once
-    runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], layout)
+    runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], layout, choose_draw(numerics))
     cost = StepCost()
     speculates = config.speculation and numerics.backend != "cuda"  # a replayed step beats a longer eager one
     speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
@@ -173,6 +174,15 @@ def make_forward(model: GPT2, cache: KVCache, max_running: int) -> Forward:
         if can_fuse(model, attention)
         else partial(model.forward, attention=attention)
     )
+
+
+def choose_draw(numerics: Numerics) -> DrawFromAll:
+    """What draws from the whole vocabulary."""
+    if numerics.backend != "cpu":
+        return draw_from_all
+    from service.engine.kernels import draw  # compiles: only where it is used
+
+    return draw.draw_from_all
 
 
 def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: Numerics) -> KVCache:

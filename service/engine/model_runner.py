@@ -14,7 +14,7 @@ from torch import Tensor
 
 from service.engine.attention import ForwardBatch
 from service.engine.logits_processors import SampleRow
-from service.engine.sampler import logprobs_of, sample
+from service.engine.sampler import DrawFromAll, draw_from_all, logprobs_of, sample
 from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
 
 Forward = Callable[[ForwardBatch], Tensor]
@@ -30,15 +30,23 @@ class ModelRunner:
         forward: the model's forward pass, cache included: a ragged batch -> (R, vocab) float32 logits.
         block_size: token places in a KV block.
         end_ids: ids that end a text.
+        device: where a step is laid out.
+        draw_free: see `sampler.sample`.
     """
 
     def __init__(
-        self, forward: Forward, block_size: int, end_ids: Sequence[int], device: str = "cpu"
+        self,
+        forward: Forward,
+        block_size: int,
+        end_ids: Sequence[int],
+        device: str = "cpu",
+        draw_free: DrawFromAll = draw_from_all,
     ) -> None:
         self._forward = forward
         self._device = device
         self._block_size = block_size
         self._end_ids = tuple(end_ids)
+        self._draw_free = draw_free
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[StepOutput]:
@@ -101,7 +109,7 @@ class ModelRunner:
         ]
         draw_rows = [at for places in draw_at for at in places]
         drawn_logits = logits if len(draw_rows) == len(logits) else logits[draw_rows]
-        ids = sample(drawn_logits, rows, self._end_ids) if rows else []
+        ids = sample(drawn_logits, rows, self._end_ids, self._draw_free) if rows else []
         outputs, taken = [], 0
         for item, score, draw in zip(batch.items, score_at, draw_at, strict=True):
             drawn = ids[taken : taken + len(draw)]

@@ -7,10 +7,12 @@ inverse CDF from the row's own uniform number, so the same request gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.logits_processors import SampleRow, is_plain, process
@@ -25,13 +27,51 @@ _COLDEST = 1e-5  # a temperature below this draws the strongest token anyway, an
 _CHUNK = 256  # the full vocabulary is searched in two levels of running sums
 
 
-def sample(logits: Tensor, rows: Sequence[SampleRow], end_ids: Sequence[int]) -> list[int]:
+DrawFromAll = Callable[
+    [Tensor, Sequence[int], Sequence[float], Sequence[float], NDArray[np.float64]], Sequence[int]
+]
+
+
+def draw_from_all(
+    logits: Tensor,
+    places: Sequence[int],
+    temperatures: Sequence[float],
+    min_p: Sequence[float],
+    draws: NDArray[np.float64],
+) -> list[int]:
+    """Draw from the whole vocabulary for some rows; `kernels.draw` does the same faster.
+
+    Args:
+        logits: (R, vocab) float32.
+        places: the rows to draw for, G of them.
+        temperatures: above 0, one for each.
+        min_p: the least probability of a token beside the likeliest, one for each.
+        draws: from 0 to below 1, one for each.
+
+    Returns:
+        G ids.
+    """
+    device = logits.device
+    scaled = logits[list(places)] / torch.tensor(temperatures, device=device).unsqueeze(1)
+    floor = torch.tensor(min_p, device=device).unsqueeze(1)
+    weights = _drop_below_min_p(scaled.softmax(-1), floor)
+    found: list[int] = _invert_in_chunks(weights, torch.from_numpy(draws).to(device)).tolist()
+    return found
+
+
+def sample(
+    logits: Tensor,
+    rows: Sequence[SampleRow],
+    end_ids: Sequence[int],
+    draw_free: DrawFromAll = draw_from_all,
+) -> list[int]:
     """Choose the next id of every row.
 
     Args:
         logits: (R, vocab) float32; left as they are.
         rows: one per row of logits.
         end_ids: ids that end a text.
+        draw_free: draws for the rows without top-k and top-p.
 
     Returns:
         R ids.
@@ -39,12 +79,19 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], end_ids: Sequence[int]) ->
     if not all(is_plain(row.params, len(row.output_ids)) for row in rows):
         logits = logits.clone()
         process(logits, rows, end_ids)
-    ids = _strongest(logits)
-    drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-    if drawn:
-        for i, token_id in zip(drawn, _draw(logits[drawn], [rows[i] for i in drawn]), strict=True):
-            ids[i] = token_id
+    free = [i for i, row in enumerate(rows) if _is_free(row.params)]
+    cut = [i for i, row in enumerate(rows) if row.params.temperature > 0 and not _is_free(row.params)]
+    is_greedy = len(free) + len(cut) < len(rows)
+    ids = _strongest(logits) if is_greedy else [0] * len(rows)
+    for places, draw in ((free, _draw_free(draw_free)), (cut, _draw_cut)):
+        for place, token_id in zip(places, draw(logits, places, rows) if places else (), strict=True):
+            ids[place] = token_id
     return ids
+
+
+def _is_free(params: SamplingParams) -> bool:
+    """Whether a row is drawn from all tokens."""
+    return params.temperature > 0 and params.top_k == 0 and params.top_p == 1.0
 
 
 def _strongest(logits: Tensor) -> list[int]:
@@ -54,24 +101,39 @@ def _strongest(logits: Tensor) -> list[int]:
     return found
 
 
-def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
-    """Draw one id per row of (R, vocab) logits, together for the rows that need equally many candidates."""
-    temperatures = logits.new_tensor([max(row.params.temperature, _COLDEST) for row in rows])
-    scaled = logits / temperatures.unsqueeze(1)  # (R, V)
+def _temperature(row: SampleRow) -> float:
+    return max(row.params.temperature, _COLDEST)
+
+
+def _draws(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
     seeds, ordinals = [row.params.seed for row in rows], [row.ordinal for row in rows]
-    draws = torch.from_numpy(uniforms(seeds, ordinals, [len(row.output_ids) for row in rows])).to(
-        logits.device
-    )
+    return uniforms(seeds, ordinals, [len(row.output_ids) for row in rows])
+
+
+def _draw_free(draw: DrawFromAll) -> Callable[[Tensor, list[int], Sequence[SampleRow]], Sequence[int]]:
+    def drawn(logits: Tensor, places: list[int], all_rows: Sequence[SampleRow]) -> Sequence[int]:
+        rows = [all_rows[i] for i in places]
+        temperatures, min_p = [_temperature(row) for row in rows], [row.params.min_p for row in rows]
+        return draw(logits, places, temperatures, min_p, _draws(rows))
+
+    return drawn
+
+
+def _draw_cut(logits: Tensor, places: list[int], all_rows: Sequence[SampleRow]) -> list[int]:
+    """Draw for rows with top-k or top-p, together for those that need equally many candidates."""
+    rows = [all_rows[i] for i in places]
+    temperatures = logits.new_tensor([_temperature(row) for row in rows])
+    scaled = logits[places] / temperatures.unsqueeze(1)  # (G, V)
+    draws = torch.from_numpy(_draws(rows)).to(logits.device)
     params = [row.params for row in rows]
-    groups = _group_by_candidates(scaled, params)
     ids = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    for count, members in groups.items():
+    for count, members in _group_by_candidates(scaled, params).items():
         ids[members] = _draw_group(scaled[members], [params[i] for i in members], draws[members], count)
     return list(map(int, ids.tolist()))
 
 
 def _group_by_candidates(logits: Tensor, params: Sequence[SamplingParams]) -> dict[int, list[int]]:
-    """Row numbers by the number of strongest tokens that decide them; 0 means that all do, in no order."""
+    """Row numbers by the number of strongest tokens that decide them."""
     groups: dict[int, list[int]] = {}
     for i, row in enumerate(params):
         groups.setdefault(_num_candidates(logits[i], row), []).append(i)
@@ -80,8 +142,6 @@ def _group_by_candidates(logits: Tensor, params: Sequence[SamplingParams]) -> di
 
 def _num_candidates(logits: Tensor, params: SamplingParams) -> int:
     vocabulary = logits.shape[0]
-    if params.top_k == 0 and params.top_p == 1.0:
-        return 0
     if 0 < params.top_k <= _LARGE:
         return min(_SMALL if params.top_k <= _SMALL else _LARGE, vocabulary)
     if params.top_k == 0 and vocabulary > _LARGE:
@@ -94,8 +154,6 @@ def _num_candidates(logits: Tensor, params: SamplingParams) -> int:
 def _draw_group(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor, count: int) -> Tensor:
     """Draw for rows (G, vocab) that look at their `count` strongest tokens; (G,) ids."""
     min_p = logits.new_tensor([row.min_p for row in params]).unsqueeze(1)
-    if count == 0:
-        return _invert_in_chunks(_drop_below_min_p(logits.softmax(-1), min_p), draws)
     values, ids = torch.topk(logits, count)  # strongest first
     top_k = torch.tensor([row.top_k or logits.shape[1] for row in params], device=logits.device).unsqueeze(1)
     top_p = logits.new_tensor([row.top_p for row in params]).unsqueeze(1)

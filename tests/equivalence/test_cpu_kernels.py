@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +13,13 @@ from service.engine.architecture import Architecture
 from service.engine.attention import ForwardBatch, KVCache
 from service.engine.attention.cpu import CpuAttention
 from service.engine.attention.reference import ReferenceAttention
-from service.engine.kernels import self_check
+from service.engine.kernels import draw, self_check
 from service.engine.kernels.cpu_linear import CpuLinear
 from service.engine.kernels.fused import FusedForward, can_fuse
 from service.engine.kernels.pool import set_threads
 from service.engine.linear import Precision, UnsupportedLinear, pack_linear
 from service.engine.model import GPT2, Numerics
+from service.engine.sampler import draw_from_all
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
@@ -29,11 +31,59 @@ def randoms(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
+# ---- drawing ----
+
+
+@pytest.mark.parametrize("vocabulary", [1, 15, 64, 65, 700, 50257])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_draws_are_those_of_the_running_sum(vocabulary: int, floor: float) -> None:
+    rows = 24
+    logits = 4 * randoms((rows + 3, vocabulary), seed=vocabulary)[0]
+    logits[:, 1::7] = -torch.inf
+    places = [i for i in range(rows + 3) if i not in (0, 5, 9)]
+    temperatures = [0.3 + i / 10 for i in range(rows)]
+    draws = torch.rand(rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
+    found = draw.draw_from_all(logits, places, temperatures, [floor] * rows, draws)
+    for token_id, place, temperature, number in zip(found, places, temperatures, draws, strict=True):
+        weights = (logits[place].double() / temperature).softmax(-1)
+        weights[weights < floor * weights.max() * (1 - 1e-4)] = 0
+        sums = weights.cumsum(-1) / weights.sum()
+        before = float(sums[token_id - 1]) if token_id else 0.0
+        assert weights[token_id] > 0
+        assert before - 1e-5 <= number <= float(sums[token_id]) + 1e-5
+
+
+def test_a_draw_is_the_same_alone_and_among_others() -> None:
+    logits = randoms((40, 3000))[0]
+    draws = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64).numpy()
+    together = draw.draw_from_all(logits, range(40), [0.9] * 40, [0.0] * 40, draws)
+    alone = [draw.draw_from_all(logits, [i], [0.9], [0.0], draws[i : i + 1])[0] for i in range(40)]
+    assert together == alone == draw_from_all(logits, range(40), [0.9] * 40, [0.0] * 40, draws)
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_range_draw_tokens_that_are_possible(number: float) -> None:
+    logits = torch.full((1, 200), -torch.inf)
+    logits[0, [70, 130]] = 0.0
+    found = draw.draw_from_all(logits, [0], [1.0], [0.0], np.array([number]))
+    assert found == [70 if number == 0 else 130]
+
+
+def test_a_row_of_nan_draws_an_id_and_leaves_the_others_alone() -> None:
+    logits = randoms((2, 300))[0]
+    logits[0] = torch.nan
+    (spoilt, found) = draw.draw_from_all(logits, [0, 1], [1.0, 1.0], [0.0, 0.0], np.array([0.5, 0.5]))
+    assert 0 <= spoilt < 300
+    assert [found] == draw.draw_from_all(logits, [1], [1.0], [0.0], np.array([0.5]))
+
+
 # ---- linear ----
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("width", "columns", "rows"), [(1, 1, 1), (3, 65, 2), (77, 130, 13), (768, 200, 50)])
+@pytest.mark.parametrize(
+    ("width", "columns", "rows"), [(1, 1, 1), (3, 65, 2), (77, 130, 13), (768, 200, 50), (64, 65, 17)]
+)
 def test_linear_agrees_with_torch(precision: Precision, width: int, columns: int, rows: int) -> None:
     weight, bias, x, residual = randoms((width, columns), (columns,), (rows, width), (rows, columns))
     fast = pack_linear(weight, bias, precision=precision, activation="gelu_new", backend="cpu")
@@ -43,7 +93,7 @@ def test_linear_agrees_with_torch(precision: Precision, width: int, columns: int
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("width", [768, 51])
+@pytest.mark.parametrize("width", [768, 128, 51])
 def test_a_row_has_the_same_bits_in_every_batch(precision: Precision, width: int) -> None:
     weight, bias, x = randoms((width, 320), (320,), (100, width))
     layer = CpuLinear(weight, bias, precision=precision, activation="gelu_new")

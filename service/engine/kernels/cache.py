@@ -16,11 +16,14 @@ from pathlib import Path
 
 from numba.core import config
 
+from service.engine.kernels import matrix_tiles
+
 
 def _digest() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
+    digest.update(b"tiles" if matrix_tiles.is_permitted() else b"")  # the same processor may be refused them
     return digest.hexdigest()[:16]
 
 

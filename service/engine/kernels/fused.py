@@ -87,7 +87,7 @@ class FusedForward:
 
     def threads_for(self, tokens: int) -> int:
         """How many threads have enough to do in a step of so many tokens; no bit depends on it."""
-        passes = -(-tokens // gemm.MAX_ROWS)
+        passes = -(-tokens // gemm.MOST_ROWS)
         return max(1, passes * int(self._weight_bytes) // _BYTES_PER_THREAD)
 
     def _address(self, tensor: Tensor) -> int:

@@ -18,6 +18,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba.core import config, types
 from numba.extending import intrinsic
 
+from service.engine.kernels import matrix_tiles
 from service.engine.kernels.emit import (
     I8,
     I32,
@@ -39,11 +40,17 @@ _FEATURES = get_host_cpu_features() if _IS_HOST else {}
 HAS_AVX512 = bool(_FEATURES.get("avx512f"))
 HAS_BF16 = HAS_AVX512 and bool(_FEATURES.get("avx512bf16"))
 HAS_VNNI = HAS_AVX512 and bool(_FEATURES.get("avx512vnni"))
+HAS_TILES = (
+    HAS_AVX512
+    and all(_FEATURES.get(name) for name in ("amx-tile", "amx-bf16", "amx-int8"))
+    and matrix_tiles.is_permitted()
+)
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # kinds of weights
 VECTORS = 4 if HAS_AVX512 else 1  # vectors of columns in a tile
 TILE = VECTORS * LANES  # columns in a tile
 MAX_ROWS = 6 if HAS_AVX512 else 4  # rows in a tile: 6 * 4 sums + 4 weights + a broadcast fit 32 registers
+MOST_ROWS = matrix_tiles.ROWS if HAS_TILES else MAX_ROWS  # in one call, whichever it is
 STEP_BYTES = VECTORS * 64  # packed weights of one tile and one step of K
 
 Dot = Callable[[Any, Any, Any, Any], Any]  # (builder, sum, activation <16 x i32>, weights <16 x i32>) -> sum

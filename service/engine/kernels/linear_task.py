@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import cfunc, njit
 from numba.core import types
 
-from service.engine.kernels import gemm, rows
+from service.engine.kernels import gemm, matrix_tiles, rows
 from service.engine.kernels import vectors as vec
 from service.engine.kernels.cache import CACHE
 from service.engine.kernels.threads import TASK, claim, meet
@@ -30,7 +30,7 @@ _ARGS = 9
 _multiply_one = vec.invoker(_ARGS)
 
 OUT_FLOAT32, OUT_BFLOAT16 = 0, 1
-SCRATCH = 64 * (gemm.MAX_ROWS * gemm.VECTORS + 4)  # bytes of sums on a thread
+SCRATCH = 64 * (gemm.MOST_ROWS * gemm.VECTORS + 4)  # bytes of sums on a thread
 
 
 @njit
@@ -111,20 +111,32 @@ def _finish_row(record, tile, sums, meta, out, residual, shift, out_kind):
             vec.store_floats_where(out + 4 * column, x, mask)
 
 
+@njit
+def _is_tiled(kind, steps):
+    """Whether a layer is multiplied by the matrix registers: the same for all its rows, however many."""
+    return gemm.HAS_TILES and kind != gemm.FLOAT32 and steps % matrix_tiles.STEPS == 0
+
+
 @cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
 def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):
     """One tile of columns for all rows: the weights stay in the second-level cache."""
     kind, steps, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_STEPS), row_size(record)
     weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
     scratch = vec.stack_bytes(SCRATCH)
-    passes = (count + gemm.MAX_ROWS - 1) // gemm.MAX_ROWS
+    is_tiled = _is_tiled(kind, steps)
+    most = matrix_tiles.ROWS if is_tiled else gemm.MAX_ROWS
+    passes = (count + most - 1) // most
     lines = 4 if passes == 1 else 2 if passes < 4 else 1
     first = 0
     for done in range(passes):
         num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
         source = packed + first * row_bytes
         place = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
-        if kind == gemm.INT8:
+        if is_tiled and kind == gemm.INT8:
+            matrix_tiles.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
+        elif is_tiled:
+            matrix_tiles.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)
+        elif kind == gemm.INT8:
             gemm.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
         elif kind == gemm.BFLOAT16:
             gemm.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)

@@ -10,18 +10,19 @@ import time
 
 import torch
 
+from service.engine import sampler
 from service.engine.attention import KVCache
 from service.engine.attention.cpu import CpuAttention
 from service.engine.attention.reference import ReferenceAttention
 from service.engine.kernel_check import KernelMismatch, compare, ragged_batch
-from service.engine.kernels import gemm
+from service.engine.kernels import draw, gemm
 from service.engine.kernels.cpu_linear import CpuLinear
 from service.engine.kernels.pool import pool
 from service.engine.linear import Precision, pack_linear
 
 # largest difference allowed, relative to the largest result (torch rounds bfloat16 results, too)
 _TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
-_ROWS = (1, 3, 8, 33)
+_ROWS = (1, 3, 8, 17, 33)
 
 
 def self_check(precision: Precision) -> str:
@@ -39,6 +40,7 @@ def self_check(precision: Precision) -> str:
         check_linear(width, columns, activation, precision, generator)
     for head_dim in (64, 24):
         check_attention(head_dim, torch.float32 if precision == "float32" else torch.bfloat16, generator)
+    check_draws(generator)
     taken = time.perf_counter() - started
     return (
         f"{precision} kernels: {instructions(precision)}, {pool().threads} threads, checked in {taken:.2f} s"
@@ -47,6 +49,8 @@ def self_check(precision: Precision) -> str:
 
 def instructions(precision: Precision) -> str:
     """What multiplies on this processor."""
+    if gemm.HAS_TILES and precision != "float32":
+        return f"AMX {'INT8' if precision == 'int8' else 'BF16'}"
     if precision == "int8":
         return "AVX-512 VNNI" if gemm.HAS_VNNI else "generic int8"
     if precision == "bfloat16":
@@ -84,3 +88,15 @@ def check_attention(head_dim: int, dtype: torch.dtype, generator: torch.Generato
     compare(f"attention, heads of {head_dim}", CpuAttention(fast, scales)(qkv, 1, batch), expected, 1e-5)
     if not (torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)):
         raise KernelMismatch(f"attention, heads of {head_dim}: the cache holds other keys or values")
+
+
+def check_draws(generator: torch.Generator) -> None:
+    """Ids drawn from the whole vocabulary, some of it banned, against the reference."""
+    rows, vocabulary = 16, 700
+    logits = 3 * torch.randn(rows, vocabulary, generator=generator)
+    logits[:, :100] = -torch.inf
+    temperatures, floors = [0.5 + i / 8 for i in range(rows)], [0.0, 0.05] * (rows // 2)
+    draws = torch.rand(rows, generator=generator, dtype=torch.float64).numpy()
+    asked = (logits, range(rows), temperatures, floors, draws)
+    if draw.draw_from_all(*asked) != sampler.draw_from_all(*asked):
+        raise KernelMismatch("drawing: an id differs from torch's")
