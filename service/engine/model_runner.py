@@ -6,7 +6,8 @@ drafts: a draft counts if it is the token the row before it drew. Read `sampler`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -172,13 +173,44 @@ def _split(scored: list[range], sampled: list[range]) -> tuple[list[list[int]], 
     return score_at, draw_at
 
 
+class OutputView(Sequence[int]):
+    """A sequence's output and some drafts behind it, as they are now; copied only by those who read them.
+
+    Args:
+        token_ids: the sequence's prompt and output; may grow afterwards.
+        start: where the output begins.
+        drafts: what is taken for granted behind it.
+    """
+
+    __slots__ = ("_drafts", "_end", "_start", "_token_ids")
+
+    def __init__(self, token_ids: list[int], start: int, drafts: tuple[int, ...]) -> None:
+        self._token_ids, self._start, self._end, self._drafts = token_ids, start, len(token_ids), drafts
+
+    def __len__(self) -> int:
+        return self._end - self._start + len(self._drafts)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        return [*self][place]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([*self._token_ids[self._start : self._end], *self._drafts])
+
+
 def _sample_rows(item: Scheduled) -> list[SampleRow]:
     """What the sampler sees at the last known token and after each draft."""
-    sequence, prompt, output = item.sequence, item.sequence.request.prompt_ids, item.sequence.output_ids
-    return [
-        SampleRow(sequence.params, prompt, [*output, *item.draft_ids[:count]], sequence.request.ordinal)
-        for count in range(len(item.draft_ids) + 1)
+    sequence, request = item.sequence, item.sequence.request
+    start, drafts = len(request.prompt_ids), item.draft_ids
+    views = [
+        OutputView(sequence.token_ids, start, drafts[:count]) for count in range(len(item.draft_ids) + 1)
     ]
+    return [SampleRow(sequence.params, request.prompt_ids, view, request.ordinal) for view in views]
 
 
 def _verified(draft_ids: tuple[int, ...], drawn: list[int]) -> tuple[int, ...]:
