@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from model_store.atomic import write_atomically
+from model_store.default_tasks import default_tasks
 from model_store.errors import InvalidManifest, InvalidTask
-from model_store.task import Task, default_tasks
+from model_store.task import Task
 from model_store.task_files import tasks_from_list, with_generate
 
 MANIFEST = "manifest.json"

@@ -5,8 +5,9 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from model_store.default_tasks import generate_task
 from model_store.errors import InvalidTask
-from model_store.task import Task, generate_task
+from model_store.task import Task
 
 
 def load_tasks(path: Path) -> dict[str, Task]:

@@ -94,10 +94,25 @@ class EventStream(Response):
             self._last_frame_at = asyncio.get_running_loop().time()
             pulse = asyncio.ensure_future(self._keep_alive(send))
             try:
-                async for event in prepared.events():
-                    await self._write_all(send, self._frames.of(event))
+                await self._write_events(send, prepared)
             finally:
                 await end_task(pulse)
+
+    async def _write_events(self, send: Send, prepared: Prepared) -> None:
+        """Write every event; what one step of the engine brought goes out together, also before an error."""
+        ready: list[bytes] = []
+        try:
+            async for event in prepared.events():
+                ready += self._frames.of(event)
+                if not prepared.has_news:
+                    await self._write_all(send, ready)
+                    ready.clear()
+        except ClientGone:
+            raise
+        except Exception:
+            await self._write_all(send, ready)
+            raise
+        await self._write_all(send, ready)
 
     async def _write_all(self, send: Send, frames: Iterable[bytes]) -> None:
         data = b"".join(frames)

@@ -55,6 +55,7 @@ class JobStream:
         self._news: dict[int, SequenceOutput] = {}
         self._error: Exception | None = None
         self._changed = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
 
     # ---- the caller's side ------------------------------------------------------------------------------
 
@@ -75,11 +76,15 @@ class JobStream:
         self._changed.set()
 
     async def __aenter__(self) -> Self:
+        if self._deadline is not None:  # one timer for all waits
+            self._alarm = asyncio.get_running_loop().call_at(self._deadline, self._changed.set)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
         left = list(self.unfinished.values())
         self.unfinished.clear()
         self._news.clear()
@@ -112,12 +117,14 @@ class JobStream:
 
     async def _wait(self) -> None:
         self._changed.clear()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                await self._changed.wait()
-        except TimeoutError:
-            if not self._news:  # the last news may come at the same moment
-                raise DeadlineExceeded from None
+        await self._changed.wait()
+        if self._is_late and not self._news:  # the last news may come at the same moment
+            raise DeadlineExceeded
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the next output is there already."""
+        return bool(self._news)
 
     @property
     def _is_late(self) -> bool:

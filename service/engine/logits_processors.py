@@ -19,7 +19,7 @@ from service.engine.sequence import SamplingParams
 _STRONGEST = 1e30  # stands for infinity; divided by any temperature it stays finite
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampleRow:
     """One row to sample: whose it is and which text stands before it, drafts included."""
 

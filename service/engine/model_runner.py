@@ -119,15 +119,17 @@ class ModelRunner:
             outputs.append(
                 StepOutput(
                     token_ids=new_ids,
-                    logprobs=self._logprobs(item, logits[draw[: len(new_ids)]], new_ids),
+                    logprobs=self._logprobs(item, logits, draw, new_ids),
                     prompt_logprobs=self._score_prompt(item, logits, score),
                 )
             )
         return outputs
 
-    def _logprobs(self, item: Scheduled, logits: Tensor, ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+    def _logprobs(
+        self, item: Scheduled, logits: Tensor, rows: list[int], ids: tuple[int, ...]
+    ) -> tuple[TokenLogprob, ...]:
         wanted = item.sequence.params.logprobs
-        return () if wanted is None or not ids else tuple(logprobs_of(logits, ids, wanted))
+        return () if wanted is None or not ids else tuple(logprobs_of(logits[rows[: len(ids)]], ids, wanted))
 
     def _score_prompt(self, item: Scheduled, logits: Tensor, rows: list[int]) -> tuple[TokenLogprob, ...]:
         """Log probabilities of the prompt tokens that this step's rows predict."""
@@ -206,11 +208,9 @@ class OutputView(Sequence[int]):
 def _sample_rows(item: Scheduled) -> list[SampleRow]:
     """What the sampler sees at the last known token and after each draft."""
     sequence, request = item.sequence, item.sequence.request
-    start, drafts = len(request.prompt_ids), item.draft_ids
-    views = [
-        OutputView(sequence.token_ids, start, drafts[:count]) for count in range(len(item.draft_ids) + 1)
-    ]
-    return [SampleRow(sequence.params, request.prompt_ids, view, request.ordinal) for view in views]
+    prompt, drafts = request.prompt_ids, item.draft_ids
+    views = [OutputView(sequence.token_ids, len(prompt), drafts[:count]) for count in range(len(drafts) + 1)]
+    return [SampleRow(sequence.params, prompt, view, request.ordinal) for view in views]
 
 
 def _verified(draft_ids: tuple[int, ...], drawn: list[int]) -> tuple[int, ...]:

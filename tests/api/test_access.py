@@ -61,7 +61,14 @@ def test_the_log_has_one_line_for_a_request_and_neither_prompt_nor_key(
 ) -> None:
     headers = {**FIRST, "x-request-id": "find-me"}
     locked.post("/generate", {"prompt": "canary", "max_new_tokens": 2, "ignore_eos": True}, headers=headers)
-    captured = capfd.readouterr()
-    lines = [line for line in (captured.out + captured.err).splitlines() if "find-me" in line]
+    printed: list[str] = []
+
+    def lines_of_request() -> list[str]:
+        captured = capfd.readouterr()
+        printed.append(captured.out + captured.err)
+        return [line for line in "".join(printed).splitlines() if "find-me" in line]
+
+    until(lambda: lines_of_request() != [], "the line, which follows the answer")
+    lines = lines_of_request()
     assert len(lines) == 1 and "outcome=ok" in lines[0] and "completion_tokens=2" in lines[0]
     assert "canary" not in lines[0] and "first-key" not in lines[0]

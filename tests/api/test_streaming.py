@@ -78,7 +78,11 @@ def test_a_stream_has_the_headers_that_proxies_need(live: Live) -> None:
 
 
 def test_a_deadline_within_a_stream_is_its_last_frame(live: Live) -> None:
-    found = events(live.post("/generate", {**LONG, "stream": True, "timeout_s": 0.1}).text)
+    found = events(
+        live.post(
+            "/generate", {**LONG, "prompt": ["go on"] * 16, "n": 16, "stream": True, "timeout_s": 0.2}
+        ).text
+    )
     assert found[-1][0] == "error" and found[-1][1]["error"]["code"] == "deadline_exceeded"
 
 

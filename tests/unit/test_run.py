@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of, running
 
-from model_store.task import Task, default_tasks
+from model_store.default_tasks import default_tasks
+from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.errors import DeadlineExceeded, Draining, InvalidRequest, NotFound, PromptTooLong, QueueFull
 from service.tasks.calls import GenerateCall, Origin, QaCall, SamplingFields, SummarizeCall, TaskCall

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from store_models import gpt2_state, write_byte_level, write_config
 from toy_engine import ENGLISH, events_of, result_of
 
-from model_store.task import Task, default_tasks
+from model_store.default_tasks import default_tasks
+from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
 from service.engine.loader import EngineConfig, build_engine

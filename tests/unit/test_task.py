@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_models import write_byte_level
 
+from model_store.default_tasks import default_tasks
 from model_store.errors import InvalidFields, InvalidTask
-from model_store.task import Task, default_tasks
+from model_store.task import Task
 from model_store.task_files import load_tasks, with_generate
 from model_store.tokenizer import Tokenizer
 

@@ -9,7 +9,8 @@ from store_models import LINES
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from model_store.task import Task, default_tasks
+from model_store.default_tasks import default_tasks
+from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from model_store.tokenizer_files import LoadedTokenizer
 from service.engine.async_engine import AsyncEngine
