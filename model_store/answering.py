@@ -25,8 +25,8 @@ class Answer:
 
     Args:
         text: The best span of the context.
-        score: log p(span and end) - log p(no answer and end), in nats; inf where the task has no no-answer
-            text.
+        score: log p(span and end) - log p(no answer and end), in nats, the task's penalty taken off the
+            latter; inf where the task has no no-answer text.
     """
 
     text: str
@@ -111,7 +111,7 @@ class LocalModel:
         if not task.no_answer:
             return Answer(text, float("inf"))
         refusal = self.log_likelihood(ids, task.encode_answer(self.tokenizer, task.no_answer))
-        return Answer(text, float(found.sequences_scores[0]) - refusal)
+        return Answer(text, float(found.sequences_scores[0]) - refusal + task.no_answer_penalty)
 
     @torch.inference_mode()
     def log_likelihood(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> float:

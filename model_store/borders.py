@@ -119,3 +119,25 @@ def _is_in_spaced_word(text: str, position: int) -> bool:
     while position >= 0 and _extends(text[position]):
         position -= 1
     return position >= 0 and text[position].isalnum() and not _UNSPACED_CHARACTER.match(text[position])
+
+
+def first_occurrence(context: str, answer: str) -> int | None:
+    """Where an answer first stands in the context between word borders, else where it first stands, else
+    None.
+    """
+    first = context.find(answer)
+    if first < 0:
+        return None
+    position = first
+    while position >= 0:
+        if _is_bordered(context, position, position + len(answer)):
+            return position
+        position = context.find(answer, position + 1)
+    return first
+
+
+def _is_bordered(context: str, start: int, end: int) -> bool:
+    """Whether words start and end exactly there; looks at the neighbourhood only."""
+    low, high = max(start - 64, 0), min(end + 64, len(context))
+    starts, ends = word_starts_and_ends(context[low:high])
+    return start - low in starts and end - low in ends

@@ -8,6 +8,7 @@ construction. No windows over long documents here (`service/tasks` has them), no
 Read next: `model_store/tokenizer.py`, then `model_store/manifest.py`, where tasks are stored.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ _KEYS = (
     "sampling",
     "labels",
     "no_answer",
+    "no_answer_penalty",
     "description",
 )
 _ENDPOINT_FIELDS = {"summarize": {"text"}, "qa": {"question", "context"}}
@@ -66,6 +68,8 @@ class Task:
         sampling: Defaults for the sampling fields of a request.
         labels: The answers a `choice` task chooses from.
         no_answer: What a `qa` model says when there is no answer; "" when it never learned to.
+        no_answer_penalty: Nats taken off the log probability of `no_answer` before an answer is compared with
+            it; a small model spreads its trust over many spans and would refuse too often.
         description: One line for people.
 
     Raises:
@@ -81,6 +85,7 @@ class Task:
     sampling: Mapping[str, float | int] = field(default_factory=dict, hash=False)
     labels: tuple[str, ...] = ()
     no_answer: str = ""
+    no_answer_penalty: float = 0.0
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -180,6 +185,7 @@ class Task:
             "sampling": dict(self.sampling),
             "labels": list(self.labels),
             "no_answer": self.no_answer,
+            "no_answer_penalty": self.no_answer_penalty,
         }
         return {key: value for key, value in values.items() if value}
 
@@ -266,6 +272,11 @@ def _check_kind(task: Task) -> None:
         raise InvalidTask("labels", "belong to kind 'choice' only")
     if task.kind != "qa" and task.no_answer:
         raise InvalidTask("no_answer", "belongs to kind 'qa' only")
+    penalty = task.no_answer_penalty
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not math.isfinite(penalty):
+        raise InvalidTask("no_answer_penalty", "must be a finite number")
+    if penalty and not task.no_answer:
+        raise InvalidTask("no_answer_penalty", "belongs to tasks with no_answer only")
 
 
 def _check_sampling(sampling: Mapping[str, float | int]) -> None:

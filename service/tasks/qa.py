@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from model_store.borders import word_starts_and_ends
+from model_store.borders import first_occurrence
 from model_store.evidence import SEPARATOR
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
@@ -253,7 +253,8 @@ class QaRun:
             if output.index in self._scored:
                 if output.prompt_logprobs:
                     window = self._scored[output.index]
-                    window.no_answer_logprob = total_logprob(output.prompt_logprobs)
+                    logprob = total_logprob(output.prompt_logprobs)
+                    window.no_answer_logprob = logprob - self._reader.task.no_answer_penalty
             else:
                 rollout = self._rollouts[output.index]
                 rollout.push(output)
@@ -287,28 +288,6 @@ class QaRun:
     def _located(self, text: str, score: float) -> QaAnswer:
         start = first_occurrence(self._call.context, text)
         return QaAnswer(text, start, None if start is None else start + len(text), score)
-
-
-def first_occurrence(context: str, answer: str) -> int | None:
-    """Where an answer first stands in the context between word borders, else where it first stands, else
-    None.
-    """
-    first = context.find(answer)
-    if first < 0:
-        return None
-    position = first
-    while position >= 0:
-        if _is_bordered(context, position, position + len(answer)):
-            return position
-        position = context.find(answer, position + 1)
-    return first
-
-
-def _is_bordered(context: str, start: int, end: int) -> bool:
-    """Whether words start and end exactly there; looks at the neighbourhood only."""
-    low, high = max(start - 64, 0), min(end + 64, len(context))
-    starts, ends = word_starts_and_ends(context[low:high])
-    return start - low in starts and end - low in ends
 
 
 def window_requests(reader: Reader, call: QaCall, found: list[Window]) -> list[SequenceRequest]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of, running
 
+from model_store.borders import first_occurrence
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.errors import InvalidRequest, PromptTooLong
 from service.tasks.calls import ModelLimits, QaCall, QaResult, SamplingFields
 from service.tasks.events import Plan, Token
-from service.tasks.qa import first_occurrence
 
 pytestmark = pytest.mark.asyncio
 NO = "unanswerable"
@@ -289,3 +289,14 @@ async def test_evidence_that_does_not_fit_shrinks_until_it_does(tokenizer: Token
     result = await _ask_of_evidence(tokenizer, call, babbling(tokenizer.vocab_size))
     assert result.num_windows > 1
     assert result.answers[0].answer in wide
+
+
+async def test_a_penalty_of_no_answer_moves_every_score(tokenizer: Tokenizer) -> None:
+    model = reciting(tokenizer, {ASKED: " " + NO}, certainty=3)
+    call = QaCall("Where?", CONTEXT, no_answer=False)
+    plain = (await _ask(tokenizer, call, model)).answers[0]
+    tasks = {"qa": replace(TASK, no_answer_penalty=200.0)}
+    async with running(model, tokenizer, tasks, LIMITS) as (runner, _):
+        moved = (await result_of(await runner.prepare_qa(replace(call, no_answer=True)))).answers[0]
+    assert moved.answer == plain.answer != ""
+    assert moved.score == pytest.approx(plain.score + 200, abs=1e-3)

@@ -191,3 +191,16 @@ def test_generate_with_another_template_is_refused() -> None:
     wrong = Task(name="generate", kind="generate", template="Story: {prompt}")
     with pytest.raises(InvalidTask, match=r"generate\.template"):
         with_generate({"generate": wrong})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "much"])
+def test_the_penalty_of_no_answer_is_a_number(value: object) -> None:
+    definition = {"name": "ask", "kind": "qa", "template": "{context} {question}", "document": "context"}
+    with pytest.raises(InvalidTask, match="no_answer_penalty"):
+        Task.from_dict({**definition, "no_answer": "none", "no_answer_penalty": value})
+
+
+def test_the_penalty_of_no_answer_needs_one() -> None:
+    definition = {"name": "ask", "kind": "qa", "template": "{context} {question}", "document": "context"}
+    with pytest.raises(InvalidTask, match="belongs to tasks with no_answer"):
+        Task.from_dict({**definition, "no_answer_penalty": 1.0})
