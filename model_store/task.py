@@ -8,27 +8,25 @@ construction. No windows over long documents here (`service/tasks` has them), no
 Read next: `model_store/tokenizer.py`, then `model_store/manifest.py`, where tasks are stored.
 """
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, Literal, Protocol, get_args
 
 from model_store.errors import InvalidFields, InvalidTask
 from model_store.evidence import Evidence, for_question, for_summary, whole
-from model_store.sampling_ranges import SAMPLING_RANGES
+from model_store.task_checks import check_task, listed
 
 TaskKind = Literal["generate", "summarize", "qa", "choice"]
 TASK_KINDS: tuple[str, ...] = get_args(TaskKind)
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _KEYS = (
     "name",
     "kind",
     "template",
     "document",
     "evidence",
+    "extractive",
     "stop",
     "sampling",
     "labels",
@@ -36,8 +34,6 @@ _KEYS = (
     "no_answer_penalty",
     "description",
 )
-_ENDPOINT_FIELDS = {"summarize": {"text"}, "qa": {"question", "context"}}
-_MAX_STOPS = 8
 
 
 class Encoder(Protocol):
@@ -64,6 +60,7 @@ class Task:
         document: The field that may be windowed or truncated; the template never is.
         evidence: For kinds `qa` and `summarize`: read only the sentences of the document that matter most, up
             to about so many words (`model_store/evidence.py`); 0 reads all of it.
+        extractive: For kind `summarize` with evidence: the summary is made of its sentences, word for word.
         stop: Strings that end the answer.
         sampling: Defaults for the sampling fields of a request.
         labels: The answers a `choice` task chooses from.
@@ -81,6 +78,7 @@ class Task:
     template: str
     document: str | None = None
     evidence: int = 0
+    extractive: bool = False
     stop: tuple[str, ...] = ()
     sampling: Mapping[str, float | int] = field(default_factory=dict, hash=False)
     labels: tuple[str, ...] = ()
@@ -89,11 +87,7 @@ class Task:
     description: str = ""
 
     def __post_init__(self) -> None:
-        _check_name(self)
-        _check_strings(self)
-        _check_template(self)
-        _check_kind(self)
-        _check_sampling(self.sampling)
+        check_task(self, TASK_KINDS)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -104,12 +98,12 @@ class Task:
         """Raise `InvalidFields` unless `fields` has exactly the template's fields, all strings."""
         for name in self.fields:
             if name not in fields:
-                raise InvalidFields(name, f"is missing; task {self.name!r} takes {_listed(self.fields)}")
+                raise InvalidFields(name, f"is missing; task {self.name!r} takes {listed(self.fields)}")
             if not isinstance(fields[name], str):
                 raise InvalidFields(name, "must be a string")
         for name in fields:
             if name not in self.fields:
-                raise InvalidFields(name, f"is unknown; task {self.name!r} takes {_listed(self.fields)}")
+                raise InvalidFields(name, f"is unknown; task {self.name!r} takes {listed(self.fields)}")
 
     def read(self, fields: Mapping[str, str]) -> Evidence:
         """Give what of the document the prompt holds: its best sentences, or all of it.
@@ -181,6 +175,7 @@ class Task:
             "template": self.template,
             "document": self.document,
             "evidence": self.evidence,
+            "extractive": self.extractive,
             "stop": list(self.stop),
             "sampling": dict(self.sampling),
             "labels": list(self.labels),
@@ -200,7 +195,7 @@ class Task:
             raise InvalidTask("task", "must be an object with the keys name, kind and template")
         for key in values:
             if key not in _KEYS:
-                raise InvalidTask(str(key), f"is unknown; legal keys are {_listed(_KEYS)}")
+                raise InvalidTask(str(key), f"is unknown; legal keys are {listed(_KEYS)}")
         for key in ("name", "kind", "template"):
             if key not in values:
                 raise InvalidTask(key, "is missing")
@@ -229,71 +224,7 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
     return [*merged, (literals, None)] if literals else merged
 
 
-def _check_name(task: Task) -> None:
-    if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
-        raise InvalidTask("name", "must be 1 to 64 lower-case letters, digits, '_' or '-'")
-    if task.kind not in TASK_KINDS:
-        raise InvalidTask("kind", f"must be one of {_listed(TASK_KINDS)}")
-
-
-def _check_strings(task: Task) -> None:
-    for key in ("template", "no_answer", "description"):
-        if not isinstance(getattr(task, key), str):
-            raise InvalidTask(key, "must be a string")
-    if len(task.stop) > _MAX_STOPS or not all(task.stop):
-        raise InvalidTask("stop", f"must be at most {_MAX_STOPS} non-empty strings")
-
-
-def _check_template(task: Task) -> None:
-    fields = task.fields
-    if not fields:
-        raise InvalidTask("template", "must have at least one field in braces, as {text}")
-    if len(set(fields)) < len(fields):
-        raise InvalidTask("template", "has a field twice")
-    if task.document is not None and task.document not in fields:
-        raise InvalidTask("document", f"must be a field of the template: {_listed(fields)}")
-
-
-def _check_kind(task: Task) -> None:
-    wanted = _ENDPOINT_FIELDS.get(task.kind, set(task.fields))
-    if set(task.fields) != wanted:
-        raise InvalidTask("template", f"of kind {task.kind!r} must have the fields {_listed(sorted(wanted))}")
-    if task.kind in _ENDPOINT_FIELDS and task.document is None:
-        raise InvalidTask("document", f"is missing; kind {task.kind!r} needs one")
-    if isinstance(task.evidence, bool) or not isinstance(task.evidence, int) or task.evidence < 0:
-        raise InvalidTask("evidence", "must be a number of words, 0 or more")
-    if task.evidence and task.kind not in _ENDPOINT_FIELDS:
-        raise InvalidTask("evidence", f"belongs to the kinds {_listed(_ENDPOINT_FIELDS)} only")
-    if task.kind == "choice" and len({label.strip() for label in task.labels} - {""}) < max(
-        2, len(task.labels)
-    ):
-        raise InvalidTask("labels", "must be two or more different strings")
-    if task.kind != "choice" and task.labels:
-        raise InvalidTask("labels", "belong to kind 'choice' only")
-    if task.kind != "qa" and task.no_answer:
-        raise InvalidTask("no_answer", "belongs to kind 'qa' only")
-    penalty = task.no_answer_penalty
-    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not math.isfinite(penalty):
-        raise InvalidTask("no_answer_penalty", "must be a finite number")
-    if penalty and not task.no_answer:
-        raise InvalidTask("no_answer_penalty", "belongs to tasks with no_answer only")
-
-
-def _check_sampling(sampling: Mapping[str, float | int]) -> None:
-    if not isinstance(sampling, Mapping):
-        raise InvalidTask("sampling", "must be an object")
-    for key, value in sampling.items():
-        if key not in SAMPLING_RANGES:
-            raise InvalidTask(f"sampling.{key}", f"is unknown; legal are {_listed(SAMPLING_RANGES)}")
-        if problem := SAMPLING_RANGES[key].problem(value):
-            raise InvalidTask(f"sampling.{key}", problem)
-
-
 def _as_strings(key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise InvalidTask(key, "must be a list of strings")
     return tuple(value)
-
-
-def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
-    return ", ".join(names)

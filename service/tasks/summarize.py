@@ -8,8 +8,9 @@ A round that does not shrink them ends it: then the joined summaries are the ans
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from model_store.evidence import SEPARATOR
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import FinishReason, SequenceOutput, SequenceRequest
@@ -17,6 +18,7 @@ from service.errors import PromptTooLong
 from service.tasks.calls import ChunkSummary, Overflow, Strategy, SummarizeResult
 from service.tasks.chunking import Document, Span, split
 from service.tasks.events import Chunk, Done, Event, Plan, Token
+from service.tasks.extract import SentenceAutomaton
 from service.tasks.fitting import drop_tokens, num_dropped
 from service.tasks.job import Job
 from service.tasks.offload import Offloader
@@ -79,7 +81,7 @@ class Summarizer:
         text = document.text
         spans = tuple(split(document, self._capacity(), lambda start, end: self._excess(text[start:end])))
         requests = tuple(
-            self._request(self._encode(text[span.start : span.end]), first_ordinal + place)
+            self._request(text[span.start : span.end], first_ordinal + place)
             for place, span in enumerate(spans)
         )
         total = document.num_tokens(0, len(text))
@@ -95,7 +97,7 @@ class Summarizer:
                 break
             start = len(text) - len(drop_tokens(self._tokenizer, text[start:], excess))
             count = len(self._encode(text[start:]))
-        request = self._request(self._encode(text[start:]), 0)
+        request = self._request(text[start:], 0)
         return Plotted((Span(start, len(text)),), (request,), count, total - count)
 
     def _encode(self, text: str) -> list[int]:
@@ -116,9 +118,14 @@ class Summarizer:
             )
         return capacity
 
-    def _request(self, ids: list[int], ordinal: int) -> SequenceRequest:
+    def _request(self, text: str, ordinal: int) -> SequenceRequest:
+        ids = self._encode(text)
         room = self._n_positions - len(ids)
         params = self._decoding.params_for(min(self._decoding.max_new_tokens, room))
+        if self._task.extractive:
+            sentences = self._task.read({self._field: text.strip()}).text.split(SEPARATOR)
+            automaton = SentenceAutomaton(sentences, self._tokenizer)
+            params = replace(params, allowed_next=automaton)
         return SequenceRequest(tuple(ids), params, ordinal)
 
 
