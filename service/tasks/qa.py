@@ -1,7 +1,8 @@
 """Answers questions about a context of any length, with a score that compares across its windows.
 
 The context is read in overlapping windows whose borders do not depend on the question: many questions on one
-document share every window's prefix in the cache. `search` finds each window's likely answers. Grounded
+document share every window's prefix in the cache. A task with evidence instead reads the sentences that suit
+the question, out of one window as large as the document. `search` finds likely answers. Grounded
 answers are spans of the context by construction (`spans`); free ones get offsets only where they occur word
 for word. Answers are compared with what the model says when there is none (`Task.no_answer`; a model that
 never learned any is compared with FALLBACK_NO_ANSWER). Read `choice` next.

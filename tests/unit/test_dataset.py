@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from model_store.examples import Example, Pair, encode_pairs, shorten
 from model_store.grounding import ground, lead_target
 from model_store.packing import IGNORED, Rows, RowWriter
 from model_store.recipe import Source
+from model_store.task import Task
 from model_store.text_files import documents, expand, records
 from model_store.tokenizer import Tokenizer
 from model_store.training_errors import InvalidData
@@ -275,3 +277,40 @@ def test_a_wrong_file_leaves_no_rows_behind(tmp_path: Path, tokenizer: Tokenizer
     with pytest.raises(InvalidData):
         built(tmp_path, tokenizer, Source(tmp_path / "a.txt"))
     assert not list((tmp_path / "rows").iterdir())
+
+
+# --- evidence and conversations
+
+
+def test_a_question_whose_answer_is_outside_the_evidence_is_left_out(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    task = replace(QA, evidence=1)
+    asked = [("What does Tom have?", "a ring"), ("What does Tom have?", "the old drum")]
+    values = [{"context": STORY, "question": question, "answer": answer} for question, answer in asked]
+    plan = BuildPlan((questions(tmp_path / "q.jsonl", values),), {"qa": task}, 64, is_loss_everywhere=False)
+    found = build(plan, tokenizer, tmp_path / "rows", lambda line: None)
+    assert found.counts["answer is outside the evidence"] == 1
+    assert found.counts["qa pairs"] == 1
+    text = tokenizer.decode(all_ids(Rows(found.train)))
+    assert "Tom has a ring." in text and "drum" not in text
+
+
+def test_every_question_of_a_group_brings_its_own_evidence(tokenizer: Tokenizer) -> None:
+    task = replace(QA, evidence=1)
+    pairs = [
+        Pair({"context": STORY, "question": "What does Tom have?"}, "a ring"),
+        Pair({"context": STORY, "question": "What did Max sell?"}, "the old drum"),
+    ]
+    text = tokenizer.decode(encode_pairs(task, tokenizer, pairs, False).ids)
+    assert "Tom has a ring." in text and "Max sold the old drum" in text and "Ann" not in text
+
+
+def test_conversations_become_examples_of_their_task(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text('"Who is it?"\n"It is me."\nThe end.\n', encoding="utf-8")
+    talk = Task("talk", "generate", "{history}\n{speaker}:", document="history")
+    source = Source(tmp_path / "a.txt", kind="dialogue", task="talk")
+    plan = BuildPlan((source,), {"talk": talk}, 64, is_loss_everywhere=False)
+    found = build(plan, tokenizer, tmp_path / "rows", lambda line: None)
+    assert found.counts["talk pairs"] == 1
+    assert "A: Who is it?\nB: It is me." in tokenizer.decode(all_ids(Rows(found.train)))

@@ -30,6 +30,10 @@ def test_a_recipe_names_its_sources(tmp_path: Path) -> None:
         ('kind = "song"', "source 1: kind: must be one of text, cloze, dialogue, examples"),
         ('kind = "examples"', "source 1: task: is missing"),
         ('kind = "examples"\ntask = "rap"', "source 1: task: 'rap' is not defined"),
+        (
+            'kind = "dialogue"\ntask = "qa"',
+            "task: conversations need the fields history and speaker",
+        ),
         ("shares = 1", "source 1: shares: is unknown"),
     ],
 )
@@ -38,7 +42,7 @@ def test_a_wrong_recipe_is_named_with_place_and_key(tmp_path: Path, line: str, m
         recipe(tmp_path, f'[[source]]\npath = "a.txt"\n{line}\n')
 
 
-@pytest.mark.parametrize("name", ["pretrain", "questions", "finetune"])
+@pytest.mark.parametrize("name", ["pretrain", "questions", "continue", "finetune"])
 def test_the_recipes_of_the_built_in_model_are_legal(name: str) -> None:
     tasks = load_tasks(RECIPES / "tasks.toml")
     assert load_recipe(RECIPES / f"{name}.toml", Path("corpus"), tasks)
