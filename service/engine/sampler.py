@@ -17,7 +17,7 @@ from torch import Tensor
 
 from service.engine.logits_processors import SampleRow, is_plain, process
 from service.engine.random_draws import uniforms
-from service.engine.sequence import SamplingParams, TokenLogprob
+from service.engine.sequence import Alternatives, SamplingParams, TokenLogprob
 
 _SMALL, _LARGE = (
     64,
@@ -208,5 +208,5 @@ def logprobs_of(logits: Tensor, ids: Sequence[int], num_top: int) -> list[TokenL
     logprobs = logits.log_softmax(-1)
     chosen = logprobs[range(len(ids)), list(ids)].tolist()
     values, tops = torch.topk(logprobs, min(num_top, logits.shape[-1]))
-    tops_of_rows = [tuple(zip(*row, strict=True)) for row in zip(tops.tolist(), values.tolist(), strict=True)]
+    tops_of_rows = [Alternatives(*row) for row in zip(tops.tolist(), values.tolist(), strict=True)]
     return [TokenLogprob(*row) for row in zip(ids, chosen, tops_of_rows, strict=True)]

@@ -62,23 +62,29 @@ class ChoiceText:
     echo: str
     text: str = ""
     finish_reason: str = ""
-    scores: list[TokenScore] = field(default_factory=list)
+    entries: list[TokenLogprob] = field(default_factory=list)  # smaller than the scores made of them
     _is_started: bool = False
     _previous_id: int | None = None
     _offset: int = 0
+    _first_offset: int = 0
 
     def push(self, tokenizer: Tokenizer, output: SequenceOutput, with_scores: bool) -> Token:
         """Take the engine's news and give the event for them."""
         delta = output.text if self._is_started else self.echo + output.text
         entries = (*output.prompt_logprobs, *output.logprobs) if with_scores else ()
         if not self._is_started and not output.prompt_logprobs:
-            self._offset = len(self.echo)
+            self._offset = self._first_offset = len(self.echo)
         self._is_started = True
         news = tuple(self._score(tokenizer, entry) for entry in entries)
         self.text += delta
-        self.scores += news
+        self.entries += entries
         self.finish_reason = output.finish_reason or ""
         return Token(self.index, delta, news, self.finish_reason or None)
+
+    def scores(self, tokenizer: Tokenizer) -> tuple[TokenScore, ...]:
+        """All scores again, from the first on."""
+        self._previous_id, self._offset = None, self._first_offset
+        return tuple(self._score(tokenizer, entry) for entry in self.entries)
 
     def _score(self, tokenizer: Tokenizer, entry: TokenLogprob) -> TokenScore:
         def as_text(token_id: int) -> str:
@@ -105,6 +111,7 @@ async def generate_events(
     async for output in job.outputs():
         yield choices[output.index].push(tokenizer, output, with_scores)
     finished = tuple(
-        Choice(c.index, c.text, c.finish_reason, tuple(c.scores) if with_scores else None) for c in choices
+        Choice(c.index, c.text, c.finish_reason, c.scores(tokenizer) if with_scores else None)
+        for c in choices
     )
     yield Done(GenerateResult(seed, finished, job.usage(), job.timings()))
