@@ -21,6 +21,7 @@ from model_store.english import STOPWORDS
 
 SEPARATOR = "\n"  # between sentences; inside them every line break is a space
 _LONGEST = 300  # code points of a sentence; a longer one is cut at a comma or between words
+_MOST_SENTENCES = 20_000  # in some two million characters of prose
 _CHARS_PER_WORD = 6  # a word counts as at least so many: in Chinese, a sentence has no spaces
 _SATURATION, _LENGTH_NORM = 0.8, 0.2  # BM25's k1 and b; sentences are short and of similar length
 _FROM_BEFORE = 0.2  # what a sentence takes of the score before it: "He was born there" follows the name
@@ -130,8 +131,11 @@ def _join(document: str, spans: list[tuple[int, int]]) -> Evidence:
 
 
 def _sentences(document: str) -> list[tuple[int, int]]:
-    """Sentences as (start, end), white space at their ends left out; long ones in pieces."""
-    ends = [*sentence_ends(document), len(document)]
+    """Sentences as (start, end), white space at their ends left out; long ones in pieces, and several as one
+    where there are too many to weigh each.
+    """
+    found = sentence_ends(document)
+    ends = [*found[:: len(found) // _MOST_SENTENCES + 1], len(document)]
     spans = [piece for span in zip([0, *ends], ends, strict=False) for piece in _pieces(document, *span)]
     return [span for span in (_stripped(document, *span) for span in spans) if span[0] < span[1]]
 

@@ -189,3 +189,10 @@ def test_a_long_document_takes_time_in_proportion(monkeypatch: pytest.MonkeyPatc
     text = "Anna lives in Paris. " * 5000
     _split(text, 200)
     assert encoded <= 2 * len(text)
+
+
+@pytest.mark.parametrize("unit", ["!", ".", "…", '."', "。", "\n", ", ", "——", "? ", "a. "])
+def test_borders_of_a_million_marks_are_found_in_linear_time(unit: str) -> None:
+    text = unit * (1_000_000 // len(unit)) + "x"  # with a square of steps this would not end in a day
+    assert sentence_ends(text) == sorted(set(sentence_ends(text)))
+    assert all(0 < end <= len(text) for end in clause_ends(text))

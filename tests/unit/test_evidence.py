@@ -120,3 +120,10 @@ def test_evidence_must_be_a_number_of_words(value: object) -> None:
 def test_evidence_belongs_to_questions_and_summaries() -> None:
     with pytest.raises(InvalidTask, match="evidence: belongs to"):
         Task("say", "generate", "{text}", document="text", evidence=5)
+
+
+def test_sentences_beyond_number_are_weighed_in_groups() -> None:
+    text = "q. " * 100_000 + "The needle is here. " + "q. " * 100_000
+    found = for_question(text, "Where is the needle?", 5)
+    assert "needle" in found.text
+    assert len(found.text) <= 300
