@@ -31,11 +31,13 @@ def element_bytes(cache):
 
 @njit
 def padded_bytes(head_dim):
+    """Bytes of one head's float32 sums, whole vectors."""
     return (head_dim + 15) // 16 * 64
 
 
 @njit
 def emit_row(sums, inverse, length, place, out_kind):
+    """Write a head's sums times `inverse` to `place`, as float32 or bfloat16."""
     for i in range(0, length, 16):
         mask = vec.first_lanes(length - i)
         x = vec.load_floats(sums + 4 * i) * inverse
