@@ -5,18 +5,20 @@ border to word border, found by a constrained beam search; it is given when it i
 no-answer text. Serving is in `service/`; the metrics are in `model_store/metrics_text.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from model_store.evidence import SEPARATOR
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 
 NUM_BEAMS = 4
 MAX_ANSWER_TOKENS = 40
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,16 @@ class SpanAutomaton:
     Args:
         context_ids: The context's tokens, as they stand in the prompt.
         tokenizer: Tells which tokens begin a word.
+        barriers: Tokens that no span holds.
     """
 
-    def __init__(self, context_ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, context_ids: Sequence[int], tokenizer: Tokenizer, barriers: Collection[int] = ()
+    ) -> None:
         self._ids = list(context_ids)
         self._eos = tokenizer.eos_id
         pieces = [tokenizer.piece(None, token) for token in self._ids]
+        self._ids = [_NO_TOKEN if token in barriers else token for token in self._ids]
         self._begins = [place for place, piece in enumerate(pieces) if _begins_word(piece)]
         inner = [piece[:1].isalnum() or piece[:1] >= b"\x80" for piece in pieces] + [False]
         self._may_end = [not inner[place + 1] for place in range(len(pieces))]
@@ -57,7 +63,7 @@ class SpanAutomaton:
             places = [place + 1 for place in places if place < len(self._ids) and self._ids[place] == token]
             if token == self._eos or (depth and not places):
                 return [self._eos]
-        found = {self._ids[place] for place in places if place < len(self._ids)}
+        found = {self._ids[place] for place in places if place < len(self._ids)} - {_NO_TOKEN}
         if output_ids and any(self._may_end[place - 1] for place in places):
             found.add(self._eos)
         return sorted(found) or [self._eos]
@@ -92,7 +98,8 @@ class LocalModel:
         """Find the span of `context` that answers `question`, and how sure the model is that there is one."""
         ids = self.prompt(task, {"context": context, "question": question}, reserve=MAX_ANSWER_TOKENS + 1)
         evidence = task.read({"context": context, "question": question})
-        automaton = SpanAutomaton(self.tokenizer.encode(" " + evidence.text), self.tokenizer)
+        barriers = self.tokenizer.encode(SEPARATOR) if task.evidence else ()
+        automaton = SpanAutomaton(self.tokenizer.encode(" " + evidence.text), self.tokenizer, barriers)
         found = self.model.generate(
             torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),

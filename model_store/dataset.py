@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from model_store.cloze import make_questions, split_passages
 from model_store.dialogue import replies
+from model_store.evidence import on_one_line
 from model_store.examples import Example, Pair, encode_pairs, encode_text, shorten
 from model_store.grounding import ground, lead_target
 from model_store.packing import RowWriter
@@ -197,11 +198,12 @@ class _Builder:
         if found.overlap < source.min_overlap:
             self._counts["answer is no span"] += 1
             return None
-        if found.text not in task.read(pair.fields).text:
+        answer = on_one_line(found.text) if task.evidence else found.text
+        if answer not in task.read(pair.fields).text:
             self._counts["answer is outside the evidence"] += 1
             return None
         self._counts["answer is a span" if found.overlap == 1 else "answer became a span"] += 1
-        return Pair(pair.fields, found.text)
+        return Pair(pair.fields, answer)
 
     def _add_groups(self, source: Source, task: Task, pairs: list[Pair]) -> None:
         """Put pairs on one document together, in an order of the seed's."""

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 SPEAKERS = ("A", "B")
-_QUOTE = re.compile('"([^"]{2,400})"|\u201c([^\u201d]{2,400})\u201d')
+_QUOTE = re.compile('"([^"]*)"|\u201c([^\u201d]*)\u201d')
+_QUOTE_LENGTHS = range(2, 401)  # code points; others are no speech
 _MOST_TURNS = 5  # of history
 _MOST_WORDS = 60  # of a turn; longer speeches are no conversation
 
@@ -49,6 +50,7 @@ def replies(document: str) -> Iterator[Reply]:
 def _said(paragraph: str) -> str:
     """The quoted words of a paragraph, "" when there are none or too many."""
     quotes = [first or second for first, second in _QUOTE.findall(paragraph)]
+    quotes = [quote for quote in quotes if len(quote) in _QUOTE_LENGTHS]
     text = " ".join(" ".join(quotes).split())
     if text.endswith(","):  # "Come in," said the fox.
         text = text[:-1] + "."

@@ -20,9 +20,9 @@ from model_store.borders import clause_ends, sentence_ends, word_ends
 from model_store.english import STOPWORDS
 
 SEPARATOR = "\n"  # between sentences; inside them every line break is a space
-_LONGEST = 300  # code points of a sentence; a longer one is cut at a comma or between words
+_LONGEST = 300  # bytes of a sentence, and so tokens; a longer one is cut at a comma or between words
 _MOST_SENTENCES = 20_000  # in some two million characters of prose
-_CHARS_PER_WORD = 6  # a word counts as at least so many: in Chinese, a sentence has no spaces
+_BYTES_PER_WORD = 6  # so many count as a word at least: in Chinese, a sentence has no spaces
 _SATURATION, _LENGTH_NORM = 0.8, 0.2  # BM25's k1 and b; sentences are short and of similar length
 _FROM_BEFORE = 0.2  # what a sentence takes of the score before it: "He was born there" follows the name
 _WORD = re.compile(r"\w+")
@@ -49,6 +49,11 @@ class Evidence:
         place = max(bisect_right(self.starts, start) - 1, 0)
         shift = self.origins[place] - self.starts[place]
         return start + shift, end + shift
+
+
+def on_one_line(text: str) -> str:
+    """A text as evidence shows it: every white space is a space, character for character."""
+    return re.sub(r"\s", " ", text)
 
 
 def whole(document: str) -> Evidence:
@@ -117,12 +122,13 @@ def _take(
             break
         start, end = spans[place]
         taken.append((start, end))
-        left -= max(len(document[start:end].split()), (end - start) / _CHARS_PER_WORD)
+        sentence = document[start:end]
+        left -= max(len(sentence.split()), len(_encoded(sentence)) / _BYTES_PER_WORD)
     return taken
 
 
 def _join(document: str, spans: list[tuple[int, int]]) -> Evidence:
-    texts = [re.sub(r"\s", " ", document[start:end]) for start, end in spans]
+    texts = [on_one_line(document[start:end]) for start, end in spans]
     starts, at = [], 0
     for text in texts:
         starts.append(at)
@@ -143,13 +149,24 @@ def _sentences(document: str) -> list[tuple[int, int]]:
 def _pieces(document: str, start: int, end: int) -> list[tuple[int, int]]:
     """Cut a sentence into pieces of at most `_LONGEST`: at a clause's end, else a word's, else anywhere."""
     pieces = []
-    while end - start > _LONGEST:
-        part = document[start : start + _LONGEST]
-        cuts = [p for p in clause_ends(part) if p >= _LONGEST // 3] or word_ends(part)
-        cut = start + (cuts[-1] if cuts else _LONGEST)
+    while start < end:
+        part = _first_bytes(document[start : min(start + _LONGEST, end)])
+        cut = end
+        if start + len(part) < end:
+            cuts = [p for p in clause_ends(part) if p >= len(part) // 3] or word_ends(part)
+            cut = start + (cuts[-1] if cuts else len(part))
         pieces.append((start, cut))
         start = cut
-    return [*pieces, (start, end)]
+    return pieces
+
+
+def _first_bytes(text: str) -> str:
+    """As much of a text as `_LONGEST` bytes hold."""
+    return text[: len(_encoded(text)[:_LONGEST].decode("utf-8", "ignore"))]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _stripped(document: str, start: int, end: int) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 ENDPOINT_FIELDS: Mapping[str, set[str]] = {"summarize": {"text"}, "qa": {"question", "context"}}
 _MAX_STOPS = 8
+_MOST_PENALTY = 1000
 
 
 def check_task(task: Task, kinds: Sequence[str]) -> None:
@@ -93,8 +93,8 @@ def _check_reading(task: Task) -> None:
     if task.extractive and not (task.kind == "summarize" and task.evidence):
         raise InvalidTask("extractive", "belongs to kind 'summarize' with evidence only")
     penalty = task.no_answer_penalty
-    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not math.isfinite(penalty):
-        raise InvalidTask("no_answer_penalty", "must be a finite number")
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not abs(penalty) <= _MOST_PENALTY:
+        raise InvalidTask("no_answer_penalty", f"must be a number from -{_MOST_PENALTY} to {_MOST_PENALTY}")
     if penalty and not task.no_answer:
         raise InvalidTask("no_answer_penalty", "belongs to tasks with no_answer only")
 

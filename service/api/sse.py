@@ -1,15 +1,17 @@
 """The only writer of server-sent events.
 
-An `EventStream` pulls one event at a time, so a client that reads slowly holds up nothing but itself: the
-engine merges what piles up. It ends with exactly one last frame whatever happens, says `: keep-alive` when
-idle, and cuts off a client that does not read. How an event becomes a frame is the dialect's concern.
+An `EventStream` makes frames of events as they come; a task beside it writes all that are ready at once. A
+client that reads slowly holds up nothing but itself: its events wait, and the engine merges what piles up. A
+stream ends with exactly one last frame whatever happens, says `: keep-alive` when idle, and cuts off a
+client that does not read. How an event becomes a frame is the dialect's concern.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -22,6 +24,7 @@ from service.tasks.job import Prepared
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
+_MOST_READY = 64  # frames; with so many the events wait for the socket
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -70,6 +73,8 @@ class EventStream(Response):
         self._prepared, self._frames, self._exchange = prepared, frames, exchange
         self._send_timeout_s, self._keep_alive_s = send_timeout_s, keep_alive_s
         self._lock = asyncio.Lock()
+        self._ready: list[bytes] = []  # frames to be written
+        self._news = asyncio.Event()
         self._is_started = False
         self._last_frame_at = 0.0
 
@@ -84,47 +89,62 @@ class EventStream(Response):
                 raise
             problem = problem_for(error)
             self._exchange.failed(problem, error)
-            await self._write_all(send, self._frames.of_problem(problem))
-        await self._write(send, b"", is_last=True)
+            self._ready += self._frames.of_problem(problem)
+            await self._flush(send)
+        await self._write(send, is_last=True)
 
     async def _stream(self, send: Send) -> None:
         async with self._prepared as prepared:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             self._is_started = True
             self._last_frame_at = asyncio.get_running_loop().time()
-            pulse = asyncio.ensure_future(self._keep_alive(send))
+            helpers = [asyncio.create_task(work(send)) for work in (self._keep_writing, self._keep_alive)]
             try:
-                await self._write_events(send, prepared)
+                await self._gather_events(send, prepared)
             finally:
-                await end_task(pulse)
+                for task in helpers:
+                    await end_task(task)
 
-    async def _write_events(self, send: Send, prepared: Prepared) -> None:
-        """Write every event; what one step of the engine brought goes out together, also before an error."""
-        ready: list[bytes] = []
+    async def _gather_events(self, send: Send, prepared: Prepared) -> None:
+        """Make frames of events as they come; when none is left to come at once, the writer has its turn."""
+        async for event in prepared.events():
+            self._ready += self._frames.of(event)
+            self._news.set()
+            if len(self._ready) > _MOST_READY:
+                await self._flush(send)
+        await self._flush(send)
+
+    async def _keep_writing(self, send: Send) -> None:
+        """Write what is ready whenever there is some: what one step of the engine brought goes out
+        together.
+        """
+        with self._ending_the_exchange():
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                await self._flush(send)
+
+    async def _flush(self, send: Send) -> None:
+        """Write every frame that is ready."""
+        if self._ready:
+            await self._write(send)
+
+    @contextmanager
+    def _ending_the_exchange(self) -> Iterator[None]:
+        """A helper that finds the client gone ends the request."""
         try:
-            async for event in prepared.events():
-                ready += self._frames.of(event)
-                if not prepared.has_news:
-                    await self._write_all(send, ready)
-                    ready.clear()
-        except ClientGone:
-            raise
-        except Exception:
-            await self._write_all(send, ready)
-            raise
-        await self._write_all(send, ready)
+            yield
+        except ClientGone as gone:
+            self._exchange.fail(gone)
 
-    async def _write_all(self, send: Send, frames: Iterable[bytes]) -> None:
-        data = b"".join(frames)
-        if data:
-            await self._write(send, data)
-
-    async def _write(self, send: Send, data: bytes, is_last: bool = False) -> None:
-        """Hand a frame to the socket. Raises ClientGone when it takes none for too long."""
-        message: Message = {"type": "http.response.body", "body": data, "more_body": not is_last}
+    async def _write(self, send: Send, is_last: bool = False) -> None:
+        """Hand what is ready to the socket. Raises ClientGone when it takes nothing for too long."""
         try:
             async with asyncio.timeout(self._send_timeout_s), self._lock:
+                count, data = len(self._ready), b"".join(self._ready)
+                message: Message = {"type": "http.response.body", "body": data, "more_body": not is_last}
                 await send(message)
+                del self._ready[:count]  # not before: a write that is cancelled has not been made
         except TimeoutError as error:
             raise ClientGone from error
         self._last_frame_at = asyncio.get_running_loop().time()
@@ -132,13 +152,11 @@ class EventStream(Response):
     async def _keep_alive(self, send: Send) -> None:
         """Send a comment whenever nothing else was sent for a while."""
         clock = asyncio.get_running_loop().time
-        while True:
-            silence = clock() - self._last_frame_at
-            if silence < self._keep_alive_s:
-                await asyncio.sleep(self._keep_alive_s - silence)
-                continue
-            try:
-                await self._write(send, KEEP_ALIVE)
-            except ClientGone as gone:
-                self._exchange.fail(gone)
-                return
+        with self._ending_the_exchange():
+            while True:
+                silence = clock() - self._last_frame_at
+                if silence < self._keep_alive_s:
+                    await asyncio.sleep(self._keep_alive_s - silence)
+                    continue
+                self._ready.append(KEEP_ALIVE)
+                await self._write(send)

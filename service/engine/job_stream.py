@@ -122,11 +122,6 @@ class JobStream:
             raise DeadlineExceeded
 
     @property
-    def has_news(self) -> bool:
-        """Whether the next output is there already."""
-        return bool(self._news)
-
-    @property
     def _is_late(self) -> bool:
         return self._deadline is not None and self._clock() >= self._deadline
 

@@ -163,6 +163,7 @@ def _chunk_end(
 
     `floor` is the least end that gets on; a chunk that must be shorter to fit may end before it.
     """
+    step = 0  # what is read of a chunk may hardly depend on its length: then it must shrink faster
     while True:
         end = _planned_end(document, start, capacity, overlap, floor)
         too_many = excess(start, end)
@@ -170,7 +171,9 @@ def _chunk_end(
             return end
         if end <= start + 1:
             raise PromptTooLong("the model's window leaves no room for a single character of the text")
-        capacity = max(min(capacity, document.num_tokens(start, end)) - too_many, 0)
+        capacity = min(capacity, document.num_tokens(start, end))
+        capacity = max(capacity - max(too_many, step), 0)
+        step = capacity // 4
 
 
 def _planned_end(document: Document, start: int, capacity: int, overlap: int, floor: int) -> int:

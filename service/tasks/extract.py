@@ -6,7 +6,7 @@ invent. The end of text is allowed behind each sentence. Read `summarize` next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from model_store.tokenizer import Tokenizer
 
@@ -39,11 +39,16 @@ class SentenceAutomaton:
         found = self._states.get(output_ids)
         if found is None:
             before = self._reached(output_ids[:-1])
-            found = frozenset(
+            found = self._states[output_ids] = self._without_late(
                 state for one in before for token_id, state in self._steps(one) if token_id == output_ids[-1]
             )
-            self._states[output_ids] = found
         return found
+
+    def _without_late(self, states: Iterable[_State]) -> frozenset[_State]:
+        """Of several whole sentences the first is enough: whatever may follow the others may follow it."""
+        states = set(states)
+        whole = {state for state in states if self._is_whole(state)}
+        return frozenset(states - whole | ({min(whole)} if whole else set()))
 
     def _is_whole(self, state: _State) -> bool:
         sentence, count = state

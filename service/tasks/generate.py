@@ -5,6 +5,7 @@ Choices come as the engine gives them, untrimmed. Read `chunking` and `summarize
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -110,8 +111,10 @@ async def generate_events(
     ]
     async for output in job.outputs():
         yield choices[output.index].push(tokenizer, output, with_scores)
-    finished = tuple(
-        Choice(c.index, c.text, c.finish_reason, c.scores(tokenizer) if with_scores else None)
-        for c in choices
-    )
-    yield Done(GenerateResult(seed, finished, job.usage(), job.timings()))
+    finished: list[Choice] = []
+    for c in choices:
+        finished.append(
+            Choice(c.index, c.text, c.finish_reason, c.scores(tokenizer) if with_scores else None)
+        )
+        await asyncio.sleep(0)  # the scores of many choices are work: others have their turn between them
+    yield Done(GenerateResult(seed, tuple(finished), job.usage(), job.timings()))

@@ -29,9 +29,6 @@ class Stream(Protocol):
 
     async def __anext__(self) -> SequenceOutput: ...
 
-    @property
-    def has_news(self) -> bool: ...
-
     def extend(self, requests: Sequence[SequenceRequest]) -> range: ...
 
     def abort(self, index: int) -> None: ...
@@ -140,11 +137,6 @@ class Prepared:
     ) -> None:
         """Abort whatever is unfinished."""
         await self._job.stream.__aexit__(kind, error, trace)
-
-    @property
-    def has_news(self) -> bool:
-        """Whether the next event is likely to come at once, and may be written together with this one."""
-        return self._job.stream.has_news
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield the task's events; exactly one `Done` comes last.

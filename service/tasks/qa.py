@@ -18,12 +18,12 @@ from model_store.evidence import SEPARATOR
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SequenceRequest
-from service.errors import InvalidRequest, PromptTooLong
+from service.errors import PromptTooLong
 from service.tasks.calls import ModelLimits, QaAnswer, QaCall, QaResult
 from service.tasks.chunking import Document, Excess, Span, stripped, windows
 from service.tasks.events import Done, Event, Plan, Token
 from service.tasks.job import Job, check_job_size
-from service.tasks.sampling import Decoding
+from service.tasks.sampling import Decoding, check_neutral
 from service.tasks.search import Candidate, Frontier, Rollout, Rules, Window, no_answer_request, total_logprob
 from service.tasks.spans import FINISH_TOKENS, SpanAutomaton
 from service.tasks.vocabulary import Vocabulary
@@ -116,7 +116,9 @@ class Reader:
         read.
         """
         reserve = self._reserve(call)
-        question = call.question if self.task.evidence else ""
+        question = ""
+        if self.task.evidence:
+            question, reserve = call.question, self._reserve_for_answer(call)
 
         def excess(start: int, end: int) -> int:
             text = call.context[start:end].strip()
@@ -148,7 +150,10 @@ class Reader:
         """
         asked = len(self._encode("", call.question)) - len(self._encode("", ""))
         steps = max(-(-asked // _QUESTION_STEP), 1)
-        return steps * _QUESTION_STEP + max(self.max_output(call), len(self.no_answer_ids))
+        return steps * _QUESTION_STEP + self._reserve_for_answer(call)
+
+    def _reserve_for_answer(self, call: QaCall) -> int:
+        return max(self.max_output(call), len(self.no_answer_ids))
 
     def _capacity(self, call: QaCall) -> int:
         """Tokens of context that fit one window."""
@@ -177,10 +182,8 @@ _FREE_ONLY = {
 
 def check_sampling(call: QaCall) -> None:
     """Raise `InvalidRequest` for sampling fields that have no meaning for a span of the context."""
-    for name, neutral in _FREE_ONLY.items() if call.grounded else ():
-        if getattr(call.sampling, name) not in (None, neutral):
-            legal = f"{neutral:g}" if not isinstance(neutral, bool) else "false"
-            raise InvalidRequest(f"{name} must be {legal} or left out when grounded is true", name)
+    if call.grounded:
+        check_neutral(call.sampling, _FREE_ONLY, "when grounded is true")
 
 
 class QaRun:

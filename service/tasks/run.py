@@ -139,6 +139,7 @@ class TaskRunner:
     async def _summarize(self, task: Task, call: SummarizeCall) -> Prepared:
         check_unicode("text", call.text)
         check_not_blank("text", call.text)
+        summarize.check_sampling(call, task)
         decoding = self._resolve(call.sampling, task)
         summarizer = summarize.Summarizer(task, self._tokenizer, decoding, self.limits.n_positions)
         plotted = await self._offloader.run(

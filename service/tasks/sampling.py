@@ -7,6 +7,7 @@ value. What fits beside a prompt is `fitting`'s concern. Read `fitting` next.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from model_store.task import Task
@@ -85,6 +86,14 @@ def check_range(name: str, value: float, legal: Range) -> None:
     """Raise `InvalidRequest` naming the field unless `value` is legal."""
     if not legal.holds(value):
         raise InvalidRequest(f"{name} must be {legal}", name)
+
+
+def check_neutral(given: SamplingFields, neutral: Mapping[str, float], when: str) -> None:
+    """Raise `InvalidRequest` for a field that is neither left out nor at the value that changes nothing."""
+    for name, value in neutral.items():
+        if getattr(given, name) not in (None, value):
+            legal = str(value).lower() if isinstance(value, bool) else f"{value:g}"
+            raise InvalidRequest(f"{name} must be {legal} or left out {when}", name)
 
 
 def resolve(given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero: bool = False) -> Decoding:

@@ -15,14 +15,14 @@ from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import FinishReason, SequenceOutput, SequenceRequest
 from service.errors import PromptTooLong
-from service.tasks.calls import ChunkSummary, Overflow, Strategy, SummarizeResult
+from service.tasks.calls import ChunkSummary, Overflow, Strategy, SummarizeCall, SummarizeResult
 from service.tasks.chunking import Document, Span, split
 from service.tasks.events import Chunk, Done, Event, Plan, Token
 from service.tasks.extract import SentenceAutomaton
 from service.tasks.fitting import drop_tokens, num_dropped
 from service.tasks.job import Job
 from service.tasks.offload import Offloader
-from service.tasks.sampling import Decoding
+from service.tasks.sampling import Decoding, check_neutral
 from service.tasks.trimming import Trimmer
 
 MIN_CHUNK_TOKENS = 16  # a window that leaves less for the text is no use to summarise with
@@ -38,6 +38,16 @@ class Plotted:
     num_text_tokens: int
     num_dropped: int = 0
     strategy: str = "single"
+
+
+# Fields without meaning where the text's sentences alone say how long a summary can be.
+_FREE_ONLY = {"min_new_tokens": 0, "ignore_eos": False}
+
+
+def check_sampling(call: SummarizeCall, task: Task) -> None:
+    """Raise `InvalidRequest` for sampling fields that have no meaning for whole sentences of the text."""
+    if task.extractive:
+        check_neutral(call.sampling, _FREE_ONLY, "for a model whose summaries are sentences of the text")
 
 
 class Summarizer:
@@ -95,10 +105,16 @@ class Summarizer:
             excess = num_dropped(count, self._decoding, self._n_positions, overflow, self._field)
             if not excess or start >= len(text):
                 break
-            start = len(text) - len(drop_tokens(self._tokenizer, text[start:], excess))
+            start = len(text) - len(self._shortened(text[start:], excess))
             count = len(self._encode(text[start:]))
         request = self._request(text[start:], 0)
         return Plotted((Span(start, len(text)),), (request,), count, total - count)
+
+    def _shortened(self, text: str, excess: int) -> str:
+        """Drop about so many tokens; half the text where the prompt holds but a few of its sentences."""
+        if self._task.evidence:
+            return text[-(len(text) // 2) :] if len(text) > 1 else ""
+        return drop_tokens(self._tokenizer, text, excess)
 
     def _encode(self, text: str) -> list[int]:
         return self._task.encode(self._tokenizer, {self._field: text.strip()})
@@ -125,7 +141,7 @@ class Summarizer:
         if self._task.extractive:
             sentences = self._task.read({self._field: text.strip()}).text.split(SEPARATOR)
             automaton = SentenceAutomaton(sentences, self._tokenizer)
-            params = replace(params, allowed_next=automaton)
+            params = replace(params, allowed_next=automaton, min_new_tokens=0)
         return SequenceRequest(tuple(ids), params, ordinal)
 
 

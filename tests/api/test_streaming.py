@@ -15,7 +15,8 @@ from live_service import Live, events, read_all, until
 from service.api import sse
 from service.api.exchange import Exchange
 from service.api.replies import NativeFrames
-from service.tasks.events import Event
+from service.errors import Draining
+from service.tasks.events import Event, Token
 
 LONG = {"prompt": "go on", "max_new_tokens": 240, "ignore_eos": True, "seed": 5}
 DOCUMENT = "The ship left at dawn. Nobody saw it go, and nobody asked. " * 12
@@ -131,6 +132,55 @@ class SilentTask:
         await self.may_end.wait()
         for nothing in ():
             yield nothing
+
+
+class TwoAtOnce(SilentTask):
+    """Has two events ready, and then none until it may end."""
+
+    async def events(self) -> AsyncIterator[Event]:
+        for text in ("one", "two"):
+            yield Token(0, text)
+        await self.may_end.wait()
+
+
+async def body_chunks(task: SilentTask, exchange: Exchange, on_chunk: Callable[[], None]) -> list[bytes]:
+    """Stream a task to its end; `on_chunk` is called at every write."""
+    stream = sse.EventStream(task, NativeFrames("x", "m", exchange), exchange, 1.0)  # type: ignore[arg-type]
+    chunks = []
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            chunks.append(message["body"])
+            on_chunk()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    await asyncio.wait_for(stream({}, receive, send), 10)
+    return chunks
+
+
+@pytest.mark.asyncio
+async def test_what_is_ready_is_written_at_once_and_together() -> None:
+    task = TwoAtOnce()
+    chunks = await body_chunks(task, Exchange("id", "/generate", "native"), task.may_end.set)
+    assert len(chunks) == 1
+    assert chunks[0].index(b"one") < chunks[0].index(b"two")
+
+
+@pytest.mark.asyncio
+async def test_what_is_ready_goes_out_before_an_error_from_outside() -> None:
+    exchange = Exchange("id", "/generate", "native")
+
+    class Failing(TwoAtOnce):
+        async def events(self) -> AsyncIterator[Event]:
+            yield Token(0, "one")
+            exchange.fail(Draining("over", 1.0))  # the writer had no turn yet
+            yield Token(0, "two")
+            await self.may_end.wait()
+
+    sent = b"".join(await body_chunks(Failing(), exchange, lambda: None))
+    assert sent.index(b"one") < sent.index(b"two") < sent.index(b"draining")
 
 
 @pytest.mark.asyncio

@@ -314,3 +314,14 @@ def test_conversations_become_examples_of_their_task(tmp_path: Path, tokenizer: 
     found = build(plan, tokenizer, tmp_path / "rows", lambda line: None)
     assert found.counts["talk pairs"] == 1
     assert "A: Who is it?\nB: It is me." in tokenizer.decode(all_ids(Rows(found.train)))
+
+
+def test_an_answer_over_a_line_break_stands_in_the_evidence_as_it_is_shown(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    task = replace(QA, evidence=20)
+    values = [{"context": "Tom has the old\ndrum.", "question": "What?", "answer": "the old\ndrum"}]
+    plan = BuildPlan((questions(tmp_path / "q.jsonl", values),), {"qa": task}, 64, is_loss_everywhere=False)
+    found = build(plan, tokenizer, tmp_path / "rows", lambda line: None)
+    assert found.counts["qa pairs"] == 1
+    assert tokenizer.decode(all_ids(Rows(found.train))).count("the old drum") == 2

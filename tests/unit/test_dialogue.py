@@ -38,3 +38,7 @@ def test_history_is_bounded_and_starts_with_a() -> None:
 
 def test_a_speech_is_no_turn() -> None:
     assert list(replies('"Yes?"\n"' + "word " * 70 + '"\n"No."')) == []
+
+
+def test_words_between_two_speeches_are_the_narrators() -> None:
+    assert [reply.text for reply in replies('"Who?"\n"I" said the fox, "am here."')] == ["am here."]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from model_store.answering import LocalModel, SpanAutomaton
 from model_store.cli_train import app
 from model_store.evaluate import Http, Item, evaluate, perplexity, read_items
+from model_store.evidence import SEPARATOR
 from model_store.manifest import read_json_manifest
 from model_store.metrics_text import (
     best_f1,
@@ -177,6 +178,15 @@ def test_answers_are_spans_from_word_to_word(tiny_model: Path) -> None:
                 open_ends.append([*output, token])
     assert {"Tom", "the drum", "wood, to Ann.", "Ann"} <= reached
     assert all(f" {text}" in f" {context}" and f"{text}e" not in reached for text in reached)
+
+
+def test_no_answer_goes_from_one_sentence_of_evidence_to_the_next(tiny_model: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_model)
+    (barrier,) = tokenizer.encode(SEPARATOR)
+    automaton = SpanAutomaton(tokenizer.encode(" Tom ran." + SEPARATOR + "Ann"), tokenizer, [barrier])
+    whole = tokenizer.encode(" Tom ran.")
+    assert automaton.allowed(whole) == [tokenizer.eos_id]
+    assert barrier not in automaton.allowed([])
 
 
 def test_a_local_model_gives_a_span_of_the_context(tiny_model: Path) -> None:

@@ -127,3 +127,9 @@ def test_sentences_beyond_number_are_weighed_in_groups() -> None:
     found = for_question(text, "Where is the needle?", 5)
     assert "needle" in found.text
     assert len(found.text) <= 300
+
+
+@given(st.text(alphabet="🐉é学a ,.", min_size=200, max_size=900), st.integers(1, 40))
+def test_evidence_is_bounded_in_bytes_whatever_the_script(text: str, words: int) -> None:
+    for found in (for_summary(text, words), for_question(text, "a é", words)):
+        assert len(found.text.replace(SEPARATOR, "").encode()) <= words * 6 + 300

@@ -1,6 +1,7 @@
 """Extractive summaries: whole sentences of the text, each once and in order, whatever the model would say."""
 
 import random
+from typing import Any
 
 import pytest
 from toy_engine import babbling, make_tokenizer, reciting, result_of, running
@@ -9,8 +10,11 @@ from model_store.errors import InvalidTask
 from model_store.evidence import for_summary
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from service.errors import InvalidRequest
 from service.tasks.calls import ModelLimits, SamplingFields, SummarizeCall
 from service.tasks.extract import SentenceAutomaton
+from service.tasks.sampling import resolve
+from service.tasks.summarize import Summarizer
 
 TASK = Task(
     name="summarize",
@@ -90,3 +94,48 @@ def test_extractive_needs_a_summary_task_with_evidence() -> None:
     with pytest.raises(InvalidTask, match="extractive: must be true or false"):
         Task.from_dict({**TASK.to_dict(), "extractive": "yes"})
     assert Task.from_dict(TASK.to_dict()) == TASK
+
+
+@pytest.mark.asyncio
+async def test_lengths_have_no_meaning_for_sentences_of_the_text(tokenizer: Tokenizer) -> None:
+    for field in ({"ignore_eos": True}, {"min_new_tokens": 5}):
+        with pytest.raises(InvalidRequest, match=rf"{next(iter(field))} must be (0|false) or left out for"):
+            await _summary(tokenizer, babbling(tokenizer.vocab_size), **field)
+    neutral = {"ignore_eos": False, "min_new_tokens": 0}
+    assert await _summary(tokenizer, babbling(tokenizer.vocab_size), seed=3, **neutral)
+
+
+def test_equal_sentences_leave_few_states(tokenizer: Tokenizer) -> None:
+    automaton = SentenceAutomaton(["Ho."] * 200, tokenizer)
+    output: list[int] = []
+    for _ in range(3):
+        output += tokenizer.encode(" Ho.")
+        assert tokenizer.eos_id in automaton(output)
+        assert len(automaton._reached(tuple(output))) == 1
+
+
+class CountingTask:
+    """A task that counts how often it renders a prompt."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.num_rendered = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def encode(self, *args: Any) -> list[int]:
+        self.num_rendered += 1
+        return self._task.encode(*args)
+
+
+@pytest.mark.parametrize("strategy", ["single", "map_reduce"])
+def test_a_text_whose_evidence_does_not_fit_is_shortened_in_few_steps(
+    tokenizer: Tokenizer, strategy: str
+) -> None:
+    task = CountingTask(Task.from_dict({**TASK.to_dict(), "evidence": 400}))
+    decoding = resolve(SamplingFields(max_new_tokens=16), TASK, tokenizer)
+    summarizer = Summarizer(task, tokenizer, decoding, 256)  # type: ignore[arg-type]
+    plotted = summarizer.plot("🐉" * 4000, strategy, "truncate_left")  # type: ignore[arg-type]
+    assert all(len(request.prompt_ids) + 16 <= 256 for request in plotted.requests)
+    assert task.num_rendered <= 20 * len(plotted.requests)

@@ -300,3 +300,11 @@ async def test_a_penalty_of_no_answer_moves_every_score(tokenizer: Tokenizer) ->
         moved = (await result_of(await runner.prepare_qa(replace(call, no_answer=True)))).answers[0]
     assert moved.answer == plain.answer != ""
     assert moved.score == pytest.approx(plain.score + 200, abs=1e-3)
+
+
+async def test_a_long_question_that_fits_beside_the_evidence_is_answered(tokenizer: Tokenizer) -> None:
+    tasks = {"qa": replace(TASK, evidence=10)}
+    call = QaCall("where is " + "ship " * 60, "The sea is wide. The ship left. " * 3)
+    async with running(babbling(tokenizer.vocab_size), tokenizer, tasks, ModelLimits(512, 64)) as (runner, _):
+        result = await result_of(await runner.prepare_qa(call))
+    assert result.num_windows == 1

@@ -193,7 +193,7 @@ def test_generate_with_another_template_is_refused() -> None:
         with_generate({"generate": wrong})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "much"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, True, "much"])
 def test_the_penalty_of_no_answer_is_a_number(value: object) -> None:
     definition = {"name": "ask", "kind": "qa", "template": "{context} {question}", "document": "context"}
     with pytest.raises(InvalidTask, match="no_answer_penalty"):

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from service.engine.kernels.emit import I8, I64, call, emit_prefetch, pointer, store
+from service.engine.kernels.emit import I8, I64, IS_X86, call, emit_prefetch, pointer, store
 
 ROWS = 16  # of activations in one call
 STEPS = 16  # four-byte steps of K in one tile; K must be a multiple
@@ -35,7 +35,7 @@ _VOID = ir.VoidType()
 
 def is_permitted() -> bool:
     """Ask Linux for this process's use of the matrix registers; False where there is no such permission."""
-    if platform.system() != "Linux":
+    if platform.system() != "Linux" or not IS_X86:  # the number means another call elsewhere
         return False
     return bool(ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0)
 
