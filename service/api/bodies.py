@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from email.message import Message as Headers
+from functools import lru_cache
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -41,6 +42,7 @@ def body_refusal(headers: Mapping[bytes, bytes], limit: int) -> None:
         raise _too_large(limit)
 
 
+@lru_cache(maxsize=64)
 def _is_json(content_type: str) -> bool:
     parsed = Headers()
     parsed["content-type"] = content_type or "none/none"
