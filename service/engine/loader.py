@@ -47,9 +47,7 @@ class EngineConfig:
     )
     backend: Backend | None = None  # None: the fast kernels where they pass their self-check, else reference
     is_deterministic: bool = False
-    kv_cache_bytes: int = (
-        0  # 0: room for max_running full sequences, at most a quarter of what memory is left, 0.8 on a GPU
-    )
+    kv_cache_bytes: int = 0  # 0: see `allocate_cache`
     max_batch_tokens: int = 512
     max_running: int = 64
     num_threads: int = 0  # 0: the cores this process may use
@@ -186,7 +184,8 @@ def choose_draw(numerics: Numerics) -> DrawFromAll:
 
 
 def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: Numerics) -> KVCache:
-    """Allocate KV blocks for the configured bytes.
+    """Allocate KV blocks for the configured bytes; if none are configured, for half of `max_running` at full
+    length and a quarter of the free memory at most (on a GPU for all of them, and for 0.8 of it).
 
     Raises:
         UnsupportedCheckpoint: too small for one full sequence.
@@ -194,7 +193,8 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     per_token = architecture.kv_bytes_per_token(numerics.cache_dtype.itemsize)
     per_block = per_token * BLOCK_SIZE
     blocks_per_sequence = -(-architecture.n_positions // BLOCK_SIZE)
-    most = blocks_per_sequence * config.max_running
+    num_full = config.max_running if config.device != "cpu" else -(-config.max_running // 2)
+    most = blocks_per_sequence * num_full  # few texts fill the window; touching memory takes time at start
     share = KV_SHARE if config.device != "cpu" else _KV_SHARE_CPU
     available = config.kv_cache_bytes or int(free_memory_bytes(config.device) * share)
     scratch = num_scratch_blocks(numerics)

@@ -219,6 +219,19 @@ def test_half_precision_tensors_become_float32(tmp_path: Path) -> None:
     assert {v.dtype for v in read_weights(folder, read_architecture(folder)).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors["transformer.h.1.mlp.c_fc.weight"][3, 5] = value
+        return tensors
+
+    folder = rewrite(checkpoint(1), tmp_path, spoil)
+    with pytest.raises(
+        UnsupportedCheckpoint, match=r"h\.1\.mlp\.c_fc\.weight holds values that are not finite"
+    ):
+        read_weights(folder, read_architecture(folder))
+
+
 def test_shards_are_read(tmp_path: Path) -> None:
     draw_model(1).save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 and same_weights(checkpoint(1), tmp_path)

@@ -1,0 +1,31 @@
+"""How much memory the engine takes for keys and values when nobody says."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import checkpoint
+
+from service.engine import loader
+from service.engine.architecture import read_architecture
+from service.engine.loader import BLOCK_SIZE, EngineConfig, allocate_cache
+from service.engine.model import Numerics
+
+NUMERICS = Numerics("float32", "cpu", "reference")
+
+
+def num_blocks(max_running: int, free: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of a cache of automatic size, with so many bytes of memory free."""
+    monkeypatch.setattr(loader, "free_memory_bytes", lambda device: free)
+    config = EngineConfig(checkpoint(1), max_running=max_running)
+    return int(allocate_cache(config, read_architecture(config.folder), NUMERICS).k.shape[1])
+
+
+def test_the_cache_holds_half_of_the_running_texts_at_full_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    per_text = -(-read_architecture(checkpoint(1)).n_positions // BLOCK_SIZE)
+    assert num_blocks(9, 1 << 30, monkeypatch) == 5 * per_text
+    assert num_blocks(1, 1 << 30, monkeypatch) == per_text
+
+
+def test_the_cache_takes_a_quarter_of_the_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    per_block = read_architecture(checkpoint(1)).kv_bytes_per_token(4) * BLOCK_SIZE
+    assert num_blocks(64, 4 * 100 * per_block, monkeypatch) == 100
