@@ -133,9 +133,10 @@ def fold(builder: Any, x: Any, combine: Any) -> Any:
     return builder.extract_element(x, I32(0))
 
 
-def emit_prefetch(builder: Any, address: Any) -> None:
-    """Prefetch for reading into the second-level cache."""
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer(builder, address, I8), I32(0), I32(2), I32(1))
+def emit_prefetch(builder: Any, address: Any, level: int = 2) -> None:
+    """Prefetch for reading into the first-level cache or the second."""
+    place, locality = pointer(builder, address, I8), I32(4 - level)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), place, I32(0), locality, I32(1))
 
 
 def maximum(builder: Any, a: Any, b: Any) -> Any:

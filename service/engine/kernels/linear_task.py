@@ -87,28 +87,43 @@ def _first_tile(record, thread):
 
 
 @njit
-def _finish_row(record, tile, sums, meta, out, residual, shift, out_kind):
-    """Scale, bias, activation and residual for one row of one tile."""
-    kind, activation = vec.load_long(record + W_KIND), vec.load_long(record + W_ACTIVATION)
-    width = vec.load_long(record + W_N)
-    bias, scale = vec.load_long(record + W_BIAS), vec.load_long(record + W_SCALE)
+def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind, ahead, lines):
+    """Scale, bias, activation and residual for `num` rows of one tile.
+
+    With each vector of columns, `lines` lines are prefetched from `ahead` on.
+    """
+    kind, activation, row_bytes = (
+        vec.load_long(record + W_KIND),
+        vec.load_long(record + W_ACTIVATION),
+        row_size(record),
+    )
+    bias, scale, column_sum = (
+        vec.load_long(record + W_BIAS),
+        vec.load_long(record + W_SCALE),
+        vec.load_long(record + W_COLUMN_SUM),
+    )
     for j in range(gemm.VECTORS):
         column = tile * gemm.TILE + 16 * j
-        mask = vec.first_lanes(width - column)
-        if kind == gemm.INT8:
-            offsets = vec.load_ints(vec.load_long(record + W_COLUMN_SUM) + 4 * column)
-            exact = vec.load_ints(sums + 64 * j) - offsets * vec.ints(vec.load_int(meta + 4))
-            factor = vec.floats(vec.load_float(meta)) * vec.load_floats(scale + 4 * column)
-            x = vec.to_floats(exact) * factor
-        else:
-            x = vec.load_floats(sums + 64 * j)
-        x = rows.activate(x + vec.load_floats(bias + 4 * column), activation)
-        if residual != 0:
-            x = x + vec.load_floats_where(residual + shift + 4 * column, mask)
-        if out_kind == OUT_BFLOAT16:
-            vec.store_bf16_where(out + 2 * column, x, mask)
-        else:
-            vec.store_floats_where(out + 4 * column, x, mask)
+        mask = vec.first_lanes(vec.load_long(record + W_N) - column)
+        addend, factor = vec.load_floats(bias + 4 * column), vec.load_floats(scale + 4 * column)
+        offsets = vec.load_ints(column_sum + 4 * column)
+        for row in range(num):
+            place, shift = sums + 64 * (row * gemm.VECTORS + j), row * out_bytes + 4 * column
+            if kind == gemm.INT8:
+                meta = source + (row + 1) * row_bytes - rows.META
+                exact = vec.load_ints(place) - offsets * vec.ints(vec.load_int(meta + 4))
+                x = vec.to_floats(exact) * (vec.floats(vec.load_float(meta)) * factor)
+            else:
+                x = vec.load_floats(place)
+            x = rows.activate(x + addend, activation)
+            if residual != 0:
+                x = x + vec.load_floats_where(residual + shift, mask)
+            if out_kind == OUT_BFLOAT16:
+                vec.store_bf16_where(out + row * out_bytes + 2 * column, x, mask)
+            else:
+                vec.store_floats_where(out + shift, x, mask)
+            for line in range(lines):
+                vec.prefetch(ahead + 64 * ((j * num + row) * lines + line))
 
 
 @njit
@@ -127,11 +142,15 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
     most = matrix_tiles.ROWS if is_tiled else gemm.MAX_ROWS
     passes = (count + most - 1) // most
     lines = 4 if passes == 1 else 2 if passes < 4 else 1
-    first = 0
+    fetching = 4 // lines  # passes that prefetch while they multiply
+    first = each = 0
+    if is_tiled and passes > 1:  # quick products: half of the prefetching goes with what is done to the sums
+        lines, fetching = 1, 2
+        each = (steps // 2 + count - 1) // count if ahead != 0 else 0
     for done in range(passes):
         num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
         source = packed + first * row_bytes
-        place = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
+        place = ahead + done * lines * steps * 64 if done < fetching and ahead != 0 else weights
         if is_tiled and kind == gemm.INT8:
             matrix_tiles.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
         elif is_tiled:
@@ -142,12 +161,12 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
             gemm.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)
         else:
             gemm.multiply_float32(source, row_bytes, weights, steps, scratch, place, num, lines)
-        for row in range(num):
-            meta = source + (row + 1) * row_bytes - rows.META
-            shift = (first + row) * out_bytes
-            _finish_row(
-                record, tile, scratch + row * gemm.TILE * 4, meta, out + shift, residual, shift, out_kind
-            )
+        shift = first * out_bytes
+        rest = ahead + 128 * steps + 256 * min(first * each, steps // 2)
+        _finish(
+            record, tile, scratch, source, num, out + shift, out_bytes,
+            residual + shift if residual != 0 else 0, out_kind, rest, each,
+        )  # fmt: skip
         first += num
 
 

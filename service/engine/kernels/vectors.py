@@ -33,6 +33,7 @@ from service.engine.kernels.emit import (
     exponential,
     fma,
     fold,
+    limited,
     load,
     maximum,
     minimum,
@@ -254,9 +255,9 @@ def to_floats(builder: Any, x: Any) -> Any:
 
 @numba_intrinsic(INTS, FLOATS)
 def round_to_ints(builder: Any, x: Any) -> Any:
-    """Nearest integers, halves to even; NaN gives 0."""
-    rounded = call(builder, "llvm.roundeven.v16f32", VF, x)
-    return call(builder, "llvm.fptosi.sat.v16i32.v16f32", VI, rounded)
+    """Nearest integers, halves to even; limited to 2**24 either way, the lower limit for NaN."""
+    rounded = call(builder, "llvm.roundeven.v16f32", VF, limited(builder, x, -(2.0**24), 2.0**24))
+    return builder.fptosi(rounded, VI)
 
 
 @numba_intrinsic(INTS, INTS, types.int32, types.int32)
