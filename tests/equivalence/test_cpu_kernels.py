@@ -93,7 +93,7 @@ def test_linear_agrees_with_torch(precision: Precision, width: int, columns: int
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("width", [768, 128, 51])
+@pytest.mark.parametrize("width", [768, 640, 160, 128, 51])
 def test_a_row_has_the_same_bits_in_every_batch(precision: Precision, width: int) -> None:
     weight, bias, x = randoms((width, 320), (320,), (100, width))
     layer = CpuLinear(weight, bias, precision=precision, activation="gelu_new")
@@ -131,6 +131,15 @@ def test_a_row_with_nan_spoils_no_other(precision: Precision) -> None:
         and torch.equal(spoiled[:4], clean[:4])
         and torch.equal(spoiled[5:], clean[5:])
     )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_of_an_earlier_call_spoil_none(precision: Precision) -> None:
+    weight, x = randoms((64, 64), (40, 64))
+    layer = CpuLinear(weight, None, precision=precision)
+    clean = layer(x[:33])
+    layer(torch.full((40, 64), torch.nan))
+    assert torch.equal(layer(x[:33]), clean)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

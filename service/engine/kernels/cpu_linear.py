@@ -84,9 +84,10 @@ class CpuLinear:
         return out if residual is None else out + residual
 
     def _room(self, count: int) -> int:
-        """Address of room for `count` packed rows."""
-        if self._packed.size < count * self.row_bytes + 64:
-            self._packed = np.empty(count * self.row_bytes + 64, np.uint8)
+        """Address of room for `count` packed rows, and for those a block of rows reaches beyond them."""
+        size = (count + gemm.MOST_ROWS) * self.row_bytes + 64
+        if self._packed.size < size:
+            self._packed = np.zeros(size, np.uint8)
         return int(self._packed.ctypes.data + 63) // 64 * 64
 
 

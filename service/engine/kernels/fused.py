@@ -131,7 +131,9 @@ class FusedForward:
             inner,
             inner_out.row_bytes,
         ]
-        counts = [size * self._room for size in sizes] + [(4 * self._width + 128) * pool().threads]
+        counts = [size * (self._room + gemm.MOST_ROWS) for size in sizes] + [
+            (4 * self._width + 128) * pool().threads
+        ]
         self._buffers = [np.zeros(count + 128, np.uint8) for count in counts]
         first = step.M_X // 8
         self._record[first : first + len(_BUFFERS)] = [(b.ctypes.data + 63) // 64 * 64 for b in self._buffers]

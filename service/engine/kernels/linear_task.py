@@ -30,7 +30,9 @@ _ARGS = 9
 _multiply_one = vec.invoker(_ARGS)
 
 OUT_FLOAT32, OUT_BFLOAT16 = 0, 1
-SCRATCH = 64 * (gemm.MOST_ROWS * gemm.VECTORS + 4)  # bytes of sums on a thread
+_GROUP = 96  # rows whose sums are kept while the matrix registers go along K
+_CHUNK = 64  # steps of K, 16 KB of weights: a third of a first-level cache
+_SCRATCH = gemm.STEP_BYTES * (_GROUP if gemm.HAS_TILES else gemm.MAX_ROWS) + 256  # bytes of sums on a thread
 
 
 @njit
@@ -87,11 +89,8 @@ def _first_tile(record, thread):
 
 
 @njit
-def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind, ahead, lines):
-    """Scale, bias, activation and residual for `num` rows of one tile.
-
-    With each vector of columns, `lines` lines are prefetched from `ahead` on.
-    """
+def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind):
+    """Scale, bias, activation and residual for `num` rows of one tile."""
     kind, activation, row_bytes = (
         vec.load_long(record + W_KIND),
         vec.load_long(record + W_ACTIVATION),
@@ -122,8 +121,6 @@ def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind,
                 vec.store_bf16_where(out + row * out_bytes + 2 * column, x, mask)
             else:
                 vec.store_floats_where(out + shift, x, mask)
-            for line in range(lines):
-                vec.prefetch(ahead + 64 * ((j * num + row) * lines + line))
 
 
 @njit
@@ -132,41 +129,67 @@ def _is_tiled(kind, steps):
     return gemm.HAS_TILES and kind != gemm.FLOAT32 and steps % matrix_tiles.STEPS == 0
 
 
+@njit
+def _multiply_tiled(kind, source, row_bytes, weights, steps, count, blocks, sums, ahead):
+    """By the matrix registers, `blocks` times `count` rows: a part of K for all of them, then the next.
+
+    A part of the weights stays in the first-level cache while the rows pass, and the part that comes next is
+    prefetched meanwhile.
+    """
+    if not gemm.HAS_TILES:
+        return  # where there are none, none are compiled
+    lines = 4 if blocks == 1 else 2 if blocks == 2 else 1
+    most = steps if blocks == 1 else _CHUNK
+    for start in range(0, steps, most):
+        length = min(most, steps - start)
+        here = weights + start * gemm.STEP_BYTES
+        following = here + length * gemm.STEP_BYTES if start + length < steps else ahead
+        for block in range(blocks):
+            a, total = source + block * count * row_bytes + 4 * start, sums + block * count * gemm.STEP_BYTES
+            place = following + block * lines * length * 64 if block * lines < 4 and following != 0 else here
+            if kind == gemm.INT8:
+                matrix_tiles.multiply_int8(a, row_bytes, here, length, total, place, lines, start)
+            else:
+                matrix_tiles.multiply_bfloat16(a, row_bytes, here, length, total, place, lines, start)
+
+
+@njit
+def _multiply_rows(kind, source, row_bytes, weights, steps, count, sums, ahead, lines):
+    """By vector registers, up to `gemm.MAX_ROWS` rows."""
+    if kind == gemm.INT8:
+        gemm.multiply_int8(source, row_bytes, weights, steps, sums, ahead, count, lines)
+    elif kind == gemm.BFLOAT16:
+        gemm.multiply_bfloat16(source, row_bytes, weights, steps, sums, ahead, count, lines)
+    else:
+        gemm.multiply_float32(source, row_bytes, weights, steps, sums, ahead, count, lines)
+
+
 @cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
 def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):
     """One tile of columns for all rows: the weights stay in the second-level cache."""
     kind, steps, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_STEPS), row_size(record)
     weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
-    scratch = vec.stack_bytes(SCRATCH)
+    sums = vec.stack_bytes(_SCRATCH)
     is_tiled = _is_tiled(kind, steps)
-    most = matrix_tiles.ROWS if is_tiled else gemm.MAX_ROWS
+    most = _GROUP if is_tiled else gemm.MAX_ROWS
     passes = (count + most - 1) // most
     lines = 4 if passes == 1 else 2 if passes < 4 else 1
-    fetching = 4 // lines  # passes that prefetch while they multiply
-    first = each = 0
-    if is_tiled and passes > 1:  # quick products: half of the prefetching goes with what is done to the sums
-        lines, fetching = 1, 2
-        each = (steps // 2 + count - 1) // count if ahead != 0 else 0
+    first = 0
     for done in range(passes):
         num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
-        source = packed + first * row_bytes
-        place = ahead + done * lines * steps * 64 if done < fetching and ahead != 0 else weights
-        if is_tiled and kind == gemm.INT8:
-            matrix_tiles.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
-        elif is_tiled:
-            matrix_tiles.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)
-        elif kind == gemm.INT8:
-            gemm.multiply_int8(source, row_bytes, weights, steps, scratch, place, num, lines)
-        elif kind == gemm.BFLOAT16:
-            gemm.multiply_bfloat16(source, row_bytes, weights, steps, scratch, place, num, lines)
+        source, shift = packed + first * row_bytes, first * out_bytes
+        if is_tiled:
+            place = ahead if done == passes - 1 else weights
+            blocks = (num + matrix_tiles.ROWS - 1) // matrix_tiles.ROWS
+            height = (num + blocks - 1) // blocks  # in the last block, rows behind the last may be multiplied
+            matrix_tiles.configure(height)
+            _multiply_tiled(kind, source, row_bytes, weights, steps, height, blocks, sums, place)
+            matrix_tiles.release()
         else:
-            gemm.multiply_float32(source, row_bytes, weights, steps, scratch, place, num, lines)
-        shift = first * out_bytes
-        rest = ahead + 128 * steps + 256 * min(first * each, steps // 2)
-        _finish(
-            record, tile, scratch, source, num, out + shift, out_bytes,
-            residual + shift if residual != 0 else 0, out_kind, rest, each,
-        )  # fmt: skip
+            place = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
+            _multiply_rows(kind, source, row_bytes, weights, steps, num, sums, place, lines)
+        added = residual + shift if residual != 0 else 0
+        _finish(record, tile, sums, source, num, out + shift, out_bytes, added, out_kind)
         first += num
 
 

@@ -3,9 +3,9 @@
 
 The same operands in the same places as `gemm`: a packed tile of weights is already what AMX wants, sixteen
 steps of K at a time. Eight registers: four of sums, one of activations, three of weights in turn. A row's
-sums are made of its own values only, in the order of K, whatever the other rows hold, and rows beyond those
-asked for are neither read nor computed. int8 sums are exact, hence equal to `gemm`'s; bfloat16 ones differ
-from them in rounding, so a layer uses one or the other for all its rows.
+sums are made of its own values only, in the order of K, whatever the other rows hold. int8 sums are exact,
+hence equal to `gemm`'s; bfloat16 ones differ from them in rounding, so a layer uses one or the other for all
+its rows.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and LDTILECFG; Linux
     Documentation/arch/x86/xstate.rst for the permission.
@@ -18,10 +18,10 @@ import platform
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from service.engine.kernels.emit import I8, I64, IS_X86, call, emit_prefetch, pointer, store
+from service.engine.kernels.emit import I8, I64, IS_X86, call, emit_prefetch, pointer
 
 ROWS = 16  # of activations in one call
 STEPS = 16  # four-byte steps of K in one tile; K must be a multiple
@@ -41,17 +41,32 @@ def is_permitted() -> bool:
     return bool(ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0)
 
 
-def _emit_shapes(builder: Any, rows: Any, scratch: Any) -> None:
-    """Tell the registers their shapes: `rows` lines of sums and activations, 16 of weights, 64 bytes each.
+@intrinsic
+def configure(typingctx, rows):
+    """Tell the registers their shapes: `rows` lines of sums and activations, 16 of weights, 64 bytes each."""
 
-    The description is written where the sums will be, which are not there yet.
-    """
-    asked = builder.mul(rows, I64(0x0101010101))  # one byte for each of the first five registers
-    lines = builder.or_(asked, I64(0x101010 << 40))
-    for place, word in enumerate((1, 0, 0x0040004000400040, 0x0040004000400040, 0, 0, lines, 0)):
-        value = I64(word) if isinstance(word, int) else word
-        store(builder, value, builder.add(scratch, I64(8 * place)), 8)
-    call(builder, "llvm.x86.ldtilecfg", _VOID, pointer(builder, scratch, I8))
+    def codegen(context, builder, sig, args):
+        room = cgutils.alloca_once(builder, ir.ArrayType(I64, 8))
+        asked = builder.mul(args[0], I64(0x0101010101))  # one byte for each of the first five registers
+        lines = builder.or_(asked, I64(0x101010 << 40))
+        for place, word in enumerate((1, 0, 0x0040004000400040, 0x0040004000400040, 0, 0, lines, 0)):
+            value = I64(word) if isinstance(word, int) else word
+            builder.store(value, builder.gep(room, [I64(0), I64(place)]))
+        call(builder, "llvm.x86.ldtilecfg", _VOID, builder.bitcast(room, ir.PointerType(I8)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def release(typingctx):
+    """Give the registers back."""
+
+    def codegen(context, builder, sig, args):
+        call(builder, "llvm.x86.tilerelease", _VOID)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 def _load(builder: Any, register: int, address: Any, stride: Any) -> None:
@@ -76,7 +91,7 @@ def _emit_following(builder: Any, lines: int, k: Any, args: Any) -> tuple[Any, i
 
 def _emit_loop(builder: Any, lines: int, dot: str, args: Any) -> None:
     """All of K for `rows` rows; `lines` cache lines of what comes next are prefetched per step."""
-    a, row_bytes, b, steps, _, _ = args
+    a, row_bytes, b, steps = args[:4]
     entry, loop = builder.block, builder.append_basic_block("k")
     done = builder.append_basic_block("done")
     builder.branch(loop)
@@ -98,14 +113,23 @@ def _emit_loop(builder: Any, lines: int, dot: str, args: Any) -> None:
     builder.position_at_end(done)
 
 
+def _emit_sums(builder: Any, sums: Any, start: Any) -> None:
+    """Zero at the start of K, else what the part of K before has left."""
+    with builder.if_else(builder.icmp_signed("==", start, I64(0))) as (at_start, further):
+        with at_start:
+            for register in _SUMS:
+                call(builder, "llvm.x86.tilezero", _VOID, I8(register))
+        with further:
+            for j, register in enumerate(_SUMS):
+                _load(builder, register, builder.add(sums, I64(_LINE * j)), I64(_STEP_BYTES))
+
+
 def _emit(builder: Any, dot: str, args: Any) -> None:
-    scratch, rows, lines = args[4], args[6], args[7]
-    _emit_shapes(builder, rows, scratch)
-    for register in _SUMS:
-        call(builder, "llvm.x86.tilezero", _VOID, I8(register))
+    sums, lines, start = args[4], *args[6:]
+    _emit_sums(builder, sums, start)
     end = builder.append_basic_block("sums")
     switch = builder.switch(lines, end)
-    for count in (0, 1, 2, 4):
+    for count in (1, 2, 4):
         block = builder.append_basic_block(f"lines{count}")
         switch.add_case(I64(count), block)
         builder.position_at_end(block)
@@ -113,13 +137,13 @@ def _emit(builder: Any, dot: str, args: Any) -> None:
         builder.branch(end)
     builder.position_at_end(end)
     for j, register in enumerate(_SUMS):
-        place = pointer(builder, builder.add(scratch, I64(_LINE * j)), I8)
+        place = pointer(builder, builder.add(sums, I64(_LINE * j)), I8)
         call(builder, "llvm.x86.tilestored64", _VOID, I8(register), place, I64(_STEP_BYTES))
-    call(builder, "llvm.x86.tilerelease", _VOID)
 
 
 def tile_intrinsic(name: str, dot: str) -> Any:
-    """A numba intrinsic with the arguments of `gemm.multiply_*`, but up to `ROWS` rows and K in `STEPS`.
+    """A numba intrinsic with the arguments of `gemm.multiply_*`, but K in `STEPS` and as many rows as
+    `configure` was told, up to `ROWS`. Unless `start` is 0, the sums so far are at `sums` and are added to.
 
     Args:
         name: of the intrinsic.
@@ -130,7 +154,7 @@ def tile_intrinsic(name: str, dot: str) -> Any:
         _emit(builder, dot, args)
         return context.get_dummy_value()
 
-    def multiply(typingctx, a, row_bytes, b, steps, scratch, ahead, rows, lines):
+    def multiply(typingctx, a, row_bytes, b, steps, sums, ahead, lines, start):
         return types.void(*[types.int64] * 8), codegen
 
     multiply.__name__ = name
