@@ -1,6 +1,6 @@
 """What a step costs: the fused CPU pass of GPT-2 124M (random weights), and torch's own pieces beside it.
 
-    python bench/kernels.py [--precision bfloat16,int8] [--layers 12] [--repeats 7]
+    python bench/step_cost.py [--precision bfloat16,int8] [--layers 12] [--repeats 7]
 
 Speed does not depend on the weights' values. Prints a table of milliseconds per step, then one line of JSON.
 """
