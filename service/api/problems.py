@@ -167,6 +167,9 @@ _EXPECTED = {
 }
 
 
+_ELSEWHERE = {"num_return_sequences": "n", "do_sample": "temperature"}  # transformers' names for ours
+
+
 def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, str]) -> Problem:
     """Say what is wrong with a body, in our words.
 
@@ -181,9 +184,9 @@ def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, s
     if kind == "extra_forbidden":
         return _unknown_field(str(place[-1]), legal)
     names = [str(part) for part in place if isinstance(part, int) or part in legal]
-    if not names and _FIELD_NAME.fullmatch(str(place[0])):
-        names = [str(place[0])]  # a field of a task
     hint = next((legal[name] for name in reversed(names) if legal.get(name)), "")
+    if not names and _FIELD_NAME.fullmatch(str(place[0])):  # a field of a task
+        names, hint = [str(place[0])], "the fields that GET /tasks lists, each a string"
     path = ".".join(names)
     text = _EXPECTED.get(kind, "has a value that is not legal")
     legal_text = f"; legal: {hint}" if hint and kind != "missing" else ""
@@ -193,7 +196,8 @@ def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, s
 def _unknown_field(name: str, legal: Mapping[str, str]) -> Problem:
     """Name an unknown field only if it looks like one: a typo helps, a pasted secret is not repeated."""
     is_name = _FIELD_NAME.fullmatch(name) is not None
-    near = difflib.get_close_matches(name, legal, n=1) if is_name else []
+    near = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
+    near = near or (difflib.get_close_matches(name, legal, n=1) if is_name else [])
     hint = f"; did you mean {near[0]}?" if near else "; /docs lists the fields"
     return Problem(
         "invalid_request", "the body has a field that does not exist" + hint, name if is_name else None

@@ -20,7 +20,7 @@ WAIT_S = 90.0
 COLD_START_S = 300.0  # a first start compiles kernels, perhaps on a busy machine
 
 
-def until(is_true: Callable[[], object], what: str = "the condition", limit_s: float = WAIT_S) -> None:
+def expect(is_true: Callable[[], object], what: str = "the condition", limit_s: float = WAIT_S) -> None:
     """Poll until something holds; fail when it does not in time."""
     end = time.monotonic() + limit_s
     while not is_true():
@@ -35,7 +35,7 @@ class Live:
     def __init__(self, server: Server, thread: threading.Thread) -> None:
         self.server, self.thread = server, thread
         self.state: ServiceState = server.life.state
-        until(lambda: server.started or not thread.is_alive(), "the listener")
+        expect(lambda: server.started or not thread.is_alive(), "the listener")
         self.port: int = server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=WAIT_S)
@@ -104,7 +104,7 @@ def running(settings: Settings, engine: Any = None, is_ready: bool = True) -> It
     live = Live(server, thread)
     try:
         if is_ready:
-            until(lambda: live.http.get("/readyz").status_code == 200, "readiness", COLD_START_S)
+            expect(lambda: live.http.get("/readyz").status_code == 200, "readiness", COLD_START_S)
         yield live
     finally:
         live.stop()

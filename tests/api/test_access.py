@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from live_service import Live, until
+from live_service import Live, expect
 
 KEYS = {"api_keys": ("first-key", "second-key"), "key_concurrency": 1}
 FIRST = {"authorization": "Bearer first-key"}
@@ -48,7 +48,7 @@ def test_probes_stay_open(locked: Live, path: str) -> None:
 def test_a_key_has_only_so_many_requests_in_flight(locked: Live) -> None:
     busy = threading.Thread(target=lambda: locked.post("/generate", LONG, headers=FIRST))
     busy.start()
-    until(lambda: locked.num_sequences() == 8, "the work to start")
+    expect(lambda: locked.num_sequences() == 8, "the work to start")
     refused = locked.post("/generate", {"prompt": "a"}, headers=FIRST)
     other = {"authorization": "Bearer second-key"}
     served = locked.post("/generate", {"prompt": "a", "max_new_tokens": 1}, headers=other)
@@ -68,7 +68,7 @@ def test_the_log_has_one_line_for_a_request_and_neither_prompt_nor_key(
         printed.append(captured.out + captured.err)
         return [line for line in "".join(printed).splitlines() if "find-me" in line]
 
-    until(lambda: lines_of_request() != [], "the line, which follows the answer")
+    expect(lambda: lines_of_request() != [], "the line, which follows the answer")
     lines = lines_of_request()
     assert len(lines) == 1 and "outcome=ok" in lines[0] and "completion_tokens=2" in lines[0]
     assert "canary" not in lines[0] and "first-key" not in lines[0]

@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 
-from live_service import Live, until
+from live_service import Live, expect
 
 
 def visit(live: Live, chance: random.Random) -> None:
@@ -64,7 +64,7 @@ def test_operations_are_not_counted(live: Live) -> None:
 def test_paths_without_a_route_share_one_label(live: Live) -> None:
     before = live.metric("textgen_requests_finished_total", endpoint="other", outcome="not_found")
     live.post("/made-up-by-a-client", {})
-    until(
+    expect(
         lambda: (
             live.metric("textgen_requests_finished_total", endpoint="other", outcome="not_found")
             == before + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_service import Live, events, running, until
+from live_service import Live, events, expect, running
 
 from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
@@ -77,7 +77,7 @@ def test_a_dead_engine_thread_ends_streams_and_the_process(saboteur: Saboteur, t
             saboteur.error = SystemExit("killed")
             found = events(response.read().decode())
         assert found[-1][0] == "error"
-        until(lambda: not live.thread.is_alive(), "the end of the server")
+        expect(lambda: not live.thread.is_alive(), "the end of the server")
         assert live.server.exit_code == 1
 
 
@@ -96,7 +96,7 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error_frame(
             live.server._loop.call_soon_threadsafe(live.server._begin_drain, "SIGTERM")
             found = events(response.read().decode())
         assert found[-1][0] == "error" and found[-1][1]["error"]["code"] == "draining"
-        until(lambda: not live.thread.is_alive(), "the end of the server")
+        expect(lambda: not live.thread.is_alive(), "the end of the server")
         assert live.server.exit_code == 0
 
 
@@ -111,9 +111,9 @@ def test_running_streams_finish_while_newcomers_are_refused(saboteur: Saboteur, 
         readers = [threading.Thread(target=read) for _ in range(4)]
         for reader in readers:
             reader.start()
-        until(lambda: len(live.state.exchanges) == 4, "the streams to start")
+        expect(lambda: len(live.state.exchanges) == 4, "the streams to start")
         live.server._loop.call_soon_threadsafe(live.server._begin_drain, "SIGTERM")
-        until(lambda: live.state.is_draining, "the drain")
+        expect(lambda: live.state.is_draining, "the drain")
         assert live.post("/generate", {"prompt": "a"}).json()["error"]["code"] == "draining"
         for reader in readers:
             reader.join(30)

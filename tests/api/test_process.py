@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live_service import WAIT_S, events, until
+from live_service import WAIT_S, events, expect
 
 LONG = {"prompt": "go on", "max_new_tokens": 240, "ignore_eos": True, "stream": True}
 
@@ -53,7 +53,7 @@ def test_the_first_sigterm_lets_streams_finish_refuses_newcomers_and_exits_0(tin
         with http.stream("POST", "/generate", json={**LONG, "n": 8}) as response:
             process.send_signal(signal.SIGTERM)
             with httpx.Client(base_url=address, timeout=WAIT_S) as other:
-                until(lambda: other.get("/readyz").status_code == 503, "the drain")
+                expect(lambda: other.get("/readyz").status_code == 503, "the drain")
                 refused = other.post("/generate", json={"prompt": "a"})
             found = events(response.read().decode())
         code = process.wait(WAIT_S)
@@ -65,7 +65,7 @@ def test_a_second_sigterm_ends_streams_with_an_error_frame_and_exits_0(tiny_mode
         with http.stream("POST", "/generate", json={**LONG, "n": 16}) as response:
             process.send_signal(signal.SIGTERM)
             with httpx.Client(base_url=address, timeout=WAIT_S) as other:
-                until(lambda: other.get("/readyz").status_code == 503, "the drain")
+                expect(lambda: other.get("/readyz").status_code == 503, "the drain")
             process.send_signal(signal.SIGTERM)
             found = events(response.read().decode())
         code = process.wait(WAIT_S)

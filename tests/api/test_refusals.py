@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_service import Live, until
+from live_service import Live, expect
 
 SECRET = "canary7391"
 PROMPT = {"prompt": SECRET}
@@ -75,6 +75,16 @@ def test_a_prompt_of_the_wrong_type_is_refused(live: Live, value: Any) -> None:
 def test_an_unknown_field_is_named_with_the_nearest_one(live: Live) -> None:
     error = check(send(live, "/generate", {**PROMPT, "temprature": 1}), 422, "invalid_request")
     assert error["param"] == "temprature" and "did you mean temperature?" in error["message"]
+
+
+def test_a_name_of_transformers_leads_to_ours(live: Live) -> None:
+    error = check(send(live, "/generate", {**PROMPT, "num_return_sequences": 2}), 422, "invalid_request")
+    assert error["param"] == "num_return_sequences" and "did you mean n?" in error["message"]
+
+
+def test_a_field_of_a_task_that_is_no_string_leads_to_the_list(live: Live) -> None:
+    error = check(send(live, "/tasks/generate", {"messages": [{"role": "user"}]}), 422, "invalid_request")
+    assert error["param"] == "messages" and "GET /tasks" in error["message"]
 
 
 def test_a_field_name_that_is_no_name_is_not_repeated(live: Live) -> None:
@@ -289,4 +299,4 @@ def test_a_request_id_that_is_too_long_is_replaced(live: Live) -> None:
 
 def test_refusals_leave_nothing_in_the_engine(live: Live) -> None:
     send(live, "/generate", {**PROMPT, "max_new_tokens": 240, "ignore_eos": True, "timeout_s": 0.01})
-    until(lambda: live.num_sequences() == 0, "an empty engine")
+    expect(lambda: live.num_sequences() == 0, "an empty engine")

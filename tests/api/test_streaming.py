@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from live_service import Live, events, read_all, until
+from live_service import Live, events, expect, read_all
 
 from service.api import sse
 from service.api.exchange import Exchange
@@ -92,10 +92,10 @@ def test_a_client_that_leaves_frees_its_sequences(serve: Callable[..., Live], is
     live = serve()
     with live.connect() as sock:
         sock.sendall(raw_request("/generate", {**LONG, "n": 8, "stream": is_stream}))
-        until(lambda: live.num_sequences() == 8, "the work to start")
-    until(lambda: live.num_sequences() == 0, "the sequences to end")
-    until(lambda: live.metric("textgen_requests_finished_total", outcome="abort") == 1, "the count")
-    until(lambda: live.metric("textgen_kv_blocks_used_ratio") == 0, "the blocks to return")
+        expect(lambda: live.num_sequences() == 8, "the work to start")
+    expect(lambda: live.num_sequences() == 0, "the sequences to end")
+    expect(lambda: live.metric("textgen_requests_finished_total", outcome="abort") == 1, "the count")
+    expect(lambda: live.metric("textgen_kv_blocks_used_ratio") == 0, "the blocks to return")
 
 
 def test_a_client_that_stops_reading_is_cut_off(serve: Callable[..., Live]) -> None:
@@ -105,8 +105,8 @@ def test_a_client_that_stops_reading_is_cut_off(serve: Callable[..., Live]) -> N
         sock.connect(("127.0.0.1", live.port))
         body = {"prompt": ["x" * 200] * 16, "n": 4, "echo": True, "logprobs": 10, "max_new_tokens": 40}
         sock.sendall(raw_request("/generate", {**body, "ignore_eos": True, "stream": True}))
-        until(lambda: live.metric("textgen_requests_finished_total", outcome="abort") >= 1, "the cut")
-        until(lambda: live.num_sequences() == 0, "the sequences to end")
+        expect(lambda: live.metric("textgen_requests_finished_total", outcome="abort") >= 1, "the cut")
+        expect(lambda: live.num_sequences() == 0, "the sequences to end")
 
 
 def test_requests_on_one_connection_are_answered_in_order(live: Live) -> None:

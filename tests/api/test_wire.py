@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from live_service import WAIT_S, Live, events, read_all, until
+from live_service import WAIT_S, Live, events, expect, read_all
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 BODY = json.dumps({"prompt": "a", "max_new_tokens": 2, "stream": True}).encode()
@@ -119,7 +119,7 @@ def test_a_request_whose_client_has_left_is_not_submitted(live: Live) -> None:
         with live.connect() as sock:
             sock.sendall(request())
     gate.set()
-    until(lambda: live.metric("textgen_requests_finished_total", outcome="abort") == before + 8, "the ends")
+    expect(lambda: live.metric("textgen_requests_finished_total", outcome="abort") == before + 8, "the ends")
     assert live.metric("textgen_prompt_tokens_total") == tokens
 
 

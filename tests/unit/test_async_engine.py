@@ -56,7 +56,7 @@ async def read(stream: JobStream) -> dict[int, Outcome]:
     return outcomes
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def expect(condition: Callable[[], bool]) -> None:
     """Let the event loop turn until something holds."""
     async with asyncio.timeout(10):
         while not condition():
@@ -119,7 +119,7 @@ async def test_an_abort_before_the_thread_saw_the_sequence_leaves_nothing() -> N
             async with served.submit([long()]):
                 pass  # added and dropped while the thread is in a step
         gate.is_open.set()
-        await until(lambda: leftovers(engine) == (0, 0, 0))
+        await expect(lambda: leftovers(engine) == (0, 0, 0))
 
 
 async def test_aborting_a_finished_sequence_is_nothing() -> None:
@@ -136,13 +136,13 @@ async def test_leaving_a_stream_early_frees_its_blocks() -> None:
     async with running(engine) as served:
         async with served.submit([long(150), long(150)]) as stream:
             await anext(stream)
-        await until(lambda: leftovers(engine) == (0, 0, 0))
+        await expect(lambda: leftovers(engine) == (0, 0, 0))
 
 
 async def test_a_slow_reader_gets_its_outputs_merged() -> None:
     engine = fake_engine()
     async with running(engine) as served, served.submit([long()]) as stream:
-        await until(lambda: not stream.unfinished)
+        await expect(lambda: not stream.unfinished)
         outputs = [output async for output in stream]
     assert [len(output.token_ids) for output in outputs] == [60]
 
@@ -151,7 +151,7 @@ async def test_merged_outputs_say_the_same() -> None:
     async with running(fake_engine()) as served:
         quick = (await read(served.submit([long()])))[0]
         slow_stream = served.submit([long()])
-        await until(lambda: not slow_stream.unfinished)
+        await expect(lambda: not slow_stream.unfinished)
         assert (await read(slow_stream))[0].said == quick.said
 
 
@@ -238,7 +238,7 @@ async def test_a_deadline_passes_while_running() -> None:
                 async for _ in stream:
                     pass
         gate.is_open.set()
-        await until(lambda: leftovers(engine) == (0, 0, 0))
+        await expect(lambda: leftovers(engine) == (0, 0, 0))
 
 
 async def test_a_deadline_passes_while_queued() -> None:
@@ -265,7 +265,7 @@ async def test_a_finished_job_is_read_to_its_end_after_its_deadline() -> None:
     async with running(fake_engine()) as served:
         loop = asyncio.get_running_loop()
         stream = served.submit([long(3)], deadline=loop.time() + 5)
-        await until(lambda: not stream.unfinished)
+        await expect(lambda: not stream.unfinished)
         stream._deadline = loop.time() - 1
         assert len((await read(stream))[0].token_ids) == 3
 

@@ -133,9 +133,9 @@ def test_a_hundred_chunks_beside_a_stream_of_questions_come_to_an_end() -> None:
             asked = [*asked[-9:], one()]
             watch.add(asked[-1:])
         watch.step()
-        if all(c.finish_reason for c in chunks):
-            return
-    raise AssertionError("starved")
+        if all(chunk.finish_reason for chunk in chunks):
+            break
+    assert all(chunk.finish_reason for chunk in chunks)
 
 
 def test_a_job_runs_at_most_its_share_at_once() -> None:
