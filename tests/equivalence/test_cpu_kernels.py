@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from llvmlite.binding import FeatureMap, get_host_cpu_features, get_host_cpu_name
 
 from service.engine.architecture import Architecture
 from service.engine.attention import ForwardBatch, KVCache
 from service.engine.attention.cpu import CpuAttention
 from service.engine.attention.reference import ReferenceAttention
-from service.engine.kernels import draw, self_check
+from service.engine.kernels import draw, gemm, self_check
 from service.engine.kernels.cpu_linear import CpuLinear
 from service.engine.kernels.fused import FusedForward, can_fuse
 from service.engine.kernels.pool import set_threads
@@ -342,13 +343,28 @@ def test_the_self_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) 
         self_check.self_check("float32")
 
 
-@pytest.mark.slow
-def test_kernels_work_on_a_processor_without_avx512() -> None:
+def self_checks_with(name: str, features: str) -> str:
+    """What the self-checks of a process say whose code is compiled for another processor."""
     program = "from service.engine.kernels.self_check import self_check\n" + "\n".join(
         f"print(self_check({precision!r}))" for precision in PRECISIONS
     )
-    environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout.count("generic") == 3, done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_kernels_work_on_a_processor_without_avx512() -> None:
+    assert self_checks_with("haswell", "+avx2,+fma").count("generic") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not gemm.HAS_AVX512, reason="this processor has no AVX-512")
+def test_kernels_work_on_a_processor_with_avx512_but_no_matrix_registers() -> None:
+    usual = get_host_cpu_features()
+    features = FeatureMap({name: has and not name.startswith("amx") for name, has in usual.items()})
+    told = self_checks_with(get_host_cpu_name(), features.flatten())
+    assert told.count("AVX-512") == 3 and "AMX" not in told

@@ -35,8 +35,16 @@ from service.engine.kernels.emit import (
     store,
 )
 
-_IS_HOST = not config.CPU_NAME and not config.CPU_FEATURES  # else compile for what numba was told
-_FEATURES = get_host_cpu_features() if _IS_HOST else {}
+
+def _features() -> dict[str, bool]:
+    """What the processor can do that the code is compiled for: this one, unless numba was told another."""
+    if not config.CPU_NAME and not config.CPU_FEATURES:
+        return dict(get_host_cpu_features())
+    told = (config.CPU_FEATURES or "").split(",")
+    return {name[1:]: name.startswith("+") for name in told}
+
+
+_FEATURES = _features()
 HAS_AVX512 = bool(_FEATURES.get("avx512f"))
 HAS_BF16 = HAS_AVX512 and bool(_FEATURES.get("avx512bf16"))
 HAS_VNNI = HAS_AVX512 and bool(_FEATURES.get("avx512vnni"))
