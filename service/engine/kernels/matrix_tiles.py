@@ -125,7 +125,7 @@ def _emit_sums(builder: Any, sums: Any, start: Any) -> None:
 
 
 def _emit(builder: Any, dot: str, args: Any) -> None:
-    sums, lines, start = args[4], *args[6:]
+    sums, lines, start = args[4], args[6], args[7]
     _emit_sums(builder, sums, start)
     end = builder.append_basic_block("sums")
     switch = builder.switch(lines, end)
