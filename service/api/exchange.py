@@ -46,15 +46,16 @@ class Exchange:
     _failure: Exception | None = None
     _worker: asyncio.Task[Any] | None = None
 
-    def origin(self, limit_s: float, timeout_s: float | None = None) -> Origin:
+    def origin(self, limit_s: float, is_streamed: bool, timeout_s: float | None = None) -> Origin:
         """Who asks and until when, for a task call.
 
         Args:
             limit_s: the server's longest time for a request.
+            is_streamed: whether the answer is sent as it comes.
             timeout_s: the request's own wish; it can only shorten the time.
         """
         self.deadline = self.started_at + min(limit_s, timeout_s or limit_s)
-        return Origin(JobInfo(salt=self.tenant, tenant=self.tenant), self.deadline)
+        return Origin(JobInfo(salt=self.tenant, tenant=self.tenant), self.deadline, is_streamed)
 
     def fail(self, error: Exception) -> None:
         """End the request from outside: its work is cancelled and `error` is what the client is told."""

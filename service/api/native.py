@@ -101,7 +101,7 @@ async def _native(request: Request, prefix: str, body: SamplingBody, prepare: Pr
     served = service.require_served()
     reply_id = new_id(prefix)
     timeout_s = body.timeout_s if "timeout_s" in body.model_fields_set else None
-    origin = exchange.origin(service.settings.request_timeout_s, timeout_s)
+    origin = exchange.origin(service.settings.request_timeout_s, body.stream, timeout_s)
     work = prepare(served.runner, origin)
     if body.stream:
         return await stream(request, work, NativeFrames(reply_id, served.name, exchange))

@@ -46,7 +46,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     service, exchange = service_of(request), exchange_of(request)
     served = service.require_served()
     _check_model(body.model, served)
-    call = body.to_call(exchange.origin(service.settings.request_timeout_s))
+    call = body.to_call(exchange.origin(service.settings.request_timeout_s, body.stream))
     head = _head(served.name)
     work = served.runner.prepare_generate(call)
     if body.stream:

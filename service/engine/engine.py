@@ -42,10 +42,27 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class _Text:
-    """A sequence's text while it grows."""
+    """A sequence's text while it grows, and what of it has not been told yet."""
 
     detokenizer: Detokenizer
     end_ids: frozenset[int]
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def keep(self, text: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
+        """Add a step's news; of log probabilities, those of `ids`."""
+        self.text += text
+        self.ids += ids
+        self.logprobs += logprobs[: len(ids)]
+
+    def take(self) -> tuple[str, tuple[int, ...], tuple[TokenLogprob, ...]]:
+        """Everything kept since the last time."""
+        taken = self.text, tuple(self.ids), tuple(self.logprobs)
+        self.text = ""
+        self.ids.clear()
+        self.logprobs.clear()
+        return taken
 
 
 @dataclass(slots=True)
@@ -134,20 +151,22 @@ class Engine:
 
     def _advance(self, item: Scheduled, output: StepOutput, now: float) -> SequenceOutput | None:
         """Give a sequence its tokens, its text, and its end if this is it."""
-        sequence = item.sequence
+        sequence, state = item.sequence, self._texts[item.sequence]
         self._learn(item, output)
         sequence.prompt_logprobs += output.prompt_logprobs
         text, ids, reason = self._read(sequence, output.token_ids)
+        state.keep(text, ids, output.logprobs)
         self.scheduler.advance(item, ids)
         if ids:
             self._tell_tokens(sequence, len(ids), now)
         if sequence.params.max_new_tokens == 0 and sequence.num_uncomputed_tokens == 0:
             reason = FinishReason.LENGTH
         if reason is not None:
-            return self._finish(sequence, reason, text, ids, output, now)
-        if not ids:
+            return self._finish(sequence, state, reason, now)
+        if not ids or not sequence.request.is_streamed:
             return None
-        return SequenceOutput(sequence.index, text, ids, output.logprobs, self._scores(sequence, ids))
+        text, ids, logprobs = state.take()
+        return SequenceOutput(sequence.index, text, ids, logprobs, self._scores(sequence, ids))
 
     def _read(
         self, sequence: Sequence, new_ids: tuple[int, ...]
@@ -172,25 +191,13 @@ class Engine:
     # ---- ends -------------------------------------------------------------------------------------------
 
     def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        text: str,
-        ids: tuple[int, ...],
-        output: StepOutput,
-        now: float,
+        self, sequence: Sequence, state: _Text, reason: FinishReason, now: float
     ) -> SequenceOutput:
-        detokenizer = self._texts[sequence].detokenizer
+        text, ids, logprobs = state.take()
+        text += state.detokenizer.finish()
         scores = self._scores(sequence, ids)
-        return SequenceOutput(
-            sequence.index,
-            text + detokenizer.finish(),
-            ids,
-            output.logprobs[: len(ids)],
-            scores,
-            reason,
-            stats=self._end(sequence, now),
-        )
+        stats = self._end(sequence, now)
+        return SequenceOutput(sequence.index, text, ids, logprobs, scores, reason, stats=stats)
 
     def _end(self, sequence: Sequence, now: float | None = None) -> SequenceStats:
         """Forget a sequence, give its blocks back, and account for it."""

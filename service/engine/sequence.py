@@ -74,6 +74,7 @@ class SequenceRequest:
     prompt_ids: tuple[int, ...]  # at least one
     params: SamplingParams
     ordinal: int = 0
+    is_streamed: bool = True  # whether each step's news are wanted, or one output with everything at the end
 
     def __post_init__(self) -> None:
         """Refuse what could never be computed.

@@ -44,6 +44,7 @@ class Origin:
 
     job: JobInfo = field(default_factory=JobInfo)
     deadline: float | None = None  # on the clock of `time.monotonic`, seconds; None never
+    is_streamed: bool = True  # whether tokens are wanted as they come
 
 
 @dataclass(frozen=True, slots=True)

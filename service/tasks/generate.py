@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SequenceOutput, SequenceRequest, TokenLogprob
 from service.errors import InvalidRequest
-from service.tasks.calls import Choice, GenerateResult, TokenScore
+from service.tasks.calls import Choice, GenerateCall, GenerateResult, TokenScore
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import Fitted
 from service.tasks.job import Job
@@ -41,17 +41,17 @@ def echo_of(tokenizer: Tokenizer, fitted: Fitted, text: str | None) -> str:
     return text if text is not None and not fitted.num_dropped else tokenizer.decode(fitted.prompt_ids)
 
 
-def build_requests(
-    prompts: Sequence[Prompt], decoding: Decoding, n: int, echo: bool, logprobs: int | None
-) -> list[SequenceRequest]:
+def build_requests(prompts: Sequence[Prompt], decoding: Decoding, call: GenerateCall) -> list[SequenceRequest]:
     """Make the sequences, in the order of their choices."""
-    score_from = 0 if echo and logprobs is not None else None
+    score_from = 0 if call.echo and call.logprobs is not None else None
+    is_streamed = call.origin.is_streamed
     requests: list[SequenceRequest] = []
     for prompt in prompts:
         params = decoding.params_for(prompt.fitted.max_new_tokens)
-        params = replace(params, logprobs=logprobs, score_from=score_from)
-        for _ in range(n):
-            requests.append(SequenceRequest(prompt.fitted.prompt_ids, params, ordinal=len(requests)))
+        params = replace(params, logprobs=call.logprobs, score_from=score_from)
+        for _ in range(call.n):
+            ids, ordinal = prompt.fitted.prompt_ids, len(requests)
+            requests.append(SequenceRequest(ids, params, ordinal, is_streamed))
     return requests
 
 

@@ -116,7 +116,7 @@ class TaskRunner:
         return Prompt(fitted, generate.echo_of(self._tokenizer, fitted, text) if has_echo else "")
 
     def _submit_generate(self, call: GenerateCall, prompts: list[Prompt], decoding: Decoding) -> Prepared:
-        requests = generate.build_requests(prompts, decoding, call.n, call.echo, call.logprobs)
+        requests = generate.build_requests(prompts, decoding, call)
         num_dropped = sum(prompt.fitted.num_dropped for prompt in prompts)
         job = submit(self._engine, requests, call.origin, self.limits, "prompt", num_dropped)
         seed = decoding.params.seed
@@ -141,7 +141,9 @@ class TaskRunner:
         check_not_blank("text", call.text)
         summarize.check_sampling(call, task)
         decoding = self._resolve(call.sampling, task)
-        summarizer = summarize.Summarizer(task, self._tokenizer, decoding, self.limits.n_positions)
+        summarizer = summarize.Summarizer(
+            task, self._tokenizer, decoding, self.limits.n_positions, call.origin.is_streamed
+        )
         plotted = await self._offloader.run(
             [call.text], lambda: summarizer.plot(call.text, call.strategy, call.overflow)
         )

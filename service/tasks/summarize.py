@@ -58,13 +58,22 @@ class Summarizer:
         tokenizer: the model's.
         decoding: resolved sampling fields.
         n_positions: the model's window.
+        is_streamed: whether the final summary's tokens are wanted as they come.
     """
 
-    def __init__(self, task: Task, tokenizer: Tokenizer, decoding: Decoding, n_positions: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        decoding: Decoding,
+        n_positions: int,
+        is_streamed: bool = True,
+    ) -> None:
         self._task = task
         self._tokenizer = tokenizer
         self._decoding = decoding
         self._n_positions = n_positions
+        self._is_streamed = is_streamed
         self._field = task.document or task.fields[0]
         self.seed = decoding.params.seed
 
@@ -90,8 +99,9 @@ class Summarizer:
     def _plot_chunks(self, document: Document, first_ordinal: int) -> Plotted:
         text = document.text
         spans = tuple(split(document, self._capacity(), lambda start, end: self._excess(text[start:end])))
+        is_last = len(spans) == 1  # of all others nobody reads the tokens, only the end
         requests = tuple(
-            self._request(text[span.start : span.end], first_ordinal + place)
+            self._request(text[span.start : span.end], first_ordinal + place, is_last)
             for place, span in enumerate(spans)
         )
         total = document.num_tokens(0, len(text))
@@ -107,7 +117,7 @@ class Summarizer:
                 break
             start = len(text) - len(self._shortened(text[start:], excess))
             count = len(self._encode(text[start:]))
-        request = self._request(text[start:], 0)
+        request = self._request(text[start:], 0, is_last=True)
         return Plotted((Span(start, len(text)),), (request,), count, total - count)
 
     def _shortened(self, text: str, excess: int) -> str:
@@ -134,7 +144,7 @@ class Summarizer:
             )
         return capacity
 
-    def _request(self, text: str, ordinal: int) -> SequenceRequest:
+    def _request(self, text: str, ordinal: int, is_last: bool) -> SequenceRequest:
         ids = self._encode(text)
         room = self._n_positions - len(ids)
         params = self._decoding.params_for(min(self._decoding.max_new_tokens, room))
@@ -142,7 +152,7 @@ class Summarizer:
             sentences = self._task.read({self._field: text.strip()}).text.split(SEPARATOR)
             automaton = SentenceAutomaton(sentences, self._tokenizer)
             params = replace(params, allowed_next=automaton, min_new_tokens=0)
-        return SequenceRequest(tuple(ids), params, ordinal)
+        return SequenceRequest(tuple(ids), params, ordinal, self._is_streamed and is_last)
 
 
 class Summary:
