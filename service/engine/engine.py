@@ -190,9 +190,7 @@ class Engine:
 
     # ---- ends -------------------------------------------------------------------------------------------
 
-    def _finish(
-        self, sequence: Sequence, state: _Text, reason: FinishReason, now: float
-    ) -> SequenceOutput:
+    def _finish(self, sequence: Sequence, state: _Text, reason: FinishReason, now: float) -> SequenceOutput:
         text, ids, logprobs = state.take()
         text += state.detokenizer.finish()
         scores = self._scores(sequence, ids)

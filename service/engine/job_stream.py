@@ -56,6 +56,7 @@ class JobStream:
         self._error: Exception | None = None
         self._changed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
+        self._is_over = False  # the alarm rang; by the clock, which it rounds, it may be a little early
 
     # ---- the caller's side ------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ class JobStream:
 
     async def __aenter__(self) -> Self:
         if self._deadline is not None:  # one timer for all waits
-            self._alarm = asyncio.get_running_loop().call_at(self._deadline, self._changed.set)
+            self._alarm = asyncio.get_running_loop().call_at(self._deadline, self._ring)
         return self
 
     async def __aexit__(
@@ -121,9 +122,13 @@ class JobStream:
         if self._is_late and not self._news:  # the last news may come at the same moment
             raise DeadlineExceeded
 
+    def _ring(self) -> None:
+        self._is_over = True
+        self._changed.set()
+
     @property
     def _is_late(self) -> bool:
-        return self._deadline is not None and self._clock() >= self._deadline
+        return self._is_over or (self._deadline is not None and self._clock() >= self._deadline)
 
     # ---- the engine's side ------------------------------------------------------------------------------
 

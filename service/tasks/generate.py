@@ -41,7 +41,9 @@ def echo_of(tokenizer: Tokenizer, fitted: Fitted, text: str | None) -> str:
     return text if text is not None and not fitted.num_dropped else tokenizer.decode(fitted.prompt_ids)
 
 
-def build_requests(prompts: Sequence[Prompt], decoding: Decoding, call: GenerateCall) -> list[SequenceRequest]:
+def build_requests(
+    prompts: Sequence[Prompt], decoding: Decoding, call: GenerateCall
+) -> list[SequenceRequest]:
     """Make the sequences, in the order of their choices."""
     score_from = 0 if call.echo and call.logprobs is not None else None
     is_streamed = call.origin.is_streamed

@@ -261,6 +261,17 @@ async def test_a_deadline_holds_for_a_reader_who_always_finds_news() -> None:
         gate.is_open.set()
 
 
+async def test_a_deadline_whose_timer_rings_early_by_the_clock_has_passed() -> None:
+    engine, gate = gated()
+    async with running(engine) as served:
+        deadline = asyncio.get_running_loop().time() + 0.02
+        stream = served.submit([long()], deadline=deadline)
+        stream._clock = lambda: deadline - 0.0005  # as on uvloop, which counts whole milliseconds
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(read(stream), 10)
+        gate.is_open.set()
+
+
 async def test_a_finished_job_is_read_to_its_end_after_its_deadline() -> None:
     async with running(fake_engine()) as served:
         loop = asyncio.get_running_loop()
