@@ -357,8 +357,12 @@ def self_checks_with(name: str, features: str) -> str:
 
 
 @pytest.mark.slow
-def test_kernels_work_on_a_processor_without_avx512() -> None:
-    assert self_checks_with("haswell", "+avx2,+fma").count("generic") == 3
+@pytest.mark.parametrize(
+    ("name", "features", "said"),
+    [("haswell", "+avx2,+fma", "AVX2"), ("core-avx-i", "+avx", "generic")],
+)
+def test_kernels_work_on_a_processor_without_avx512(name: str, features: str, said: str) -> None:
+    assert self_checks_with(name, features).count(said) == 3
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ step cost learn."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,37 @@ def test_no_text_is_shorter_than_its_least_length(least: int) -> None:
     bias = ((258, 50.0),)  # the end token all but certain
     asked = ask([1, 2], min_new_tokens=least, max_new_tokens=20, logit_bias=bias)
     assert len(run_alone(real_engine(checkpoint(3)), asked).token_ids) == least + 1
+
+
+# ---- told once, at the end ------------------------------------------------------------------------------
+
+
+def told_once(asked: SequenceRequest) -> tuple[Outcome, int]:
+    """What a sequence that is not streamed gives, and in how many outputs."""
+    engine, outcome, count = real_engine(checkpoint(3), max_batch_tokens=19), Outcome(), 0
+    [sequence] = separate([replace(asked, is_streamed=False)])
+    engine.add(sequence)
+    while engine.has_work:
+        for _, output in engine.step():
+            outcome.note(output)
+            count += 1
+    return outcome, count
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"max_new_tokens": 30, "ignore_eos": True},
+        {"max_new_tokens": 30, "temperature": 1.0, "seed": 5, "logprobs": 2, "score_from": 0},
+        {"max_new_tokens": 0, "logprobs": 0, "score_from": 3},
+        {"max_new_tokens": 40, "ignore_eos": True, "temperature": 1.5, "seed": 2, "stop": ("e", "\n")},
+    ],
+)
+def test_a_text_told_once_at_its_end_is_the_text_told_step_by_step(params: dict[str, Any]) -> None:
+    asked = ask(PROMPT, **params)
+    stepwise = run_alone(real_engine(checkpoint(3), max_batch_tokens=19), asked)
+    once, num_outputs = told_once(asked)
+    assert (once.said, num_outputs) == (stepwise.said, 1)
 
 
 # ---- log probabilities ----------------------------------------------------------------------------------

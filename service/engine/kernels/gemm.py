@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 from service.engine.kernels import matrix_tiles
 from service.engine.kernels.emit import (
     I8,
+    I16,
     I32,
     I64,
     LANES,
@@ -46,6 +47,7 @@ def _features() -> dict[str, bool]:
 
 _FEATURES = _features()
 HAS_AVX512 = bool(_FEATURES.get("avx512f"))
+HAS_AVX2 = bool(_FEATURES.get("avx2"))
 HAS_BF16 = HAS_AVX512 and bool(_FEATURES.get("avx512bf16"))
 HAS_VNNI = HAS_AVX512 and bool(_FEATURES.get("avx512vnni"))
 HAS_TILES = (
@@ -57,7 +59,10 @@ HAS_TILES = (
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # kinds of weights
 VECTORS = 4 if HAS_AVX512 else 1  # vectors of columns in a tile
 TILE = VECTORS * LANES  # columns in a tile
-MAX_ROWS = 6 if HAS_AVX512 else 4  # rows in a tile: 6 * 4 sums + 4 weights + a broadcast fit 32 registers
+# Most rows in a tile, by kind. With 32 registers, 6 * 4 sums, 4 weights and a broadcast fit; with 16 that are
+# half as wide, 6 * 2, 2 and 1, and fewer rows where a step needs registers to take bytes apart.
+ROWS = (6, 6, 6) if HAS_AVX512 else (6, 4, 4)
+MAX_ROWS = max(ROWS)
 MOST_ROWS = matrix_tiles.ROWS if HAS_TILES else MAX_ROWS  # in one call, whichever it is
 STEP_BYTES = VECTORS * 64  # packed weights of one tile and one step of K
 
@@ -100,6 +105,23 @@ def _dot_int8(builder: Any, total: Any, activation: Any, weights: Any) -> Any:
     quads = ir.VectorType(I8, 4 * LANES)
     a, w = builder.bitcast(activation, quads), builder.bitcast(weights, quads)
     return call(builder, "llvm.x86.avx512.vpdpbusd.512", VI, total, a, w)
+
+
+def _dot_int8_pairs(builder: Any, total: Any, activation: Any, weights: Any) -> Any:
+    """With AVX2: even and odd bytes as 16-bit numbers, whose products are added in pairs, exactly."""
+    half, pairs = ir.VectorType(I32, LANES // 2), ir.VectorType(I16, LANES)
+    eight = ir.Constant(pairs, [8] * LANES)
+    parts = []
+    for first in (0, LANES // 2):
+        order = ir.Constant(half, list(range(first, first + LANES // 2)))
+        sums, a, w = (builder.shuffle_vector(x, x, order) for x in (total, activation, weights))
+        a, w = builder.bitcast(a, pairs), builder.bitcast(w, pairs)
+        even = builder.and_(a, ir.Constant(pairs, [255] * LANES)), builder.ashr(builder.shl(w, eight), eight)
+        odd = builder.lshr(a, eight), builder.ashr(w, eight)
+        for left, right in (even, odd):
+            sums = builder.add(sums, call(builder, "llvm.x86.avx2.pmadd.wd", half, left, right))
+        parts.append(sums)
+    return builder.shuffle_vector(*parts, ir.Constant(VI, list(range(LANES))))
 
 
 def _dot_int8_shifted(builder: Any, total: Any, activation: Any, weights: Any) -> Any:
@@ -147,10 +169,11 @@ def _emit_loop(builder: Any, rows: int, lines: int, dot: Dot, sums: Any, args: A
         store(builder, total, builder.add(scratch, I64(64 * i)), 64)
 
 
-def _tile_intrinsic(name: str, dot: Dot, sums: Any) -> Any:
+def _tile_intrinsic(name: str, kind: int, dot: Dot, sums: Any) -> Any:
     """An intrinsic with one loop per number of rows; its docstring is below."""
-    variants = [(rows, 4) for rows in range(1, MAX_ROWS + 1)]
-    variants += [(rows, lines) for rows in range(MAX_ROWS // 2, MAX_ROWS + 1) for lines in (1, 2)]
+    most = ROWS[kind]
+    variants = [(rows, 4) for rows in range(1, most + 1)]
+    variants += [(rows, lines) for rows in range(most // 2, most + 1) for lines in (1, 2)]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         end = builder.append_basic_block("end")
@@ -177,14 +200,16 @@ def _tile_intrinsic(name: str, dot: Dot, sums: Any) -> Any:
         steps: four-byte steps along K, at least 1.
         scratch: rows * TILE sums, 64-byte aligned.
         ahead: where to prefetch from while at it; need not be mapped.
-        rows: 1 .. MAX_ROWS.
-        lines: quarters of a tile to prefetch: 4, or 1 or 2 (MAX_ROWS // 2 rows and more only).
+        rows: 1 .. ROWS[kind].
+        lines: quarters of a tile to prefetch: 4, or 1 or 2 (ROWS[kind] // 2 rows and more only).
     """
     return intrinsic(multiply)
 
 
-multiply_float32 = _tile_intrinsic("multiply_float32", _dot_float32, VF)
+multiply_float32 = _tile_intrinsic("multiply_float32", FLOAT32, _dot_float32, VF)
 multiply_bfloat16 = _tile_intrinsic(
-    "multiply_bfloat16", _dot_bfloat16 if HAS_BF16 else _dot_bfloat16_shifted, VF
+    "multiply_bfloat16", BFLOAT16, _dot_bfloat16 if HAS_BF16 else _dot_bfloat16_shifted, VF
 )
-multiply_int8 = _tile_intrinsic("multiply_int8", _dot_int8 if HAS_VNNI else _dot_int8_shifted, VI)
+multiply_int8 = _tile_intrinsic(
+    "multiply_int8", INT8, _dot_int8 if HAS_VNNI else _dot_int8_pairs if HAS_AVX2 else _dot_int8_shifted, VI
+)

@@ -155,7 +155,7 @@ def _multiply_tiled(kind, source, row_bytes, weights, steps, count, blocks, sums
 
 @njit
 def _multiply_rows(kind, source, row_bytes, weights, steps, count, sums, ahead, lines):
-    """By vector registers, up to `gemm.MAX_ROWS` rows."""
+    """By vector registers, up to `gemm.ROWS[kind]` rows."""
     if kind == gemm.INT8:
         gemm.multiply_int8(source, row_bytes, weights, steps, sums, ahead, count, lines)
     elif kind == gemm.BFLOAT16:
@@ -171,7 +171,7 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
     weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
     sums = vec.stack_bytes(_SCRATCH)
     is_tiled = _is_tiled(kind, steps)
-    most = _GROUP if is_tiled else gemm.MAX_ROWS
+    most = _GROUP if is_tiled else gemm.ROWS[kind]
     passes = (count + most - 1) // most
     lines = 4 if passes == 1 else 2 if passes < 4 else 1
     first = 0

@@ -51,11 +51,11 @@ def instructions(precision: Precision) -> str:
     """What multiplies on this processor."""
     if gemm.HAS_TILES and precision != "float32":
         return f"AMX {'INT8' if precision == 'int8' else 'BF16'}"
-    if precision == "int8":
-        return "AVX-512 VNNI" if gemm.HAS_VNNI else "generic int8"
-    if precision == "bfloat16":
-        return "AVX-512 BF16" if gemm.HAS_BF16 else "generic bfloat16"
-    return "AVX-512" if gemm.HAS_AVX512 else "generic float32"
+    if precision == "int8" and gemm.HAS_VNNI:
+        return "AVX-512 VNNI"
+    if precision == "bfloat16" and gemm.HAS_BF16:
+        return "AVX-512 BF16"
+    return "AVX-512" if gemm.HAS_AVX512 else "AVX2" if gemm.HAS_AVX2 else f"generic {precision}"
 
 
 def check_linear(
