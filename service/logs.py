@@ -1,14 +1,20 @@
 """Log lines: structlog on standard error, as text or JSON, one line per request.
 
 No prompt, no answer and no API key is ever given to a logger. What libraries log through `logging` (uvicorn's
-warnings, say) goes the same way. This module holds no state but structlog's own configuration.
+warnings, say) goes the same way. Traces show lines of code and never the values of variables, which may be a
+prompt or a key.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import select
 import sys
+import threading
+from collections import deque
 from contextlib import suppress
+from io import UnsupportedOperation
 from typing import Literal
 
 import structlog
@@ -20,15 +26,62 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
-class _StandardError:
-    """Takes rendered lines. A standard error that is closed or full loses them, but ends no request."""
+class StandardError:
+    """Standard error that never blocks: whoever reads it slowly, or not at all, holds up no request.
+
+    Lines that it does not take at once wait, in order, for the next line; when too many bytes wait, the
+    newest lines are lost, and how many is said as soon as somebody reads again. Used by any thread.
+
+    Args:
+        most_waiting_bytes: kept for a reader that lags.
+    """
+
+    def __init__(self, most_waiting_bytes: int = 1 << 20) -> None:
+        self._most_waiting_bytes = most_waiting_bytes
+        self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()
+        self._num_waiting_bytes = 0
+        self._num_lost = 0
 
     def msg(self, line: str) -> None:
-        """Write one line."""
-        with suppress(OSError, ValueError):
-            sys.stderr.write(line + "\n")
+        """Write one line; a standard error that is closed loses it."""
+        with suppress(OSError, ValueError), self._lock:
+            try:
+                descriptor = sys.stderr.fileno()
+            except UnsupportedOperation:  # a stand-in without a file behind it
+                sys.stderr.write(line + "\n")
+                return
+            self._keep(f"{line}\n".encode(errors="backslashreplace"))
+            self._write_waiting(descriptor)
 
     debug = info = warning = error = critical = msg
+
+    def write(self, text: str) -> None:
+        """For `logging`, which ends each record with a newline of its own."""
+        if text.strip():
+            self.msg(text.rstrip("\n"))
+
+    def flush(self) -> None:
+        """For `logging`; nothing is held back here that could be written."""
+
+    def _keep(self, line: bytes) -> None:
+        if self._num_waiting_bytes + len(line) > self._most_waiting_bytes:
+            self._num_lost += 1
+            return
+        self._waiting.append(line)
+        self._num_waiting_bytes += len(line)
+
+    def _write_waiting(self, descriptor: int) -> None:
+        """Write while that does not block: a ready pipe takes so many bytes at once."""
+        while self._waiting and select.select([], [descriptor], [], 0)[1]:
+            line = self._waiting.popleft()
+            written = os.write(descriptor, line[: select.PIPE_BUF])
+            self._num_waiting_bytes -= written
+            if written < len(line):
+                self._waiting.appendleft(line[written:])
+            elif not self._waiting and self._num_lost:
+                lost, self._num_lost = self._num_lost, 0
+                self._keep(b"%d log lines were lost: standard error was not read\n" % lost)
 
 
 def configure_logs(form: Literal["text", "json"] = "text", level: str = "info") -> None:
@@ -41,9 +94,17 @@ def configure_logs(form: Literal["text", "json"] = "text", level: str = "info") 
     rendering: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr is not None and sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,  # the default one may show variables
+            )
+        ]
     )
-    handler = logging.StreamHandler(sys.stderr)  # for libraries; our own lines cost half without `logging`
+    standard_error = StandardError()
+    handler = logging.StreamHandler(
+        standard_error
+    )  # for libraries; our own lines cost half without `logging`
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
@@ -55,7 +116,7 @@ def configure_logs(form: Literal["text", "json"] = "text", level: str = "info") 
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
     structlog.configure(
         processors=[*_SHARED, *rendering],
-        logger_factory=_StandardError,
+        logger_factory=lambda *_: standard_error,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         cache_logger_on_first_use=False,
     )

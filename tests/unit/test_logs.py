@@ -3,13 +3,16 @@
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import pytest
 import structlog
 
-from service.logs import configure_logs, get_logger
+from service.logs import StandardError, configure_logs, get_logger
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +75,85 @@ def test_a_closed_standard_error_loses_the_line_only(monkeypatch: pytest.MonkeyP
     get_logger().info("lost")
     with pytest.raises(ValueError, match="closed"):
         closed.write("it is closed")
+
+
+def fail_with(secret: str) -> None:
+    headers = {"authorization": secret}
+    raise ValueError(f"{len(headers)} thing went wrong")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_trace_shows_no_values_of_variables(
+    form: Literal["text", "json"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs(form)
+    try:
+        fail_with("s3cr" + "et-key")
+    except ValueError as error:
+        get_logger().error("failed", exc_info=error)
+        logging.getLogger("some.library").exception("failed, too")
+    text = capsys.readouterr().err
+    assert text.count("1 thing went wrong") == 2 and "fail_with" in text
+    assert "s3cret-key" not in text
+
+
+# ---- a standard error that nobody reads -----------------------------------------------------------------
+
+
+@contextmanager
+def unread_pipe() -> Iterator[int]:
+    """Standard error is a pipe whose reading end this is."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        yield reading
+    os.close(reading)
+
+
+def read_all(reading: int) -> list[str]:
+    os.set_blocking(reading, False)
+    pieces = []
+    try:
+        while piece := os.read(reading, 1 << 16):
+            pieces.append(piece)
+    except BlockingIOError:
+        pass  # empty for now
+    return b"".join(pieces).decode().splitlines()
+
+
+def test_lines_that_nobody_reads_block_nobody_and_come_later_in_order() -> None:
+    written = [f"{i:06d} " + "x" * 300 for i in range(1000)]
+    with unread_pipe() as pipe:
+        out = StandardError()
+        for line in written:
+            out.msg(line)
+        found = read_all(pipe)
+        num_at_once = len(found)
+        for _ in range(10):
+            out.msg("later")
+            found += read_all(pipe)
+    assert 0 < num_at_once < 1000
+    assert [line for line in found if line != "later"] == written
+
+
+def test_how_many_lines_were_lost_is_said_when_somebody_reads_again() -> None:
+    with unread_pipe() as pipe:
+        out = StandardError(most_waiting_bytes=1000)
+        for _ in range(1000):
+            out.msg("x" * 299)
+        found = read_all(pipe)
+        out.msg("again")
+        found += read_all(pipe)
+    [said] = [line for line in found if "lost" in line]
+    lost = 1001 - (len(found) - 1)
+    assert lost > 500
+    assert said == f"{lost} log lines were lost: standard error was not read"
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_stays_whole() -> None:
+    with unread_pipe() as pipe:
+        out = StandardError()
+        out.msg("y" * 50_000)
+        out.msg("after")
+        found = read_all(pipe)
+    assert found == ["y" * 50_000, "after"]
