@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from email.message import Message as Headers
 from functools import lru_cache
 from typing import Any
 
@@ -44,13 +43,11 @@ def body_refusal(headers: Mapping[bytes, bytes], limit: int) -> None:
 
 @lru_cache(maxsize=64)
 def _is_json(content_type: str) -> bool:
-    parsed = Headers()
-    parsed["content-type"] = content_type or "none/none"
-    subtype = parsed.get_content_subtype()
-    is_json = parsed.get_content_maintype() == "application" and (
-        subtype == "json" or subtype.endswith("+json")
-    )
-    return is_json and str(parsed.get_param("charset", "utf-8")).lower() in ("utf-8", "utf8", "us-ascii")
+    kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    pairs = (parameter.partition("=") for parameter in parameters)
+    charsets = {value.strip('"') for name, _, value in pairs if name == "charset"}
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    return is_json and charsets <= {"utf-8", "utf8", "us-ascii"}
 
 
 def _too_large(limit: int) -> HttpProblem:

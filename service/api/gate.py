@@ -90,6 +90,9 @@ class Gate:
         except ClientGone:
             exchange.outcome = "abort"
             await _cut(scope)
+        except asyncio.CancelledError:
+            exchange.outcome = exchange.outcome or "abort"  # the server ends while this is under way
+            raise
         except Exception as error:
             problem = problem_for(error)
             exchange.failed(problem, error)

@@ -22,6 +22,7 @@ from service.api.security import request_id_from
 
 HEADER_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 30.0
+WATCH_PAUSED_S = 0.1
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
@@ -35,8 +36,11 @@ class WireProtocol(HttpToolsProtocol):
 
     header_timeout_s = HEADER_TIMEOUT_S
     _header_bytes = 0  # of the request whose headers are being read; 0 between requests
+    _bare_bytes = 0  # received since the headers or the last piece of a body: chunk sizes, trailers
     _header_timer: asyncio.TimerHandle | None = None
+    _has_headers = False  # of the request that is being received
     _is_refused = False
+    _running: RequestResponseCycle | None = None  # the request that is being answered; `cycle` is the newest
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start waiting for headers."""
@@ -44,21 +48,27 @@ class WireProtocol(HttpToolsProtocol):
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection; every request that it brought is told, not just the newest."""
         self._stop_waiting()
         super().connection_lost(exc)
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, unless this connection was refused; count header bytes as they come."""
+        """Feed the parser, unless this connection was refused; count what is no body as it comes."""
         if self._is_refused:
             return
         if self._header_timer is not None:
             self._header_bytes += len(data)
+        else:
+            self._bare_bytes += len(data)
         self._unset_keepalive_if_required()
         self._feed(data)
         if self._header_timer is None and self.timeout_keep_alive_task is None and not self._is_busy():
             self._await_headers()  # bytes that begin no request, such as empty lines, hold no connection open
-        if self._header_timer is not None and self._header_bytes > MAX_HEADER_BYTES:
+        if max(self._header_bytes, self._bare_bytes) > MAX_HEADER_BYTES:
             self._refuse("headers_too_large", f"the headers are larger than {MAX_HEADER_BYTES} bytes")
 
     def _feed(self, data: bytes) -> None:
@@ -93,17 +103,32 @@ class WireProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start a request; give it the means to drop its connection."""
         super().on_message_begin()
+        self._has_headers = False
         self.scope["textgen.abort"] = self._drop  # type: ignore[typeddict-unknown-key]
         self.scope["textgen.is_gone"] = self._is_gone  # type: ignore[typeddict-unknown-key]
         if self._header_timer is None:
             self._await_headers()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; trailers come here too, and are dropped: they must not pass for headers."""
+        if not self._has_headers:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._bare_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         """The headers are all there; their size is judged by the application, which knows the route."""
         if self.parser.should_upgrade():
             return  # read again in a moment, see `_without_upgrade`
+        self._has_headers = True
         self._stop_waiting()
+        self._header_bytes = self._bare_bytes = 0
         super().on_headers_complete()
+        if self.pipeline:
+            self._watch_paused()
         if self.scope["http_version"] == "1.0":
             _send_unchunked(self.cycle)
 
@@ -115,6 +140,20 @@ class WireProtocol(HttpToolsProtocol):
         """Close an idle connection; one that does not even take its last reply is dropped later."""
         super().timeout_keep_alive_handler()
         self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Begin to answer a request."""
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _watch_paused(self) -> None:
+        """While a request waits behind another nothing is read, not even the end of the connection: look."""
+        if not self.pipeline or self.transport.is_closing():
+            return
+        if self._is_gone():
+            self.transport.abort()
+        else:
+            self.loop.call_later(WATCH_PAUSED_S, self._watch_paused)
 
     def _is_busy(self) -> bool:
         """Whether a request is being received or answered."""

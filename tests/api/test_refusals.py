@@ -156,10 +156,34 @@ def test_a_number_beyond_all_floats_is_refused_by_field(live: Live) -> None:
     assert error["param"] == "temperature"
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "", "application/x-www-form-urlencoded", "json"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "",
+        "application/x-www-form-urlencoded",
+        "json",
+        "application/json; charset=latin-1",
+        "application/json, text/plain",
+    ],
+)
 def test_a_body_that_does_not_say_json_is_refused(live: Live, content_type: str) -> None:
     response = send(live, "/generate", b"{}", headers={"content-type": content_type})
     check(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        'Application/JSON;charset="UTF-8"',
+        "application/vnd.api+json",
+        "application/json; charset*=a; charset*0=b",
+        f"application/json; charset*{'9' * 5000}=x; ;=;",
+    ],
+)
+def test_json_is_json_whatever_else_the_content_type_says(live: Live, content_type: str) -> None:
+    body = b'{"prompt": "a", "max_new_tokens": 1}'
+    assert send(live, "/generate", body, headers={"content-type": content_type}).status_code == 200
 
 
 def test_a_body_that_announces_too_much_is_refused_unread(live: Live) -> None:

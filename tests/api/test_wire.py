@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from live_service import WAIT_S, Live, events, expect, read_all
+
+from model_store.tokenizer import Tokenizer
+from service.engine.async_engine import AsyncEngine
+from service.engine.engine import Engine
+from service.engine.loader import EngineConfig, build_engine
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 BODY = json.dumps({"prompt": "a", "max_new_tokens": 2, "stream": True}).encode()
@@ -138,3 +145,89 @@ def test_an_offer_to_upgrade_is_declined_without_losing_the_body(live: Live, off
 
 def test_a_tunnel_is_refused(live: Live) -> None:
     assert live.raw(b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+# ---- trailers -------------------------------------------------------------------------------------------
+
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def chunked(body: bytes, trailers: bytes) -> bytes:
+    """A whole request in one chunk, with fields after its body."""
+    return CHUNKED + b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailers)
+
+
+@pytest.mark.parametrize("piece", [b"X: " + b"a" * 1000 + b"\r\n", b"a" * 4000])
+def test_trailers_without_end_are_refused(live: Live, piece: bytes) -> None:
+    with live.connect() as sock:
+        sock.sendall(CHUNKED + b"2\r\n{}\r\n0\r\nX: ")
+        reply = next(drip(sock, piece))
+    assert reply.startswith(b"HTTP/1.1 431 ") and b'"headers_too_large"' in reply
+
+
+def test_trailers_do_not_pass_for_headers(live: Live) -> None:
+    trailers = b"X-Request-ID: smuggled\r\nContent-Type: text/xml\r\nConnection: keep-alive\r\n"
+    with live.connect() as sock:
+        sock.sendall(chunked(b'{"prompt": "a", "max_new_tokens": 2}', trailers) + request(b"1.0"))
+        replies = read_all(sock)
+    assert replies.count(b"HTTP/1.1 200 ") == 2
+    assert b"smuggled" not in replies
+
+
+def test_a_key_in_a_trailer_opens_nothing(serve: Callable[..., Live]) -> None:
+    live = serve(api_keys="abc")
+    sent = chunked(b'{"prompt": "a", "max_new_tokens": 2}', b"Authorization: Bearer abc\r\n")
+    assert live.raw(sent.replace(b"Host: x", b"Host: x\r\nConnection: close")).startswith(b"HTTP/1.1 401 ")
+
+
+# ---- clients that leave behind more than one request ----------------------------------------------------
+
+
+class Stuck:
+    """An engine whose steps wait until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.gate = threading.Event()
+
+    def make(self) -> Engine:
+        engine = build_engine(EngineConfig(self._folder, num_threads=1), Tokenizer.load(self._folder))
+        execute = engine.runner.execute
+
+        def wait(batch: Any) -> Any:
+            assert self.gate.wait(WAIT_S)
+            return execute(batch)
+
+        engine.runner = type("Runner", (), {"execute": staticmethod(wait)})()
+        return engine
+
+
+@pytest.fixture
+def stuck(serve: Callable[..., Live], tiny_model: Path) -> Iterator[Live]:
+    engine = Stuck(tiny_model)
+    yield serve(AsyncEngine(engine.make, hung_after_s=WAIT_S))
+    engine.gate.set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("is_together", [False, True])
+def test_a_client_that_leaves_with_a_request_in_the_pipeline_is_noticed(
+    stuck: Live, stream: bool, is_together: bool
+) -> None:
+    aborts = stuck.metric("textgen_requests_finished_total", outcome="abort")
+    behind = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = json.dumps({"prompt": "a", "max_new_tokens": 9, "stream": stream}).encode()
+    with stuck.connect() as sock:
+        sock.sendall(request(body=body) + (behind if is_together else b""))
+        expect(lambda: stuck.num_sequences() == 1, "a sequence")
+        if not is_together:
+            sock.sendall(behind)
+            expect(_is_paused(stuck), "the second request")
+    expect(lambda: stuck.metric("textgen_requests_finished_total", outcome="abort") == aborts + 1, "the end")
+    assert stuck.num_sequences() == 0
+
+
+def _is_paused(live: Live) -> Callable[[], bool]:
+    """Whether a connection has a request behind another."""
+    connections = live.server.server_state.connections
+    return lambda: any(connection.pipeline for connection in list(connections))  # type: ignore[union-attr]
