@@ -94,12 +94,11 @@ class Exchange:
             return await self._outcome_of(worker, watcher)
         finally:
             self._worker = None
-            await end_task(worker)
-            await end_task(watcher)
+            await end_tasks(worker, watcher)
 
     async def _outcome_of(self, worker: asyncio.Task[T], watcher: asyncio.Task[None]) -> T:
         is_done = worker.done()
-        await end_task(worker)
+        await end_tasks(worker)
         if self._failure is not None and (not is_done or worker.cancelled()):
             raise self._failure
         if is_done:
@@ -112,13 +111,18 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def end_task(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it has cleaned up; how it ended is read elsewhere."""
-    if not task.done():
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until they have cleaned up; how they ended is read elsewhere. All are cancelled
+    at once: who waits here may be cancelled, too, and must leave none behind.
+    """
+    running = [task for task in tasks if not task.done()]
+    for task in running:
         task.cancel()
-        await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()  # marks it as seen
+    if running:
+        await asyncio.wait(running)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # marks it as seen
 
 
 def exchange_of(request: Request) -> Exchange:

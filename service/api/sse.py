@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.exchange import ClientGone, Exchange, end_task
+from service.api.exchange import ClientGone, Exchange, end_tasks
 from service.api.problems import Problem, problem_for
-from service.tasks.events import Event
+from service.tasks.events import Done, Event
 from service.tasks.job import Prepared
 
 KEEP_ALIVE_S = 15.0
@@ -76,39 +76,45 @@ class EventStream(Response):
         self._ready: list[bytes] = []  # frames to be written
         self._news = asyncio.Event()
         self._is_started = False
+        self._is_whole = False  # the last frame is made; what is left is to write
         self._last_frame_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; see the class."""
         try:
-            await self._exchange.run(self._stream(send), receive)
+            async with self._prepared as prepared:
+                await self._exchange.run(self._stream(send, prepared), receive)
         except ClientGone:
             raise
         except Exception as error:
             if not self._is_started:
                 raise
-            problem = problem_for(error)
-            self._exchange.failed(problem, error)
-            self._ready += self._frames.of_problem(problem)
-            await self._flush(send)
+            self._tell(error)
         await self._write(send, is_last=True)
 
-    async def _stream(self, send: Send) -> None:
-        async with self._prepared as prepared:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            self._is_started = True
-            self._last_frame_at = asyncio.get_running_loop().time()
-            helpers = [asyncio.create_task(work(send)) for work in (self._keep_writing, self._keep_alive)]
-            try:
-                await self._gather_events(send, prepared)
-            finally:
-                for task in helpers:
-                    await end_task(task)
+    def _tell(self, error: Exception) -> None:
+        """Make the error the last frame, unless there is one: a deadline may strike while that is written."""
+        if self._is_whole:
+            return
+        problem = problem_for(error)
+        self._exchange.failed(problem, error)
+        self._ready += self._frames.of_problem(problem)
+
+    async def _stream(self, send: Send, prepared: Prepared) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._is_started = True
+        self._last_frame_at = asyncio.get_running_loop().time()
+        helpers = [asyncio.create_task(work(send)) for work in (self._keep_writing, self._keep_alive)]
+        try:
+            await self._gather_events(send, prepared)
+        finally:
+            await end_tasks(*helpers)
 
     async def _gather_events(self, send: Send, prepared: Prepared) -> None:
         """Make frames of events as they come; when none is left to come at once, the writer has its turn."""
         async for event in prepared.events():
             self._ready += self._frames.of(event)
+            self._is_whole = isinstance(event, Done)
             self._news.set()
             if len(self._ready) > _MOST_READY:
                 await self._flush(send)

@@ -1,12 +1,22 @@
-"""Frames to the byte."""
+"""Frames to the byte, and streams that are ended from outside."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from typing import Any
 
 import pytest
+from starlette.types import Message
 
-from service.api.sse import frame
+from service.api.exchange import ClientGone, Exchange
+from service.api.problems import Problem
+from service.api.sse import EventStream, frame
+from service.errors import DeadlineExceeded
+from service.tasks.calls import GenerateResult, Timings, Usage
+from service.tasks.events import Done, Event, Token
 
 
 def test_a_frame_is_one_data_line_and_an_empty_one() -> None:
@@ -22,3 +32,113 @@ def test_no_text_breaks_out_of_its_frame(text: str) -> None:
     data = frame({"text": text}).decode()
     assert data.count("\n") == 2 and "\r" not in data
     assert json.loads(data.removeprefix("data: ")) == {"text": text}
+
+
+# ---- ends -----------------------------------------------------------------------------------------------
+
+DONE = Done(GenerateResult(1, (), Usage(1, 1, 0, 0), Timings(0, 0, 0, 0)))
+
+
+class Work:
+    """A prepared task with two events, the last of which may never come; notes whether it was left."""
+
+    def __init__(self, is_endless: bool = False) -> None:
+        self.is_endless, self.is_left = is_endless, False
+
+    async def __aenter__(self) -> Work:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.is_left = True
+
+    async def events(self) -> AsyncIterator[Event]:
+        yield Token(0, "a")
+        await (asyncio.Event().wait() if self.is_endless else asyncio.sleep(0))
+        yield DONE
+
+
+class Names:
+    """Frames that say what they are."""
+
+    def of(self, event: Event) -> Iterable[bytes]:
+        return [b"done|" if event is DONE else b"token|"]
+
+    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+        return [f"error {problem.code}|".encode()]
+
+
+class Socket:
+    """Takes messages; holds back those with a certain frame until it is let go."""
+
+    def __init__(self, held: bytes = b"-") -> None:
+        self.held, self.body = held, b""
+        self.holds, self.may_go = asyncio.Event(), asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        body = message.get("body", b"")
+        if self.held in body:
+            self.holds.set()
+            await self.may_go.wait()
+        self.body += body
+
+
+def stream_of(work: Work) -> tuple[EventStream, Exchange]:
+    exchange = Exchange("r", "/generate", "native")
+    prepared: Any = work
+    return EventStream(prepared, Names(), exchange, send_timeout_s=30), exchange
+
+
+def gone_after(ticks: int | None) -> Any:
+    """A `receive` that tells of the client's leaving after so many turns of the event loop, or never."""
+
+    async def receive() -> Message:
+        if ticks is None:
+            await asyncio.Event().wait()
+        for _ in range(ticks or 0):
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("ticks", range(12))
+async def test_no_task_is_left_whenever_the_client_leaves(ticks: int) -> None:
+    work = Work()
+    before = asyncio.all_tasks()
+    with suppress(ClientGone):
+        await stream_of(work)[0]({}, gone_after(ticks), Socket().send)
+    await asyncio.sleep(0)
+    assert (asyncio.all_tasks() - before, work.is_left) == (set(), True)
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_while_the_last_frame_is_written_adds_no_other_one() -> None:
+    (stream, exchange), socket = stream_of(Work()), Socket(held=b"done")
+    sending = asyncio.create_task(stream({}, gone_after(None), socket.send))
+    await socket.holds.wait()
+    exchange.fail(DeadlineExceeded())
+    socket.may_go.set()
+    await sending
+    assert (socket.body, exchange.outcome) == (b"token|done|", "")
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_before_the_last_frame_makes_it() -> None:
+    (stream, exchange), socket = stream_of(Work(is_endless=True)), Socket(held=b"token")
+    sending = asyncio.create_task(stream({}, gone_after(None), socket.send))
+    await socket.holds.wait()
+    exchange.fail(DeadlineExceeded())
+    socket.may_go.set()
+    await sending
+    assert (socket.body, exchange.outcome) == (b"token|error deadline_exceeded|", "deadline_exceeded")
+
+
+@pytest.mark.asyncio
+async def test_a_job_whose_request_ends_before_its_stream_begins_is_left() -> None:
+    work = Work()
+    stream, exchange = stream_of(work)
+    exchange.fail(DeadlineExceeded())
+    with pytest.raises(DeadlineExceeded):
+        await stream({}, gone_after(None), Socket().send)
+    assert work.is_left
