@@ -20,6 +20,7 @@ from service.tasks.fitting import Fitted, fit_fields
 from service.tasks.job import Job
 from service.tasks.sampling import Decoding, given_names
 from service.tasks.search import total_logprob
+from service.tasks.steps import Steps
 
 _NEUTRAL = {
     "temperature": (0, 1),
@@ -52,7 +53,7 @@ def build_requests(
     fields: Mapping[str, str],
     limits: ModelLimits,
     overflow: Overflow,
-) -> tuple[list[SequenceRequest], int]:
+) -> Steps[tuple[list[SequenceRequest], int]]:
     """Make a scored sequence for each label; they share the prompt.
 
     Returns:
@@ -62,7 +63,7 @@ def build_requests(
         PromptTooLong: prompt and longest label do not fit.
     """
     labels = [task.encode_answer(tokenizer, label) for label in task.labels]
-    fitted = _fit(task, tokenizer, fields, limits.n_positions - max(map(len, labels)), overflow)
+    fitted = yield from _fit(task, tokenizer, fields, limits.n_positions - max(map(len, labels)), overflow)
     params = SamplingParams(max_new_tokens=0, temperature=0.0, score_from=len(fitted.prompt_ids))
     requests = [
         SequenceRequest((*fitted.prompt_ids, *ids), params, ordinal) for ordinal, ids in enumerate(labels)
@@ -72,9 +73,9 @@ def build_requests(
 
 def _fit(
     task: Task, tokenizer: Tokenizer, fields: Mapping[str, str], room: int, overflow: Overflow
-) -> Fitted:
+) -> Steps[Fitted]:
     nothing_new = Decoding(SamplingParams(), max_new_tokens=0, is_explicit=True)
-    return fit_fields(task, tokenizer, fields, nothing_new, room, overflow)
+    return (yield from fit_fields(task, tokenizer, fields, nothing_new, room, overflow))
 
 
 async def choice_events(job: Job, task: Task, seed: int) -> AsyncIterator[Event]:

@@ -1,6 +1,7 @@
 """Makes a prompt and its new tokens fit the model's window, or says the largest number that does.
 
-One sequence per prompt here; documents that become many windows are `chunking`'s. Read `generate` next.
+One sequence per prompt here; documents that become many windows are `chunking`'s. A text far too
+long is refused by its beginning. Read `generate` next.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from model_store.task import Task
 from model_store.tokenizer import Tokenizer, check_text
 from service.errors import InvalidRequest, PromptTooLong
 from service.tasks.calls import Overflow
+from service.tasks.rendering import drop_tokens, encode, has_more_tokens, render
 from service.tasks.sampling import Decoding
+from service.tasks.steps import Steps
 
 _LONGEST_NAME = 64  # of a field that an error names though nobody knows it
 
@@ -102,6 +105,27 @@ def fit_ids(
     return Fitted(tuple(ids[dropped:]), min(decoding.max_new_tokens, room), dropped)
 
 
+def fit_text(
+    tokenizer: Tokenizer, text: str, decoding: Decoding, n_positions: int, overflow: Overflow, param: str
+) -> Steps[Fitted]:
+    """Fit a prompt that is a user's text; an empty one is the end of text.
+
+    Raises:
+        PromptTooLong: it does not fit and nothing may be dropped.
+    """
+    if overflow == "error":
+        yield from check_can_fit(tokenizer, text, n_positions, param)
+    ids = (yield from encode(tokenizer, text)) or [tokenizer.eos_id]
+    return fit_ids(ids, decoding, n_positions, overflow, param)
+
+
+def check_can_fit(tokenizer: Tokenizer, text: str, n_positions: int, param: str) -> Steps[None]:
+    """Raise `PromptTooLong` for a text far beyond the window, having tokenised but its beginning."""
+    if (yield from has_more_tokens(tokenizer, text, n_positions)):
+        legal = f"at most {n_positions - 1} leave room for an answer"
+        raise PromptTooLong(f"{param} makes a prompt of more than {n_positions} tokens; {legal}", param)
+
+
 def fit_fields(
     task: Task,
     tokenizer: Tokenizer,
@@ -109,7 +133,7 @@ def fit_fields(
     decoding: Decoding,
     n_positions: int,
     overflow: Overflow,
-) -> Fitted:
+) -> Steps[Fitted]:
     """Fit a task's prompt; the document field loses its start, the template nothing.
 
     Returns:
@@ -119,26 +143,24 @@ def fit_fields(
         PromptTooLong: it does not fit, and nothing may be dropped or the document is not what is too long.
     """
     param = task.document or task.fields[-1]
-    ids = task.encode(tokenizer, fields) or [tokenizer.eos_id]
+    for name in _fixed_fields(task, overflow):
+        yield from check_can_fit(tokenizer, fields[name], n_positions, param)
+    ids = (yield from render(task, tokenizer, fields)) or [tokenizer.eos_id]
     total = len(ids)
     excess = num_dropped(total, decoding, n_positions, overflow if task.document else "error", param)
     kept = dict(fields)
     while excess and task.document:
-        shorter = drop_tokens(tokenizer, kept[task.document], excess)
+        shorter = yield from drop_tokens(tokenizer, kept[task.document], excess)
         if len(shorter) == len(kept[task.document]):
             num_dropped(len(ids), decoding, n_positions, "error", param)
         kept[task.document] = shorter
-        ids = task.encode(tokenizer, kept) or [tokenizer.eos_id]
+        ids = (yield from render(task, tokenizer, kept)) or [tokenizer.eos_id]
         excess = num_dropped(len(ids), decoding, n_positions, overflow, param)
     room = n_positions - len(ids)
     return Fitted(tuple(ids), min(decoding.max_new_tokens, room), total - len(ids))
 
 
-def drop_tokens(tokenizer: Tokenizer, text: str, count: int) -> str:
-    """Cut at least one character and about `count` tokens from the start of a text; "" when it has no
-    more.
-    """
-    _, offsets = tokenizer.encode_with_offsets(text)
-    if count >= len(offsets):
-        return ""
-    return text[max(offsets[count][0], 1) :]
+def _fixed_fields(task: Task, overflow: Overflow) -> list[str]:
+    """Fields whose text stands in the prompt as it is."""
+    is_cut = overflow == "truncate_left"
+    return [name for name in task.fields if name != task.document or not (is_cut or task.evidence)]

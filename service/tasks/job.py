@@ -43,7 +43,7 @@ class Submitter(Protocol):
 
 
 class Job:
-    """The sequences of one task, some of them added later.
+    """The sequences of one task, some added later: `num_sequences` in all, `num_unfinished` in the engine.
 
     Args:
         stream: the engine's stream.
@@ -54,7 +54,7 @@ class Job:
     def __init__(self, stream: Stream, num_sequences: int, num_dropped: int = 0) -> None:
         self.stream = stream
         self.num_sequences = num_sequences
-        self._num_unfinished = num_sequences
+        self.num_unfinished = num_sequences
         self._num_dropped = num_dropped
         self._stats: list[SequenceStats] = []
         self._started_at = time.monotonic()
@@ -62,12 +62,12 @@ class Job:
     def extend(self, requests: Sequence[SequenceRequest]) -> range:
         """Add sequences; returns their indices. Never refused."""
         self.num_sequences += len(requests)
-        self._num_unfinished += len(requests)
+        self.num_unfinished += len(requests)
         return self.stream.extend(requests)
 
     def abort(self, index: int) -> None:
         """Drop one unfinished sequence: what it would still say is not wanted."""
-        self._num_unfinished -= 1
+        self.num_unfinished -= 1
         self.stream.abort(index)
 
     async def outputs(self) -> AsyncIterator[SequenceOutput]:
@@ -77,7 +77,7 @@ class Job:
             EngineFault: a sequence failed.
             DeadlineExceeded: the job's time is over.
         """
-        while self._num_unfinished:
+        while self.num_unfinished:
             output = await anext(self.stream)
             self._account(output)
             yield output
@@ -87,7 +87,7 @@ class Job:
             return
         if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             raise EngineFault
-        self._num_unfinished -= 1
+        self.num_unfinished -= 1
         if output.stats is not None:
             self._stats.append(output.stats)
 
@@ -171,8 +171,15 @@ def submit(
 def check_job_size(num_sequences: int, limits: ModelLimits, param: str) -> None:
     """Raise `InvalidRequest` when a job would start with too many sequences."""
     if num_sequences > limits.max_job_sequences:
-        legal = f"at most {limits.max_job_sequences} sequences in one request"
-        raise InvalidRequest(f"{param} makes {num_sequences} sequences; {legal}", param)
+        raise too_many_sequences(limits, param)
+
+
+def too_many_sequences(limits: ModelLimits, param: str) -> InvalidRequest:
+    """What to raise for a text that makes too many: it is not read to the end to tell how many."""
+    most = limits.max_job_sequences
+    return InvalidRequest(
+        f"{param} makes more than {most} sequences; at most {most} sequences in one request", param
+    )
 
 
 def _as_ms(seconds: float) -> float:

@@ -1,40 +1,148 @@
-"""One worker thread for texts that would hold up the event loop. Read `run` for who uses it."""
+"""One worker thread for texts that would hold up the event loop, and fair turns in front of it.
+
+The thread does a few milliseconds of one caller's steps, then of another's: a short text waits for a turn of
+each large one before it, not for its end. Work that nobody waits for any more, because its caller was
+cancelled or its deadline passed, gets no further turn. Read `run` for who uses it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
+
+from service.errors import DeadlineExceeded, QueueFull
+from service.tasks.calls import Origin
+from service.tasks.steps import Steps, finish
+from service.tasks.turns import Turns
 
 T = TypeVar("T")
 
 LARGE_TEXT_BYTES = 8 * 1024
+HUGE_TEXT_BYTES = 64 * 1024  # work on it keeps tens of megabytes between its turns
+TURN_S = 0.01
+MAX_JOBS = 64
+_TENANT_SHARE = 0.75  # of the places, for one key: the others still get in while it floods
+_MAX_RETRY_AFTER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished(Generic[T]):
+    """The end of some work."""
+
+    result: T
 
 
 class Offloader:
-    """Runs work on small texts at once, work on large texts in a thread of its own, one after the other."""
+    """Does work on small texts at once, work on large texts in a thread of its own, in turns.
 
-    def __init__(self) -> None:
+    Args:
+        max_jobs: how many may wait and work at a time; one key may have three quarters of them.
+        turn_s: seconds of steps in one turn, about; at least one step is done.
+    """
+
+    def __init__(self, max_jobs: int = MAX_JOBS, turn_s: float = TURN_S) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
+        self._turns = Turns()
+        self._max_jobs, self._turn_s = max_jobs, turn_s
+        self._num_jobs: Counter[str] = Counter()  # by tenant
+        self._huge: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by tenant
+        self._recent_s: deque[float] = deque(maxlen=16)  # in the thread, of jobs that ended
 
-    async def run(self, texts: Iterable[str], work: Callable[[], T]) -> T:
-        """Call `work` where it does no harm.
+    async def run(self, texts: Iterable[str], work: Steps[T], origin: Origin, is_admitted: bool = False) -> T:
+        """Do work where it does no harm.
 
         Args:
             texts: what the work grows with.
-            work: a function without side effects: it may go on after its caller was cancelled.
+            work: steps without side effects: they may end before the last.
+            origin: whose turn it takes, and until when the result is of use.
+            is_admitted: whether it belongs to a job under way, which is never refused.
 
         Returns:
             What `work` returned; what it raised is raised.
+
+        Raises:
+            QueueFull: too many wait.
+            DeadlineExceeded: the time is over; the work ends with its current step.
         """
-        if sum(map(_num_bytes, texts)) <= LARGE_TEXT_BYTES:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        size = sum(map(_num_bytes, texts))
+        if size <= LARGE_TEXT_BYTES:
+            return finish(work)
+        tenant = origin.job.tenant
+        with self._place(tenant, is_admitted):
+            try:
+                async with asyncio.timeout_at(origin.deadline):
+                    async with self._alone(tenant, size > HUGE_TEXT_BYTES and not is_admitted):
+                        return await self._in_turns(work, tenant)
+            except TimeoutError:
+                raise DeadlineExceeded from None
 
     def close(self) -> None:
-        """Let the thread end after the work it has."""
+        """Let the thread end after the turn it is at."""
         self._thread.shutdown(wait=False)
+
+    async def _in_turns(self, work: Steps[T], tenant: str) -> T:
+        loop, spent_s = asyncio.get_running_loop(), 0.0
+        try:
+            while True:
+                async with self._turns.turn(tenant):
+                    started_at = time.monotonic()
+                    finished = await loop.run_in_executor(self._thread, _advance, work, self._turn_s)
+                    spent_s += time.monotonic() - started_at
+                if finished is not None:
+                    return finished.result
+        finally:
+            self._recent_s.append(spent_s)
+
+    @contextmanager
+    def _place(self, tenant: str, is_admitted: bool) -> Iterator[None]:
+        """One of the places, refused where there is none."""
+        if not is_admitted:
+            self._refuse(tenant)
+        self._num_jobs[tenant] += 1
+        try:
+            yield
+        finally:
+            self._num_jobs -= Counter({tenant: 1})  # keeps no tenant without jobs
+
+    def _refuse(self, tenant: str) -> None:
+        if self._num_jobs.total() >= self._max_jobs:
+            raise QueueFull("too many large texts wait to be read", self._seconds_until_free())
+        if tenant and self._num_jobs[tenant] >= int(_TENANT_SHARE * self._max_jobs):
+            raise QueueFull("this key has too many large texts waiting", self._seconds_until_free())
+
+    def _seconds_until_free(self) -> float:
+        """What a job took of late, for every job there is: they take turns, so all end late."""
+        mean_s = sum(self._recent_s) / max(len(self._recent_s), 1)
+        return min(max(mean_s * self._num_jobs.total(), 1.0), _MAX_RETRY_AFTER_S)
+
+    @asynccontextmanager
+    async def _alone(self, tenant: str, is_huge: bool) -> AsyncIterator[None]:
+        """Let huge texts of one tenant wait for each other: all of them half done would fill the memory."""
+        if not is_huge:
+            yield
+            return
+        lock = self._huge.setdefault(tenant, asyncio.Lock())
+        async with lock:
+            yield
+
+
+def _advance(work: Steps[T], turn_s: float) -> _Finished[T] | None:
+    """Do steps until the turn is over; None when there are more."""
+    until = time.monotonic() + turn_s
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return _Finished(end.value)
+        if time.monotonic() >= until:
+            return None
 
 
 def _num_bytes(text: str) -> int:

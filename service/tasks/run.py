@@ -1,6 +1,6 @@
 """Runs tasks: the one door through which every dialect reaches the engine.
 
-`prepare_*` validates, renders and tokenises (a large text in a worker thread), checks lengths and submits;
+`prepare_*` validates, renders and tokenises (a large text in turns in a thread), checks lengths and submits;
 whatever can be refused is refused there. What it returns yields the task's events. How each kind works stands
 in `generate`, `summarize`, `qa` and `choice`.
 """
@@ -12,20 +12,30 @@ from collections.abc import Mapping
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.errors import InvalidRequest, NotFound
-from service.tasks import choice, generate, qa, summarize
+from service.tasks import answers, choice, generate, qa, reduction, summarize
 from service.tasks.calls import (
     GenerateCall,
     ModelLimits,
+    Overflow,
     QaCall,
     SamplingFields,
     SummarizeCall,
     TaskCall,
 )
-from service.tasks.fitting import Fitted, check_fields, check_not_blank, check_unicode, fit_fields, fit_ids
+from service.tasks.fitting import (
+    Fitted,
+    check_fields,
+    check_not_blank,
+    check_unicode,
+    fit_fields,
+    fit_ids,
+    fit_text,
+)
 from service.tasks.generate import Prompt
 from service.tasks.job import Prepared, Submitter, submit
 from service.tasks.offload import Offloader
 from service.tasks.sampling import NUM_ANSWERS_RANGE, Decoding, check_range, resolve
+from service.tasks.steps import Steps
 from service.tasks.vocabulary import Vocabulary
 
 _OPTIONS: dict[str, set[str]] = {
@@ -84,7 +94,7 @@ class TaskRunner:
         generate.check_options(call.n, call.echo, call.logprobs, decoding)
         self._check_prompts(call)
         texts = [prompt for prompt in call.prompts if isinstance(prompt, str)]
-        prompts = await self._offloader.run(texts, lambda: self._fit_prompts(call, decoding))
+        prompts = await self._offloader.run(texts, self._fit_prompts(call, decoding), call.origin)
         return self._submit_generate(call, prompts, decoding)
 
     def _check_prompts(self, call: GenerateCall) -> None:
@@ -101,16 +111,22 @@ class TaskRunner:
                     f"{param} must hold token ids from 0 to {self._tokenizer.vocab_size - 1}", param
                 )
 
-    def _fit_prompts(self, call: GenerateCall, decoding: Decoding) -> list[Prompt]:
+    def _fit_prompts(self, call: GenerateCall, decoding: Decoding) -> Steps[list[Prompt]]:
         prompts = []
         for place, prompt in enumerate(call.prompts):
+            fitted = yield from self._fit_prompt(prompt, _param(call, place), decoding, call.overflow)
             text = prompt if isinstance(prompt, str) else None
-            ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            ids = ids or [self._tokenizer.eos_id]
-            param = _param(call, place)
-            fitted = fit_ids(ids, decoding, self.limits.n_positions, call.overflow, param)
             prompts.append(self._prompt(fitted, text, call.echo))
         return prompts
+
+    def _fit_prompt(
+        self, prompt: str | tuple[int, ...], param: str, decoding: Decoding, overflow: Overflow
+    ) -> Steps[Fitted]:
+        n_positions = self.limits.n_positions
+        if isinstance(prompt, str):
+            return (yield from fit_text(self._tokenizer, prompt, decoding, n_positions, overflow, param))
+        ids = list(prompt) or [self._tokenizer.eos_id]
+        return fit_ids(ids, decoding, n_positions, overflow, param)
 
     def _prompt(self, fitted: Fitted, text: str | None, has_echo: bool) -> Prompt:
         return Prompt(fitted, generate.echo_of(self._tokenizer, fitted, text) if has_echo else "")
@@ -142,16 +158,15 @@ class TaskRunner:
         summarize.check_sampling(call, task)
         decoding = self._resolve(call.sampling, task)
         summarizer = summarize.Summarizer(
-            task, self._tokenizer, decoding, self.limits.n_positions, call.origin.is_streamed
+            task, self._tokenizer, decoding, self.limits, call.origin.is_streamed
         )
-        plotted = await self._offloader.run(
-            [call.text], lambda: summarizer.plot(call.text, call.strategy, call.overflow)
-        )
+        work = summarizer.plot(call.text, call.strategy, call.overflow)
+        plotted = await self._offloader.run([call.text], work, call.origin)
         job = submit(self._engine, plotted.requests, call.origin, self.limits, "text", plotted.num_dropped)
         return Prepared(
             job,
             summarizer.seed,
-            lambda: summarize.summarize_events(job, summarizer, plotted, self._offloader),
+            lambda: reduction.summarize_events(job, summarizer, plotted, self._offloader, call.origin),
         )
 
     async def prepare_qa(self, call: QaCall) -> Prepared:
@@ -172,10 +187,11 @@ class TaskRunner:
         decoding = self._resolve(call.sampling, task)
         assert self._vocabulary is not None, "a model with a qa task has its vocabulary indexed"
         reader = qa.Reader(task, self._tokenizer, self._vocabulary, decoding, self.limits)
-        windows = await self._offloader.run([call.context, call.question], lambda: reader.read(call))
+        texts = [call.context, call.question]
+        windows = await self._offloader.run(texts, reader.read(call), call.origin)
         requests = qa.window_requests(reader, call, windows)
         job = submit(self._engine, requests, call.origin, self.limits, "context")
-        return Prepared(job, decoding.params.seed, qa.QaRun(job, reader, call, windows).events)
+        return Prepared(job, decoding.params.seed, answers.QaRun(job, reader, call, windows).events)
 
     async def prepare_task(self, call: TaskCall) -> Prepared:
         """Admit a call to any task of the served model.
@@ -198,24 +214,23 @@ class TaskRunner:
         as_generate = _as_generate(call)
         decoding = self._resolve(call.sampling, task, allow_zero=as_generate.echo)
         generate.check_options(as_generate.n, as_generate.echo, as_generate.logprobs, decoding)
-        prompt = await self._offloader.run(
-            call.fields.values(), lambda: self._render(task, call, decoding, as_generate.echo)
-        )
+        work = self._render(task, call, decoding, as_generate.echo)
+        prompt = await self._offloader.run(call.fields.values(), work, call.origin)
         return self._submit_generate(as_generate, [prompt], decoding)
 
-    def _render(self, task: Task, call: TaskCall, decoding: Decoding, has_echo: bool) -> Prompt:
+    def _render(self, task: Task, call: TaskCall, decoding: Decoding, has_echo: bool) -> Steps[Prompt]:
         n_positions = self.limits.n_positions
-        fitted = fit_fields(task, self._tokenizer, call.fields, decoding, n_positions, call.overflow)
+        fitted = yield from fit_fields(
+            task, self._tokenizer, call.fields, decoding, n_positions, call.overflow
+        )
         text = "".join(part for part, _ in task.segments(call.fields))
         return self._prompt(fitted, text, has_echo)
 
     async def _choose(self, task: Task, call: TaskCall) -> Prepared:
         choice.check_neutral(call.sampling)
         seed = self._resolve(call.sampling, task).params.seed
-        requests, num_dropped = await self._offloader.run(
-            call.fields.values(),
-            lambda: choice.build_requests(task, self._tokenizer, call.fields, self.limits, call.overflow),
-        )
+        work = choice.build_requests(task, self._tokenizer, call.fields, self.limits, call.overflow)
+        requests, num_dropped = await self._offloader.run(call.fields.values(), work, call.origin)
         job = submit(self._engine, requests, call.origin, self.limits, "labels", num_dropped)
         return Prepared(job, seed, lambda: choice.choice_events(job, task, seed))
 

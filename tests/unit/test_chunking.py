@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 -- Chinese punctuation is a case
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,10 @@ from toy_engine import make_tokenizer
 from model_store.borders import clause_ends, sentence_ends, splits_character, word_ends
 from model_store.tokenizer import Tokenizer
 from service.errors import PromptTooLong
-from service.tasks.chunking import Document, Span, split, stripped, windows
+from service.tasks import documents
+from service.tasks.chunking import Excess, split, stripped, windows
+from service.tasks.documents import Document, Span, borders_of, read_document, token_starts
+from service.tasks.steps import Steps, finish
 
 TOKENIZER = make_tokenizer()
 SOME = settings(deadline=None, derandomize=True, max_examples=120)
@@ -37,17 +41,28 @@ TEXTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=60).map("".join)
 WILD = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 
 
-def _excess(text: str, capacity: int) -> object:
+def _excess(text: str, capacity: int) -> Excess:
     """The tokens of a chunk as a prompt would have them, beyond the capacity."""
-    return lambda start, end: len(TOKENIZER.encode(" " + text[start:end].strip())) - capacity
+
+    def excess(start: int, end: int) -> Steps[int]:
+        yield
+        return len(TOKENIZER.encode(" " + text[start:end].strip())) - capacity
+
+    return excess
 
 
-def _split(text: str, capacity: int) -> list[Span]:
-    return split(Document(text, TOKENIZER), capacity, _excess(text, capacity))
+def _document(text: str) -> Document:
+    document = finish(read_document(text, TOKENIZER))
+    assert document is not None
+    return document
 
 
-def _windows(text: str, capacity: int, overlap: int) -> list[Span]:
-    return windows(Document(text, TOKENIZER), capacity, overlap, _excess(text, capacity))
+def _split(text: str, capacity: int, most: int | None = None) -> list[Span]:
+    return finish(split(_document(text), capacity, _excess(text, capacity), most))
+
+
+def _windows(text: str, capacity: int, overlap: int, most: int | None = None) -> list[Span]:
+    return finish(windows(_document(text), capacity, overlap, _excess(text, capacity), most))
 
 
 @SOME
@@ -62,7 +77,7 @@ def test_chunks_tile_the_text(text: str, capacity: int) -> None:
 @given(TEXTS | WILD, st.integers(16, 80))
 def test_every_chunk_fits(text: str, capacity: int) -> None:
     excess = _excess(text, capacity)
-    assert all(excess(c.start, c.end) <= 0 for c in _split(text, capacity))
+    assert all(finish(excess(c.start, c.end)) <= 0 for c in _split(text, capacity))
 
 
 @SOME
@@ -99,7 +114,7 @@ def test_a_cut_separates_nothing_that_is_read_as_one(text: str) -> None:
 
 def test_chunks_are_of_similar_size() -> None:
     text = "Anna lives in Paris. " * 80
-    document = Document(text, TOKENIZER)
+    document = _document(text)
     sizes = [document.num_tokens(c.start, c.end) for c in _split(text, 100)]
     assert min(sizes) > 0.6 * max(sizes)
 
@@ -126,14 +141,14 @@ def test_windows_cover_the_text_in_order(text: str, capacity: int) -> None:
 @given(TEXTS | WILD, st.integers(24, 80))
 def test_every_window_fits(text: str, capacity: int) -> None:
     excess = _excess(text, capacity)
-    assert all(excess(w.start, w.end) <= 0 for w in _windows(text, capacity, capacity // 4))
+    assert all(finish(excess(w.start, w.end)) <= 0 for w in _windows(text, capacity, capacity // 4))
 
 
 @SOME
 @given(TEXTS, st.integers(32, 80), st.data())
 def test_a_short_span_lies_wholly_in_some_window(text: str, capacity: int, data: st.DataObject) -> None:
     overlap = capacity // 4
-    document = Document(text, TOKENIZER)
+    document = _document(text)
     start = data.draw(st.integers(0, len(text) - 1))
     end = document.reach(start, overlap - 2)
     if any(document.num_tokens(p, p + 1) > 4 for p in range(start, end)):
@@ -143,7 +158,7 @@ def test_a_short_span_lies_wholly_in_some_window(text: str, capacity: int, data:
 
 def test_tokenising_in_slices_counts_as_tokenising_at_once() -> None:
     text = "Anna lives in Paris. " * 2000
-    assert abs(Document(text, TOKENIZER).num_tokens(0, len(text)) - len(TOKENIZER.encode(text))) <= 10
+    assert abs(_document(text).num_tokens(0, len(text)) - len(TOKENIZER.encode(text))) <= 10
 
 
 @pytest.mark.parametrize(
@@ -196,3 +211,47 @@ def test_borders_of_a_million_marks_are_found_in_linear_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit)) + "x"  # with a square of steps this would not end in a day
     assert sentence_ends(text) == sorted(set(sentence_ends(text)))
     assert all(0 < end <= len(text) for end in clause_ends(text))
+
+
+@pytest.mark.parametrize("cut", [_split, lambda *given: _windows(given[0], given[1], 10, given[2])])
+def test_cutting_ends_with_the_first_chunk_that_is_too_many(cut: Callable[..., list[Span]]) -> None:
+    text = "Anna lives in Paris. " * 80
+    whole = cut(text, 60, None)
+    assert cut(text, 60, 3) == whole[:4] != whole
+    assert cut(text, 60, len(whole)) == whole
+
+
+def test_blank_chunks_do_not_count_for_too_many() -> None:
+    assert len(_split("Anna" + " \n" * 3000 + "Tom", 40, 2)) == 2
+
+
+@SOME
+@given(TEXTS | WILD, st.integers(1, 40))
+def test_a_document_is_read_to_its_end_only_if_it_has_no_more_tokens_than_are_of_use(
+    text: str, most: int
+) -> None:
+    starts = finish(token_starts(text, TOKENIZER, most))
+    num_words = sum(bool(text[a:b].strip()) for a, b in TOKENIZER.encode_with_offsets(text)[1])
+    assert (starts is None) == (num_words > most)
+
+
+def test_a_text_of_too_many_tokens_is_given_up_at_once() -> None:
+    work, steps = token_starts("Anna lives in Paris. " * 100_000, TOKENIZER, 3000), 1
+    with pytest.raises(StopIteration):
+        while True:
+            next(work)
+            steps += 1
+    assert steps < 5
+
+
+def test_white_space_of_any_length_is_not_too_many_tokens() -> None:
+    assert finish(read_document("Anna" + " \n" * 100_000 + "Tom", TOKENIZER, 10)) is not None
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(TEXTS | WILD, st.integers(1, 30))
+def test_borders_found_piece_by_piece_are_those_of_the_whole_text(text: str, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "_PIECE", size)
+        found = finish(borders_of(text))
+    assert found == (sentence_ends(text), clause_ends(text), word_ends(text))

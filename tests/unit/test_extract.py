@@ -1,7 +1,7 @@
 """Extractive summaries: whole sentences of the text, each once and in order, whatever the model would say."""
 
 import random
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 from toy_engine import babbling, make_tokenizer, reciting, result_of, running
@@ -11,9 +11,10 @@ from model_store.evidence import for_summary
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.errors import InvalidRequest
-from service.tasks.calls import ModelLimits, SamplingFields, SummarizeCall
+from service.tasks.calls import ModelLimits, SamplingFields, Strategy, SummarizeCall
 from service.tasks.extract import SentenceAutomaton
 from service.tasks.sampling import resolve
+from service.tasks.steps import finish
 from service.tasks.summarize import Summarizer
 
 TASK = Task(
@@ -114,28 +115,21 @@ def test_equal_sentences_leave_few_states(tokenizer: Tokenizer) -> None:
         assert len(automaton._reached(tuple(output))) == 1
 
 
-class CountingTask:
-    """A task that counts how often it renders a prompt."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self.num_rendered = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
-
-    def encode(self, *args: Any) -> list[int]:
-        self.num_rendered += 1
-        return self._task.encode(*args)
-
-
 @pytest.mark.parametrize("strategy", ["single", "map_reduce"])
 def test_a_text_whose_evidence_does_not_fit_is_shortened_in_few_steps(
-    tokenizer: Tokenizer, strategy: str
+    tokenizer: Tokenizer, strategy: Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = CountingTask(Task.from_dict({**TASK.to_dict(), "evidence": 400}))
+    num_rendered, segments = 0, Task.segments
+
+    def counting(self: Task, fields: Mapping[str, str]) -> list[tuple[str, bool]]:
+        nonlocal num_rendered
+        num_rendered += 1
+        return segments(self, fields)
+
+    monkeypatch.setattr(Task, "segments", counting)
+    task = Task.from_dict({**TASK.to_dict(), "evidence": 400})
     decoding = resolve(SamplingFields(max_new_tokens=16), TASK, tokenizer)
-    summarizer = Summarizer(task, tokenizer, decoding, 256)  # type: ignore[arg-type]
-    plotted = summarizer.plot("🐉" * 4000, strategy, "truncate_left")  # type: ignore[arg-type]
+    summarizer = Summarizer(task, tokenizer, decoding, ModelLimits(256))
+    plotted = finish(summarizer.plot("🐉" * 4000, strategy, "truncate_left"))
     assert all(len(request.prompt_ids) + 16 <= 256 for request in plotted.requests)
-    assert task.num_rendered <= 20 * len(plotted.requests)
+    assert num_rendered <= 20 * len(plotted.requests)

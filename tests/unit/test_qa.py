@@ -12,7 +12,11 @@ from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of,
 from model_store.borders import first_occurrence
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from service.engine.job_stream import JobStream
+from service.engine.sequence import SequenceRequest
 from service.errors import InvalidRequest, PromptTooLong
+from service.tasks import answers
+from service.tasks.answers import MIN_SIDE_BY_SIDE
 from service.tasks.calls import ModelLimits, QaCall, QaResult, SamplingFields
 from service.tasks.events import Plan, Token
 
@@ -308,3 +312,39 @@ async def test_a_long_question_that_fits_beside_the_evidence_is_answered(tokeniz
     async with running(babbling(tokenizer.vocab_size), tokenizer, tasks, ModelLimits(512, 64)) as (runner, _):
         result = await result_of(await runner.prepare_qa(call))
     assert result.num_windows == 1
+
+
+DRAWN = SamplingFields(temperature=1.0, seed=4, max_new_tokens=6)
+MANY_WINDOWS = "Anna lives in Paris. Her brother Tom lives in New York City. " * 120
+
+
+@pytest.mark.parametrize("sampling", [DRAWN, SamplingFields(max_new_tokens=6)])
+async def test_a_job_has_never_more_sequences_in_the_engine_than_it_was_admitted_with_or_a_few(
+    tokenizer: Tokenizer, sampling: SamplingFields
+) -> None:
+    call = QaCall("Who?", MANY_WINDOWS, num_answers=8, sampling=sampling)
+    most = 0
+    async with running(babbling(tokenizer.vocab_size), tokenizer, {"qa": TASK}, LIMITS) as (runner, engine):
+        enqueue = engine.enqueue
+
+        def counting(stream: JobStream, requests: Sequence[SequenceRequest]) -> range:
+            nonlocal most
+            indices = enqueue(stream, requests)
+            most = max(most, engine.num_in_flight)
+            return indices
+
+        engine.enqueue = counting  # type: ignore[method-assign]
+        result = await result_of(await runner.prepare_qa(call))
+    assert result.num_windows > MIN_SIDE_BY_SIDE
+    assert most == result.num_windows
+
+
+async def test_draws_that_wait_for_their_turn_change_no_answer(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = QaCall("Who?", CONTEXT * 9, num_answers=8, no_answer=False, sampling=DRAWN)
+    waiting = await _ask(tokenizer, call)
+    monkeypatch.setattr(answers, "MIN_SIDE_BY_SIDE", 10_000)  # all at once
+    at_once = await _ask(tokenizer, call)
+    assert waiting.answers == at_once.answers
+    assert waiting.usage.completion_tokens == at_once.usage.completion_tokens

@@ -1,0 +1,119 @@
+"""Texts to token ids in steps, the same ids as at once: what `Tokenizer.encode` and `Task.encode` give.
+
+A large text is cut where the tokens of the parts are those of the whole. Read `fitting` and `chunking` next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from model_store.evidence import Evidence
+from model_store.task import Task
+from model_store.tokenizer import Tokenizer
+from service.tasks.steps import Steps
+
+SLICE = 8192  # code points tokenised at once: a few milliseconds, and as long the interpreter lock is held
+_NEAR = 32  # code points on each side of a cut that must show that it changes nothing
+_MAX_TRIES = 8
+_WORD = re.compile(r"[^\W_]+")
+_LONGEST_WORD = 65536  # code points without any place to cut, which is no text: it is cut anywhere
+
+
+def encode(tokenizer: Tokenizer, text: str) -> Steps[list[int]]:
+    """Give the ids of a user's text.
+
+    Returns:
+        What `tokenizer.encode` gives, but for texts with a word of more than 64 K characters, which is cut.
+    """
+    ids: list[int] = []
+    for start, end in _parts(tokenizer, text):
+        ids += tokenizer.encode(text[start:end])
+        yield
+    return ids
+
+
+def render(task: Task, tokenizer: Tokenizer, fields: Mapping[str, str]) -> Steps[list[int]]:
+    """Give the ids of a task's prompt: what `task.encode` gives."""
+    if task.evidence and task.document:
+        evidence = yield from read(task, fields)
+        return (yield from render_read(task, tokenizer, fields, evidence))
+    return (yield from _render(task, tokenizer, fields))
+
+
+def render_read(
+    task: Task, tokenizer: Tokenizer, fields: Mapping[str, str], evidence: Evidence
+) -> Steps[list[int]]:
+    """Give the ids of a task's prompt whose document has been read already."""
+    fields = {**fields, task.document or "": evidence.text}
+    return (yield from _render(replace(task, evidence=0, extractive=False), tokenizer, fields))
+
+
+def read(task: Task, fields: Mapping[str, str]) -> Steps[Evidence]:
+    """Give what of the document the prompt holds: what `task.read` gives."""
+    yield
+    return task.read(fields)
+
+
+def has_more_tokens(tokenizer: Tokenizer, text: str, most: int) -> Steps[bool]:
+    """Say whether a text has, beyond doubt, more than `most` tokens, having read but its beginning.
+
+    Texts of hardly more than `most` are given the benefit: to cut a text may add tokens to it.
+    """
+    count = 0
+    for start in range(0, len(text) if len(text) > SLICE else 0, SLICE):
+        count += len(tokenizer.encode(text[start : start + SLICE]))
+        if count > 2 * most:
+            return True
+        yield
+    return False
+
+
+def drop_tokens(tokenizer: Tokenizer, text: str, count: int) -> Steps[str]:
+    """Cut at least one character and about `count` tokens from the start of a text; "" when it has no
+    more.
+    """
+    for start, end in _parts(tokenizer, text):
+        _, offsets = tokenizer.encode_with_offsets(text[start:end])
+        if count < len(offsets):
+            return text[max(start + offsets[count][0], 1) :]
+        count -= len(offsets)
+        yield
+    return ""
+
+
+def _render(task: Task, tokenizer: Tokenizer, fields: Mapping[str, str]) -> Steps[list[int]]:
+    ids: list[int] = []
+    for text, is_user_text in task.segments(fields):
+        ids += (yield from encode(tokenizer, text)) if is_user_text else tokenizer.encode_specials(text)
+    return ids
+
+
+def _parts(tokenizer: Tokenizer, text: str) -> Iterator[tuple[int, int]]:
+    """Parts of a text, in order, whose tokens put together are the text's."""
+    start = 0
+    while start < len(text):
+        end = _part_end(tokenizer, text, start)
+        yield start, end
+        start = end
+
+
+def _part_end(tokenizer: Tokenizer, text: str, start: int) -> int:
+    for wanted in range(start + SLICE, min(start + _LONGEST_WORD, len(text)), SLICE // 2):
+        for place in _word_ends(text, wanted)[:_MAX_TRIES]:
+            if _may_cut(tokenizer, text, place):
+                return place
+    return min(start + _LONGEST_WORD, len(text))
+
+
+def _word_ends(text: str, wanted: int) -> list[int]:
+    """Ends of words before `wanted`, the last one first: there, tokenizers part texts themselves."""
+    low = wanted - SLICE // 2
+    ends = [low + match.end() for match in _WORD.finditer(text[low : wanted + 1])]
+    return [end for end in reversed(ends) if end <= wanted]
+
+
+def _may_cut(tokenizer: Tokenizer, text: str, place: int) -> bool:
+    before, after = text[place - _NEAR : place], text[place : place + _NEAR]
+    return tokenizer.encode(before + after) == tokenizer.encode(before) + tokenizer.encode(after)
