@@ -1,25 +1,50 @@
 """`textgen model …`: what is in the store, and how it changes. No work is done here: arguments in, lines out.
 
-The training commands are in `model_store/cli_train.py`. Read next: `model_store/store.py`.
+The training commands are in `model_store/cli_train.py`, which is imported, and torch with it, only when one
+of them or the list of all commands is asked for. Read next: `model_store/store.py`.
 """
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from model_store.entry import ModelEntry, read_entry
 from model_store.errors import StoreError
 from model_store.layout import Listing
 from model_store.store import Store, resolve
 
-app = typer.Typer(help="Models: list, import, check, activate; train and evaluate.", no_args_is_help=True)
+
+class _TrainingOnDemand(TyperGroup):
+    """Knows the commands of this module, and finds the training commands once another one is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, the store's first."""
+        self._add_training()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One command, or None."""
+        if cmd_name not in self.commands:
+            self._add_training()
+        return super().get_command(ctx, cmd_name)
+
+    def _add_training(self) -> None:
+        training = importlib.import_module("model_store.cli_train")
+        self.commands.update(typer.main.get_group(training.app).commands)
+
+
+app = typer.Typer(
+    cls=_TrainingOnDemand,
+    help="Models: list, import, check, activate; train and evaluate.",
+    no_args_is_help=True,
+)
 
 StoreOption = Annotated[
     Path,
@@ -194,13 +219,3 @@ def _one_line_errors() -> Iterator[None]:
     except (StoreError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-
-
-def _mount_training() -> None:
-    """Add the training commands when their module is there; it imports its heavy extras when they run."""
-    if importlib.util.find_spec("model_store.cli_train"):
-        training = importlib.import_module("model_store.cli_train")
-        app.registered_commands.extend(training.app.registered_commands)
-
-
-_mount_training()

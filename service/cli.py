@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -60,20 +64,20 @@ def serve(
 
 def _serve(flags: dict[str, Any]) -> int:
     """Serve with these flags and end the process; returns an exit code only if that could not begin."""
+    from service.logs import configure_logs, get_logger
     from service.settings import load_settings
 
     try:
         settings = load_settings(flags)
+        configure_logs(settings.log_format, settings.log_level)
+        _end_at_signals(lambda name: get_logger().info("stopped before the start was over", signal=name))
+        from service.server import run_server
+
+        code = run_server(settings)
     except SettingsError as error:
         for line in str(error).splitlines():
             typer.echo(f"textgen: {line}", err=True)
         return 2
-    from service.logs import configure_logs
-
-    configure_logs(settings.log_format, settings.log_level)
-    from service.server import run_server
-
-    code = run_server(settings)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # all is closed: neither a hung thread nor the end of large libraries holds this up
@@ -117,8 +121,44 @@ def _mount_commands() -> None:
             app.add_typer(bench.app, name="bench")
 
 
+def _end_at_signals(say: Callable[[str], None]) -> None:
+    """Let SIGTERM and Ctrl-C end the process with 0: nothing is in flight until the server runs.
+
+    The server then puts its own handlers in the place of these. An exception raised here instead could be
+    lost in whatever is being imported.
+
+    Args:
+        say: tells of the end; is given the signal's name.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with suppress(Exception):
+            say(signal.Signals(number).name)
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _fill_closed_streams() -> None:
+    """Put the null device where a standard stream is closed, as in `2>&-`.
+
+    Else the next socket would get its number, and what a library prints would go to a client.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 def main() -> None:
     """Entry point of `textgen`."""
+    if sys.argv[1:2] == ["serve"]:
+        _end_at_signals(lambda name: typer.echo(f"textgen: stopped by {name} before the start", err=True))
+    _fill_closed_streams()
     _mount_commands()
     app()
 

@@ -3,30 +3,50 @@
 uvicorn's own handling of SIGTERM closes the listener at once and exits 143. Here the first signal starts the
 drain and the listener stays open until it is over; a second one skips the wait; the exit code is 0 unless
 something is wrong: 2 for a wrong setting or model, 1 for a fault after which a supervisor should restart us.
+
+The listener opens before the application is imported: who connects meanwhile waits a moment, and an address
+that cannot be had stops the start at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from service.api.wire import protocol_for
-from service.app import Life, create_app
 from service.errors import SettingsError
 from service.logs import get_logger
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.app import Life
     from service.engine.async_engine import AsyncEngine
 
 SWITCH_INTERVAL_S = 0.0005  # the engine thread gives way to the event loop ten times sooner than by default
 KEEP_ALIVE_S = 65  # longer than a proxy's own, so that it is the one who closes
+BACKLOG = 2048
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # no IPv6 here, say: `localhost` has another address
+_NO_ADDRESS = "TEXTGEN_HOST is no address of this machine; legal is one that it has, or 0.0.0.0: all"
+_REFUSALS = {
+    errno.EADDRINUSE: "TEXTGEN_PORT: port {port} is in use; stop what listens there, or choose another one",
+    errno.EACCES: "TEXTGEN_PORT: port {port} takes privileges; without them legal is 1024 … 65535",
+    **dict.fromkeys(_ABSENT, _NO_ADDRESS),
+}
+
+
+class _LeftBehind(ThreadPoolExecutor):
+    """Worker threads that the end of the loop does not wait for: a model that loads cannot be interrupted."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let idle threads end; never wait."""
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 class Server(uvicorn.Server):
@@ -44,14 +64,20 @@ class Server(uvicorn.Server):
         self._num_signals = 0
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the listener, say where, and watch the application."""
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop, on these listeners or on new ones for the configured address."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(_LeftBehind())
+        await super().serve(sockets or open_listeners(self.config.host, self.config.port))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take connections, say where, and watch the application."""
         self._tasks.append(asyncio.create_task(self._watch()))
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            get_logger().info("listening", address=f"http://{host}:{port}")
+            shown = f"[{host}]" if ":" in host else host
+            get_logger().info("listening", address=f"http://{shown}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, hurry at the second. Runs between two bytecodes of the main thread."""
@@ -83,6 +109,50 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def open_listeners(host: str, port: int) -> list[socket.socket]:
+    """Listen on every address of a host.
+
+    Args:
+        host: a name or an address.
+        port: 0 takes any free one, the same for all addresses.
+
+    Raises:
+        SettingsError: one line that names TEXTGEN_HOST or TEXTGEN_PORT and says what to do.
+    """
+    listeners: list[socket.socket] = []
+    refusal = OSError()
+    for family, address in _addresses(host, port):
+        here = (address[0], listeners[0].getsockname()[1] if listeners else port, *address[2:])
+        try:
+            listeners.append(socket.create_server(here, family=family, backlog=BACKLOG))
+        except OSError as error:
+            refusal = error
+            if error.errno not in _ABSENT:
+                break
+    if listeners and refusal.errno in (None, *_ABSENT):
+        return listeners
+    for listener in listeners:
+        listener.close()
+    raise SettingsError(_refusal_line(refusal, port)) from refusal
+
+
+def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """What a host name stands for, each address once."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, ValueError) as error:  # ValueError: no name at all, as "a..b"
+        raise SettingsError(
+            "TEXTGEN_HOST cannot be resolved; legal is a host name or address of this machine"
+        ) from error
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _refusal_line(refusal: OSError, port: int) -> str:
+    """Why nobody can listen there, and what to do."""
+    other = f"TEXTGEN_HOST, TEXTGEN_PORT: listening there fails: {refusal.strerror}"
+    return _REFUSALS.get(refusal.errno or 0, other).format(port=port)
+
+
 def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server:
     """A server for these settings, not yet started.
 
@@ -90,6 +160,9 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         settings: validated settings.
         engine: see `create_app`.
     """
+    from service.api.wire import protocol_for  # the web framework takes most of a second: see above
+    from service.app import create_app
+
     app = create_app(settings, engine)
     config = uvicorn.Config(
         app,
@@ -102,6 +175,7 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
     )
@@ -113,8 +187,12 @@ def run_server(settings: Settings) -> int:
 
     Returns:
         The exit code of the process.
+
+    Raises:
+        SettingsError: nobody can listen on the address.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    listeners = open_listeners(settings.host, settings.port)
     server = make_server(settings)
-    server.run()
+    server.run(listeners)
     return server.exit_code

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -24,6 +24,7 @@ PREFIX = "TEXTGEN_"
 # Kubernetes sets these for a service that is called `textgen`; they are not ours.
 _FOREIGN = re.compile(r"TEXTGEN_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_UP_TO_AN_HOUR: dict[str, Any] = {"gt": 0, "le": 3600, "allow_inf_nan": False}
 
 
 def _size(value: object) -> object:
@@ -42,14 +43,30 @@ def _none_if_auto(value: object) -> object:
 
 
 def _split_keys(value: object) -> object:
-    """Read "a, b" as two keys."""
-    return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+    """Read "a, b" as two keys. Raises ValueError if there is none: ", ," must not mean open access."""
+    keys = [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+    if keys == []:
+        raise ValueError("there is no key")
+    return keys
+
+
+def _folder(path: Path) -> Path:
+    """A folder that is there or can be made. Raises ValueError if a file is in its place, or no home is."""
+    try:
+        path = path.expanduser()
+        nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
+    except RuntimeError as error:
+        raise ValueError("there is no home folder") from error
+    except OSError:
+        return path  # not ours to look at: whoever opens it says so
+    if not nearest.is_dir():
+        raise ValueError("it is a file, or within one")
+    return path
 
 
 def _default_store() -> Path:
     """The user's data folder, as the XDG base directory specification names it."""
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "textgen"
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "textgen"
 
 
 Size = Annotated[int, BeforeValidator(_size)]
@@ -73,7 +90,8 @@ class Settings(BaseSettings):
         "The model to serve; empty: the built-in one",
         "a store name, `name@version`, a folder, or `hf:<hub id>`",
     )
-    store: Path = Field(
+    store: Annotated[Path, AfterValidator(_folder)] = Field(
+        validate_default=True,
         default_factory=_default_store,
         description="Folder of imported and trained models, writable",
         json_schema_extra={"legal": "a folder", "default": "~/.local/share/textgen"},
@@ -84,7 +102,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = _setting(
         "auto", "Precision of weights and activations", "`auto`, `float32` or `bfloat16`"
     )
-    quantization: Literal["none", "int8"] = _setting("none", "Weights in 8 bits", "`none` or `int8`")
+    quantization: Literal["none", "int8"] = _setting(
+        "none",
+        "`int8`: weights in 8 bits, keys and values in bfloat16",
+        "`none`, or `int8` unless `TEXTGEN_DTYPE` is `float32`",
+    )
     deterministic: bool = _setting(
         False, "The same text whatever else is in the batch, in every precision, at some cost", "`0` or `1`"
     )
@@ -136,26 +158,24 @@ class Settings(BaseSettings):
         20.0,
         "Seconds that a request may take to arrive: its headers, and then its body",
         "above 0, up to 3600",
-        gt=0,
-        le=3600,
-        allow_inf_nan=False,
+        **_UP_TO_AN_HOUR,
     )
     send_timeout_s: float = _setting(
         30.0,
         "Seconds after which a client that stopped reading its stream is cut off",
         "above 0, up to 3600",
-        gt=0,
-        le=3600,
-        allow_inf_nan=False,
+        **_UP_TO_AN_HOUR,
     )
     max_body_bytes: Size = _setting(
         4 * 2**20, "Largest request body", "bytes from 1024 on, as `512K` or `4M`", ge=1024, le=2**31
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_keys)] = _setting(
-        (), "Keys that clients must send as `Authorization: Bearer …`; none: open", "keys separated by commas"
+        (),
+        "Keys that clients must send as `Authorization: Bearer …`; neither these nor a file: open",
+        "one key or more, separated by commas",
     )
     api_keys_file: Path | None = _setting(
-        None, "File with one key a line (`#` starts a comment)", "a readable file"
+        None, "File with one key a line (a line that begins with `#` is a comment)", "a readable file"
     )
     key_concurrency: int = _setting(
         0, "Most requests in flight for one key; 0: no limit", "0 … 100000", ge=0, le=10**5
@@ -171,9 +191,13 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _keys_file_is_readable(self) -> Self:
-        if self.api_keys_file is not None:
-            self.keys()
+    def _goes_together(self) -> Self:
+        if self.quantization == "int8" and self.dtype == "float32":
+            raise ValueError(
+                f"{PREFIX}QUANTIZATION=int8 contradicts {PREFIX}DTYPE=float32: it keeps keys and values in "
+                "bfloat16; legal beside it is auto or bfloat16"
+            )
+        self.keys()  # raises unless the file can be read and holds keys
         return self
 
     def keys(self) -> tuple[str, ...]:
@@ -191,7 +215,7 @@ class Settings(BaseSettings):
 def _read_keys(path: Path) -> list[str]:
     """Keys of a file, one a line. Raises ValueError naming the setting, never a key."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # sig: some editors write a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{PREFIX}API_KEYS_FILE cannot be read ({type(error).__name__})") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -20,6 +20,7 @@ from service.engine.detokenizer import TokenPieces
 from service.engine.engine import Engine
 from service.engine.kernels_cuda.build import KV_SHARE, build_forward, checked, one_line_without_memory
 from service.engine.linear import Backend, Precision, auto_precision
+from service.engine.memory import free_memory_bytes, one_line_without_host_memory
 from service.engine.model import GPT2, Numerics
 from service.engine.model_runner import Forward, ModelRunner
 from service.engine.observer import NullObserver, Observer
@@ -64,9 +65,10 @@ def build_engine(
     """Load the model and make the engine ready to step.
 
     Raises:
-        UnsupportedCheckpoint: the checkpoint or the cache size cannot be served; names why.
+        UnsupportedCheckpoint: the checkpoint or the cache size cannot be served, or memory does not suffice;
+            names why.
     """
-    with one_line_without_memory(config.device):
+    with one_line_without_host_memory(), one_line_without_memory(config.device):
         return _build(config, pieces, observer or NullObserver(), on_fault)
 
 
@@ -188,7 +190,7 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     length and a quarter of the free memory at most (on a GPU for all of them, and for 0.8 of it).
 
     Raises:
-        UnsupportedCheckpoint: too small for one full sequence.
+        UnsupportedCheckpoint: too small for one full sequence, or more than there is.
     """
     per_token = architecture.kv_bytes_per_token(numerics.cache_dtype.itemsize)
     per_block = per_token * BLOCK_SIZE
@@ -196,7 +198,8 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
     num_full = config.max_running if config.device != "cpu" else -(-config.max_running // 2)
     most = blocks_per_sequence * num_full  # few texts fill the window; touching memory takes time at start
     share = KV_SHARE if config.device != "cpu" else _KV_SHARE_CPU
-    available = config.kv_cache_bytes or int(free_memory_bytes(config.device) * share)
+    free = free_memory_bytes(config.device)
+    available = config.kv_cache_bytes or int(free * share)
     scratch = num_scratch_blocks(numerics)
     num_blocks = available // per_block - scratch
     if not config.kv_cache_bytes:
@@ -206,6 +209,11 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
         raise UnsupportedCheckpoint(
             f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens, one full sequence needs "
             f"{architecture.n_positions}; TEXTGEN_KV_CACHE_BYTES must be at least {least}"
+        )
+    if available > free:  # taking it all the same would end the process without a word
+        raise UnsupportedCheckpoint(
+            "TEXTGEN_KV_CACHE_BYTES is more than the memory that is free; "
+            f"legal here and now is auto, or {least} … {free}"
         )
     a = architecture
     return KVCache.allocate(
@@ -222,22 +230,6 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, numerics: N
 def num_scratch_blocks(numerics: Numerics) -> int:
     """Blocks at the end of the cache of no sequence: padded rows of replayed steps write there."""
     return 1 if numerics.backend == "cuda" else 0
-
-
-def free_memory_bytes(device: str) -> int:
-    """Memory left on the device, or in the machine or container this process may use."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()  # what loading left behind counts as free
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return 4 << 30
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
 
 
 def prefill_rows(cost: StepCost, decode_rows: int, most: int, least: int = _MIN_PREFILL_ROWS) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,15 +14,44 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live_service import WAIT_S, events, expect
+from live_service import COLD_START_S, WAIT_S, events, expect
+
+from service.errors import SettingsError
+from service.server import open_listeners
 
 LONG = {"prompt": "go on", "max_new_tokens": 240, "ignore_eos": True, "stream": True}
 
+TELL_HEAVY = """
+import atexit, sys
+atexit.register(lambda: print("heavy:", sorted({"torch", "transformers", "fastapi"} & sys.modules.keys())))
+"""
+
+# The signal comes when the start calls this function, which then never returns.
+INTERRUPTED = """
+import os, signal, threading
+import {module} as module
+
+def interrupted(*args, **options):
+    os.kill(os.getpid(), signal.{signal_name})
+    threading.Event().wait()
+
+module.{function} = interrupted
+"""
+
 
 def command(*args: str, **settings: str) -> subprocess.Popen[str]:
+    return python(["-m", "service.cli", *args], **settings)
+
+
+def main_after(code: str, *args: str) -> subprocess.Popen[str]:
+    """`textgen ARGS` in a process that runs some code before."""
+    return python(["-c", f"{code}\nfrom service.cli import main\nmain()", *args])
+
+
+def python(args: list[str], **settings: str) -> subprocess.Popen[str]:
     env = {**os.environ, **{f"TEXTGEN_{name}": value for name, value in settings.items()}}
     return subprocess.Popen(
-        [sys.executable, "-m", "service.cli", *args],
+        [sys.executable, *args],
         env=env,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -46,6 +75,14 @@ def service(model: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str
     finally:
         process.kill()
         process.communicate()
+
+
+def answers(http: httpx.Client, path: str) -> bool:
+    """Whether a service that may not listen yet says 200."""
+    try:
+        return http.get(path).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_the_first_sigterm_lets_streams_finish_refuses_newcomers_and_exits_0(tiny_model: Path) -> None:
@@ -88,11 +125,80 @@ def test_a_model_that_cannot_be_found_stops_the_start_without_a_trace(tmp_path: 
     assert process.returncode == 2 and "nothing-like-it" in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["serve", "--help"]])
-def test_help_is_quick_because_nothing_heavy_is_imported(args: list[str]) -> None:
-    code = "import sys; from service import cli; cli.app.registered_commands; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
-    process = command(*args)
-    output, _ = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0 and re.search(r"textgen|Serve", output)
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["serve", "--help"], ["model", "list"], ["bench", "--help"]]
+)
+def test_a_command_that_needs_no_model_imports_nothing_heavy(args: list[str]) -> None:
+    output, _ = main_after(TELL_HEAVY, *args).communicate(timeout=WAIT_S)
+    assert output.endswith("heavy: []\n")
+
+
+def test_a_port_in_use_stops_the_start_with_one_line_before_anything_heavy_is_imported() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = main_after(TELL_HEAVY, "serve", "--port", port)
+        output, errors = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, output) == (2, "heavy: []\n")
+    assert (
+        errors
+        == f"textgen: TEXTGEN_PORT: port {port} is in use; stop what listens there, or choose another one\n"
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no..name", "http://127.0.0.1"])
+def test_a_host_that_is_not_here_is_refused_by_name(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"^TEXTGEN_HOST .* legal is"):
+        open_listeners(host, 0)
+
+
+def test_all_addresses_of_a_host_get_the_same_port() -> None:
+    listeners = open_listeners("localhost", 0)
+    ports = {listener.getsockname()[1] for listener in listeners}
+    for listener in listeners:
+        listener.close()
+    assert len(ports) == 1
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "place"),
+    [
+        ("SIGTERM", "service.settings.load_settings"),
+        ("SIGINT", "service.server.make_server"),
+        ("SIGTERM", "service.app._make_engine"),  # in a worker thread, behind the open listener
+        ("SIGINT", "service.engine.loader.build_engine"),  # in the engine's thread
+    ],
+)
+def test_a_signal_during_the_start_ends_it_with_0_and_a_line(
+    tiny_model: Path, signal_name: str, place: str
+) -> None:
+    module, function = place.rsplit(".", 1)
+    code = INTERRUPTED.format(module=module, function=function, signal_name=signal_name)
+    process = main_after(code, "serve", "--port", "0", "--model", str(tiny_model))
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0 and signal_name in errors and "Traceback" not in errors
+
+
+def test_a_cache_that_does_not_fit_the_memory_stops_the_start_with_one_line(tiny_model: Path) -> None:
+    process = command("serve", "--port", "0", MODEL=str(tiny_model), KV_CACHE_BYTES="999999G")
+    _, errors = process.communicate(timeout=COLD_START_S)
+    assert process.returncode == 2 and "Traceback" not in errors
+    assert (
+        "TEXTGEN_KV_CACHE_BYTES is more than the memory that is free; legal here" in errors.splitlines()[-1]
+    )
+
+
+def test_a_process_whose_standard_streams_are_closed_serves(tiny_model: Path) -> None:
+    (listener,) = open_listeners("127.0.0.1", 0)
+    port = str(listener.getsockname()[1])
+    listener.close()
+    serve = [sys.executable, "-m", "service.cli", "serve", "--port", port, "--model", str(tiny_model)]
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *serve])
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as http:
+            expect(lambda: process.poll() is not None or answers(http, "/readyz"), "ready", COLD_START_S)
+            answer = http.post("/generate", json={"prompt": "go on", "max_new_tokens": 4})
+        process.send_signal(signal.SIGTERM)
+        assert (answer.status_code, process.wait(WAIT_S)) == (200, 0)
+    finally:
+        process.kill()
+        process.wait()

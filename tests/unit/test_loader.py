@@ -6,7 +6,7 @@ import pytest
 from tiny import checkpoint
 
 from service.engine import loader
-from service.engine.architecture import read_architecture
+from service.engine.architecture import UnsupportedCheckpoint, read_architecture
 from service.engine.loader import BLOCK_SIZE, EngineConfig, allocate_cache
 from service.engine.model import Numerics
 
@@ -29,3 +29,12 @@ def test_the_cache_holds_half_of_the_running_texts_at_full_length(monkeypatch: p
 def test_the_cache_takes_a_quarter_of_the_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     per_block = read_architecture(checkpoint(1)).kv_bytes_per_token(4) * BLOCK_SIZE
     assert num_blocks(64, 4 * 100 * per_block, monkeypatch) == 100
+
+
+def test_a_cache_larger_than_the_free_memory_is_refused_with_what_is_legal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loader, "free_memory_bytes", lambda device: 1 << 30)
+    config = EngineConfig(checkpoint(1), kv_cache_bytes=(1 << 30) + 1)
+    with pytest.raises(UnsupportedCheckpoint, match=r"^TEXTGEN_KV_CACHE_BYTES .* auto, or \d+ … 1073741824$"):
+        allocate_cache(config, read_architecture(config.folder), NUMERICS)

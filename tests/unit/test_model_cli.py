@@ -79,6 +79,18 @@ def test_import_names_the_wrong_key_of_a_task_file(tmp_path: Path) -> None:
     assert result.stderr == "error: tasks.toml: tasks[0].template: is missing\n"
 
 
+def test_the_training_commands_stand_beside_those_of_the_store() -> None:
+    assert {"list", "activate", "pretrain", "evaluate"} <= set(run("--help").stdout.split())
+
+
+def test_a_training_command_is_found_by_its_name() -> None:
+    assert "--learning-rate" in run("finetune", "--help").stdout
+
+
+def test_an_unknown_command_is_refused() -> None:
+    assert run("fintune").exit_code == 2
+
+
 def test_the_environment_names_the_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGEN_STORE", str(root))
     assert "story@1" in run("list").stdout

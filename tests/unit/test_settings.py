@@ -106,6 +106,58 @@ def test_a_key_file_that_is_not_there_stops_the_start(monkeypatch: pytest.Monkey
     assert problems() == ["TEXTGEN_API_KEYS_FILE cannot be read (FileNotFoundError)"]
 
 
+@pytest.mark.parametrize("value", [",", ", ,", " "])
+def test_a_key_variable_without_keys_does_not_open_the_service(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TEXTGEN_API_KEYS", value)
+    (line,) = problems()
+    assert line.startswith("TEXTGEN_API_KEYS ") and "legal is one key or more" in line
+
+
+def test_a_key_file_may_come_from_any_editor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfone\r\n\r\n# ours\r\ntwo  \r\n")
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert load_settings().keys() == ("one", "two")
+
+
+def test_a_key_file_that_is_no_text_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xff\xfeo\0n\0e\0")
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert problems() == ["TEXTGEN_API_KEYS_FILE cannot be read (UnicodeDecodeError)"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/within"])
+def test_a_store_must_not_be_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TEXTGEN_STORE", str(tmp_path / place))
+    assert problems() == ["TEXTGEN_STORE has a value that is not legal; legal is a folder"]
+
+
+def test_a_store_may_be_made_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TEXTGEN_STORE", str(tmp_path / "new" / "store"))
+    assert load_settings().store == tmp_path / "new" / "store"
+
+
+def test_a_store_is_found_from_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TEXTGEN_STORE", "~/models")
+    assert load_settings().store == tmp_path / "models"
+
+
+def test_int8_beside_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_QUANTIZATION", "int8")
+    monkeypatch.setenv("TEXTGEN_DTYPE", "float32")
+    (line,) = problems()
+    assert line.startswith("TEXTGEN_QUANTIZATION=int8 contradicts TEXTGEN_DTYPE=float32")
+
+
+def test_int8_beside_bfloat16_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_QUANTIZATION", "int8")
+    monkeypatch.setenv("TEXTGEN_DTYPE", "bfloat16")
+    assert load_settings().quantization == "int8"
+
+
 def test_printing_settings_shows_no_key() -> None:
     assert "hush" not in repr(Settings(api_keys="hush"))  # type: ignore[arg-type]  # as the environment has it
 
