@@ -204,7 +204,7 @@ def fake_engine(
     num_blocks: int = 64,
     max_rows: int = 32,
     max_running: int = 8,
-    per_job: int | None = None,
+    share: int | None = None,
     speculation: bool = False,
     runner: FakeRunner | None = None,
 ) -> Engine:
@@ -214,7 +214,7 @@ def fake_engine(
     speculator = Speculator(cost, max_rows) if speculation else None
     scheduler = Scheduler(
         BlockPool(num_blocks, runner.block_size),
-        Budget(max_rows, max_running, per_job or max_running),
+        Budget(max_rows, max_running, share or max_running),
         draft=speculator.draft if speculator else lambda decoding: {},
     )
     pieces = LetterPieces(runner.vocab_size)

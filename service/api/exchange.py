@@ -38,6 +38,7 @@ class Exchange:
     dialect: Dialect
     started_at: float = field(default_factory=time.monotonic)
     tenant: str = ""
+    is_alone: bool = False  # its key is the only one: there is nobody to be fair to
     status: int = 0  # 0 until the response starts
     outcome: str = ""  # `ok`, `abort` or an error code, once it is known
     usage: Usage | None = None
@@ -45,6 +46,11 @@ class Exchange:
     deadline: float = float("inf")  # on the clock of `time.monotonic`
     _failure: Exception | None = None
     _worker: asyncio.Task[Any] | None = None
+
+    @property
+    def party(self) -> str:
+        """Whose share of the engine this request takes; "" where all of it is there for everybody."""
+        return "" if self.is_alone else self.tenant
 
     def origin(self, limit_s: float, is_streamed: bool, timeout_s: float | None = None) -> Origin:
         """Who asks and until when, for a task call.
@@ -55,7 +61,7 @@ class Exchange:
             timeout_s: the request's own wish; it can only shorten the time.
         """
         self.deadline = self.started_at + min(limit_s, timeout_s or limit_s)
-        return Origin(JobInfo(salt=self.tenant, tenant=self.tenant), self.deadline, is_streamed)
+        return Origin(JobInfo(salt=self.tenant, tenant=self.party), self.deadline, is_streamed)
 
     def fail(self, error: Exception) -> None:
         """End the request from outside: its work is cancelled and `error` is what the client is told."""

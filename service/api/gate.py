@@ -109,6 +109,7 @@ class Gate:
             raise HttpProblem("headers_too_large", f"the headers are larger than {MAX_HEADER_BYTES} bytes")
         if self._needs_key(scope["path"]):
             exchange.tenant = self._state.keyring.tenant(headers.get(b"authorization", b""))
+            exchange.is_alone = self._state.keyring.num_keys == 1
         if scope["method"] == "HEAD":  # as GET; the server leaves the body out
             scope = {**scope, "method": "GET"}
         if scope["method"] != "POST" or exchange.endpoint == "other":
@@ -122,7 +123,7 @@ class Gate:
             body = await read_body(reply.receive, limit, self._state.settings.body_timeout_s)
             if _is_gone(scope):
                 raise ClientGone
-            served.engine.check_room(exchange.tenant)
+            served.engine.check_room(exchange.party)
             await self._app(scope, _replay(body, reply.receive), reply.send)
         finally:
             self._state.keyring.leave(exchange.tenant)

@@ -6,8 +6,7 @@ non-streaming replies alike. Read `replies` and `sse` next.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from service.api.bodies import StrictRoute
 from service.api.description import NATIVE_STREAM
 from service.api.exchange import Exchange, exchange_of
+from service.api.json_pieces import encoded
 from service.api.replies import NativeFrames, new_id, reply
 from service.api.reply_models import (
     LOOK,
@@ -107,7 +107,7 @@ async def _native(request: Request, prefix: str, body: SamplingBody, prepare: Pr
         return await stream(request, work, NativeFrames(reply_id, served.name, exchange))
     result = await exchange.run(collect(work), request.receive)
     exchange.account(result)
-    return json_response(reply(result, reply_id, served.name))
+    return await json_response(reply(result, reply_id, served.name))
 
 
 async def stream(request: Request, work: Coroutine[Any, Any, Prepared], frames: Frames) -> Response:
@@ -126,7 +126,6 @@ async def collect(work: Coroutine[Any, Any, Prepared]) -> Result:
     raise AssertionError("a task's events end with Done")
 
 
-def json_response(value: Any) -> Response:
-    """Compact JSON in UTF-8, texts as they are."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return Response(text, media_type="application/json")
+async def json_response(value: Mapping[str, Any]) -> Response:
+    """Compact JSON in UTF-8, texts as they are, made in turns with whatever else is to be done."""
+    return Response(await encoded(value), media_type="application/json")

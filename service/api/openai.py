@@ -55,7 +55,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     result = await exchange.run(collect(work), request.receive)
     assert isinstance(result, GenerateResult), "prepare_generate gives no other result"
     exchange.account(result)
-    return json_response({**head, "choices": _choices(result, body), "usage": _usage(result.usage, body.n)})
+    found = {**head, "choices": _choices(result, body), "usage": _usage(result.usage, body.n)}
+    return await json_response(found)
 
 
 @router.get("/models", responses={**OPENAI_LOOK, **_OBJECT}, response_model=None)
@@ -86,11 +87,10 @@ def _head(model_name: str) -> dict[str, Any]:
     return {"id": new_id("cmpl"), "object": "text_completion", "created": created, "model": model_name}
 
 
-def _choices(result: GenerateResult, body: CompletionBody) -> list[dict[str, Any]]:
-    return [
-        _choice(choice.index, choice.text, _scores(choice.logprobs or (), body), choice.finish_reason)
-        for choice in result.choices
-    ]
+def _choices(result: GenerateResult, body: CompletionBody) -> Iterator[dict[str, Any]]:
+    for choice in result.choices:
+        scores = _scores(choice.logprobs or (), body)
+        yield _choice(choice.index, choice.text, scores, choice.finish_reason)
 
 
 def _choice(

@@ -49,7 +49,7 @@ async def metrics(request: Request) -> Response:
 )
 async def info(request: Request) -> Response:
     """What is served: model, device, limits."""
-    return json_response(_facts(service_of(request)))
+    return await json_response(_facts(service_of(request)))
 
 
 @router.get("/", responses=LOOK)

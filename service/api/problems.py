@@ -7,7 +7,6 @@ the client's input: values are never shown, and a field name only where it looks
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from starlette.exceptions import HTTPException
 
 from service import errors
+from service.api.json_pieces import compact
 
 Dialect = Literal["native", "openai"]
 
@@ -94,8 +94,7 @@ class Problem:
 
     def encoded(self, dialect: Dialect, request_id: str) -> bytes:
         """The body as compact JSON bytes."""
-        body = self.body(dialect, request_id)
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        return compact(self.body(dialect, request_id)).encode()
 
 
 class HttpProblem(HTTPException):

@@ -13,7 +13,7 @@ from typing import Any
 
 from service.api.exchange import Exchange
 from service.api.problems import Problem
-from service.api.sse import frame
+from service.api.sse import frame, frame_in_pieces
 from service.tasks.calls import (
     Choice,
     ChoiceResult,
@@ -32,7 +32,7 @@ def new_id(prefix: str) -> str:
 
 
 def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
-    """The non-streaming reply of any kind of task."""
+    """The non-streaming reply of any kind of task; `choices` is an iterator: log probabilities are many."""
     return {
         "id": reply_id,
         "model": model,
@@ -46,7 +46,7 @@ def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
 def _content(result: Result) -> dict[str, Any]:
     match result:
         case GenerateResult():
-            return {"choices": [_choice(choice) for choice in result.choices]}
+            return {"choices": map(_choice, result.choices)}
         case SummarizeResult():
             chunks = [asdict(chunk) for chunk in result.chunks]
             return {"summary": result.summary, "finish_reason": result.finish_reason, "chunks": chunks}
@@ -98,7 +98,8 @@ class NativeFrames:
                 yield frame(asdict(event), "chunk")
             case Done():
                 self._exchange.account(event.result)
-                yield frame(without_text(reply(event.result, self._reply_id, self._model)), "done")
+                found = without_text(reply(event.result, self._reply_id, self._model))
+                yield from frame_in_pieces(found, "done")
 
     def of_problem(self, problem: Problem) -> Iterable[bytes]:
         """See `service.api.sse.Frames`."""
@@ -109,7 +110,7 @@ def without_text(found: dict[str, Any]) -> dict[str, Any]:
     """A reply without what the token events have already said."""
     left = {name: value for name, value in found.items() if name not in ("summary", "answer")}
     if "choices" in left:
-        left["choices"] = [
+        left["choices"] = (
             {name: value for name, value in choice.items() if name != "text"} for choice in left["choices"]
-        ]
+        )
     return left

@@ -27,9 +27,14 @@ class Keyring:
     """
 
     def __init__(self, keys: Iterable[str], concurrency: int = 0) -> None:
-        self._digests = [_digest(key.encode()) for key in keys]
+        self._digests = [_digest(key.encode()) for key in dict.fromkeys(keys)]
         self._concurrency = concurrency
         self._in_flight: Counter[str] = Counter()
+
+    @property
+    def num_keys(self) -> int:
+        """How many keys there are."""
+        return len(self._digests)
 
     def tenant(self, authorization: bytes) -> str:
         """Check a key.

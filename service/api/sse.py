@@ -9,8 +9,7 @@ client that does not read. How an event becomes a frame is the dialect's concern
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.exchange import ClientGone, Exchange, end_tasks
+from service.api.json_pieces import compact, in_pieces, taking_turns
 from service.api.problems import Problem, problem_for
 from service.tasks.events import Done, Event
 from service.tasks.job import Prepared
@@ -32,7 +32,7 @@ class Frames(Protocol):
     """Turns events into frames, for one dialect and one request."""
 
     def of(self, event: Event) -> Iterable[bytes]:
-        """Frames of one event, the last ones for `Done`."""
+        """Frames of one event, the last ones for `Done`; those may come in pieces."""
         ...
 
     def of_problem(self, problem: Problem) -> Iterable[bytes]:
@@ -42,9 +42,19 @@ class Frames(Protocol):
 
 def frame(data: Any, event: str | None = None) -> bytes:
     """One frame: `data: {json}` and an empty line, with `event: <type>` before it if given."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    head = f"event: {event}\n" if event else ""
-    return f"{head}data: {text}\n\n".encode()
+    return f"{_head(event)}data: {compact(data)}\n\n".encode()
+
+
+def frame_in_pieces(data: Mapping[str, Any], event: str | None = None) -> Iterator[bytes]:
+    """One frame as pieces to be joined, see `json_pieces.in_pieces`."""
+    yield f"{_head(event)}data: ".encode()
+    for piece in in_pieces(data):
+        yield piece.encode()
+    yield b"\n\n"
+
+
+def _head(event: str | None) -> str:
+    return f"event: {event}\n" if event else ""
 
 
 class EventStream(Response):
@@ -113,7 +123,8 @@ class EventStream(Response):
     async def _gather_events(self, send: Send, prepared: Prepared) -> None:
         """Make frames of events as they come; when none is left to come at once, the writer has its turn."""
         async for event in prepared.events():
-            self._ready += self._frames.of(event)
+            frames = self._frames.of(event)
+            self._ready += await taking_turns(frames) if isinstance(event, Done) else frames
             self._is_whole = isinstance(event, Done)
             self._news.set()
             if len(self._ready) > _MOST_READY:

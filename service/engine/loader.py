@@ -43,9 +43,7 @@ class EngineConfig:
 
     folder: Path
     device: str = "cpu"
-    precision: Precision | None = (
-        None  # None: bfloat16 where the processor multiplies it natively, else float32
-    )
+    precision: Precision | None = None  # None: see `auto_precision`
     backend: Backend | None = None  # None: the fast kernels where they pass their self-check, else reference
     is_deterministic: bool = False
     kv_cache_bytes: int = 0  # 0: see `allocate_cache`
@@ -100,9 +98,10 @@ def _build(
 
 def choose_numerics(config: EngineConfig) -> Numerics:
     """Decide precision and kernels for this machine; float32 in plain torch is always exact on the CPU."""
-    precision = config.precision or auto_precision(config.device)
+    wanted = config.precision or auto_precision(config.device)
+    backend = config.backend or _checked_backend(wanted, config)
+    precision = config.precision or auto_precision(config.device, backend)
     is_exact = config.is_deterministic or (precision == "float32" and config.device == "cpu")
-    backend = config.backend or _checked_backend(precision, config)
     if backend == "cpu":
         torch.set_num_threads(
             1

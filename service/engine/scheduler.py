@@ -11,12 +11,13 @@ Read `model_runner` next for what becomes of a batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from service.engine.block_pool import BlockPool, block_keys
 from service.engine.fair_queue import FairQueue
-from service.engine.sequence import Batch, Scheduled, Sequence, Status
+from service.engine.sequence import Batch, Job, Scheduled, Sequence, Status
 
 Drafter = Callable[[list[Sequence]], dict[Sequence, tuple[int, ...]]]
 
@@ -27,7 +28,9 @@ class Budget:
 
     max_rows: int  # rows of a forward pass
     max_running: int  # sequences in flight
-    max_running_per_job: int  # of one job, so that a long summary leaves room for others
+    max_running_share: (
+        int  # of one job, and of one tenant: a long summary, and a busy key, leave room for others
+    )
 
 
 class Scheduler:
@@ -57,6 +60,7 @@ class Scheduler:
         self.num_cache_hits = 0
         self._draft = draft
         self._prefill_rows = prefill_rows or (lambda decode_rows: budget.max_rows)
+        self._num_running_of: Counter[str] = Counter()  # by tenant
         self._being_computed: dict[bytes, Sequence] = {}  # prompt blocks about to be published
 
     # ---- coming and going -------------------------------------------------------------------------------
@@ -79,13 +83,19 @@ class Scheduler:
 
     def _stop_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        sequence.job.num_running -= 1
+        self._count_running(sequence.job, -1)
         for key in sequence.block_keys[sequence.num_registered_blocks :]:
             if self._being_computed.get(key) is sequence:
                 del self._being_computed[key]
         self.pool.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed_tokens = sequence.num_registered_blocks = 0
+
+    def _count_running(self, job: Job, change: int) -> None:
+        job.num_running += change
+        self._num_running_of[job.info.tenant] += change
+        if not self._num_running_of[job.info.tenant]:
+            del self._num_running_of[job.info.tenant]
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's blocks; it waits at the front of the queue and recomputes."""
@@ -195,8 +205,11 @@ class Scheduler:
         return items
 
     def _is_admissible(self, sequence: Sequence) -> bool:
-        """Whether its job may run one more and nobody is just computing the block it needs next."""
-        if sequence.job.num_running >= self.budget.max_running_per_job:
+        """Whether its job and its tenant may run one more and nobody is just computing the block it needs
+        next.
+        """
+        job, most = sequence.job, self.budget.max_running_share
+        if job.num_running >= most or (job.info.tenant and self._num_running_of[job.info.tenant] >= most):
             return False
         keys = self._prefix_keys(sequence)
         known = len(self.pool.lookup(keys))
@@ -226,7 +239,7 @@ class Scheduler:
         self._count_hits(sequence, len(keys), len(cached), now)
         self.waiting.take(sequence)
         sequence.status = Status.RUNNING
-        sequence.job.num_running += 1
+        self._count_running(sequence.job, 1)
         self.running.append(sequence)
         for key in sequence.block_keys[len(cached) :]:
             self._being_computed.setdefault(key, sequence)

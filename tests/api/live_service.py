@@ -8,11 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from model_store.tokenizer import Tokenizer
 from service.api.state import ServiceState
+from service.engine.engine import Engine
+from service.engine.loader import EngineConfig, build_engine
 from service.server import Server, make_server
 from service.settings import Settings
 
@@ -70,6 +74,25 @@ class Live:
         self.http.close()
         self.server.should_exit = True
         self.thread.join(WAIT_S)
+
+
+class Stuck:
+    """An engine whose steps wait until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.gate = threading.Event()
+
+    def make(self) -> Engine:
+        engine = build_engine(EngineConfig(self._folder, num_threads=1), Tokenizer.load(self._folder))
+        execute = engine.runner.execute
+
+        def wait(batch: Any) -> Any:
+            assert self.gate.wait(WAIT_S)
+            return execute(batch)
+
+        engine.runner = type("Runner", (), {"execute": staticmethod(wait)})()
+        return engine
 
 
 def read_all(sock: socket.socket) -> bytes:

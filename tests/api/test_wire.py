@@ -8,15 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from live_service import WAIT_S, Live, events, expect, read_all
+from live_service import WAIT_S, Live, Stuck, events, expect, read_all
 
-from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
-from service.engine.engine import Engine
-from service.engine.loader import EngineConfig, build_engine
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 BODY = json.dumps({"prompt": "a", "max_new_tokens": 2, "stream": True}).encode()
@@ -181,25 +177,6 @@ def test_a_key_in_a_trailer_opens_nothing(serve: Callable[..., Live]) -> None:
 
 
 # ---- clients that leave behind more than one request ----------------------------------------------------
-
-
-class Stuck:
-    """An engine whose steps wait until it is let go."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.gate = threading.Event()
-
-    def make(self) -> Engine:
-        engine = build_engine(EngineConfig(self._folder, num_threads=1), Tokenizer.load(self._folder))
-        execute = engine.runner.execute
-
-        def wait(batch: Any) -> Any:
-            assert self.gate.wait(WAIT_S)
-            return execute(batch)
-
-        engine.runner = type("Runner", (), {"execute": staticmethod(wait)})()
-        return engine
 
 
 @pytest.fixture

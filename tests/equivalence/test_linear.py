@@ -72,3 +72,12 @@ def test_an_unknown_activation_is_named() -> None:
 
 def test_a_graphics_card_gets_bfloat16() -> None:
     assert auto_precision("cuda") == "bfloat16"
+
+
+@pytest.mark.parametrize(("is_native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_torch_gets_bfloat16_only_where_the_processor_has_it_and_our_kernels_always(
+    monkeypatch: pytest.MonkeyPatch, is_native: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_native)
+    assert auto_precision("cpu", "reference") == expected
+    assert auto_precision("cpu", "cpu") == auto_precision("cpu") == "bfloat16"

@@ -20,7 +20,7 @@ class Chaos:
         self.random = random.Random(seed)
         runner = FakeRunner()
         engine = fake_engine(
-            num_blocks=12, max_rows=16, max_running=6, per_job=4, speculation=speculation, runner=runner
+            num_blocks=12, max_rows=16, max_running=6, share=4, speculation=speculation, runner=runner
         )
         if speculation:
             engine.speculator._best_length = lambda s, available, rows, tokens: (  # type: ignore[union-attr]

@@ -118,7 +118,7 @@ def steps_until(watch: Watch, outcome: Outcome, most: int = 2000) -> int:
 
 
 def test_a_question_beside_a_hundred_chunks_is_soon_answered() -> None:
-    watch = Watch(fake_engine(num_blocks=200, max_running=8, per_job=6))
+    watch = Watch(fake_engine(num_blocks=200, max_running=8, share=6))
     watch.add(many(100, count=30))
     watch.step()
     [answer] = watch.add([one()])
@@ -126,7 +126,7 @@ def test_a_question_beside_a_hundred_chunks_is_soon_answered() -> None:
 
 
 def test_a_hundred_chunks_beside_a_stream_of_questions_come_to_an_end() -> None:
-    watch = Watch(fake_engine(num_blocks=200, max_running=4, per_job=3))
+    watch = Watch(fake_engine(num_blocks=200, max_running=4, share=3))
     chunks, asked = watch.add(many(100)), []
     for _ in range(1500):
         while sum(question.status is Status.WAITING for question in asked) < 3:
@@ -139,7 +139,7 @@ def test_a_hundred_chunks_beside_a_stream_of_questions_come_to_an_end() -> None:
 
 
 def test_a_job_runs_at_most_its_share_at_once() -> None:
-    watch = Watch(fake_engine(num_blocks=200, max_running=8, per_job=5))
+    watch = Watch(fake_engine(num_blocks=200, max_running=8, share=5))
     line = many(20)
     watch.add(line)
     most = 0
@@ -147,6 +147,25 @@ def test_a_job_runs_at_most_its_share_at_once() -> None:
         watch.step()
         most = max(most, line[0].job.num_running)
     assert most == 5
+
+
+def test_a_key_runs_at_most_its_share_at_once_so_that_another_starts_at_once() -> None:
+    watch = Watch(fake_engine(num_blocks=400, max_running=8, share=6))
+    busy = [one("busy", range(i, i + 3), count=200) for i in range(20)]
+    watch.add(busy)
+    watch.step()
+    assert sum(s.status is Status.RUNNING for s in busy) == 6
+    [answer] = watch.add([one("quiet")])
+    assert steps_until(watch, answer) <= 6
+    watch.finish()
+    assert not watch.engine.scheduler._num_running_of
+
+
+def test_without_keys_nobody_has_a_share() -> None:
+    watch = Watch(fake_engine(num_blocks=400, max_running=8, share=6))
+    watch.add([one("", range(i, i + 3), count=20) for i in range(20)])
+    watch.step()
+    assert len(watch.engine.scheduler.running) == 8
 
 
 def test_no_step_is_larger_than_its_budget() -> None:
