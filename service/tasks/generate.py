@@ -71,14 +71,17 @@ class ChoiceText:
     _offset: int = 0
     _first_offset: int = 0
 
-    def push(self, tokenizer: Tokenizer, output: SequenceOutput, with_scores: bool) -> Token:
-        """Take the engine's news and give the event for them."""
+    def push(self, tokenizer: Tokenizer, output: SequenceOutput, call: GenerateCall) -> Token:
+        """Take the engine's news and give the event for them; scores that nobody reads before the end are not
+        made yet.
+        """
         delta = output.text if self._is_started else self.echo + output.text
-        entries = (*output.prompt_logprobs, *output.logprobs) if with_scores else ()
+        entries = (*output.prompt_logprobs, *output.logprobs) if call.logprobs is not None else ()
         if not self._is_started and not output.prompt_logprobs:
             self._offset = self._first_offset = len(self.echo)
         self._is_started = True
-        news = tuple(self._score(tokenizer, entry) for entry in entries)
+        is_read = call.origin.is_streamed
+        news = tuple(self._score(tokenizer, entry) for entry in entries) if is_read else ()
         self.text += delta
         self.entries += entries
         self.finish_reason = output.finish_reason or ""
@@ -104,19 +107,18 @@ class ChoiceText:
 
 
 async def generate_events(
-    job: Job, tokenizer: Tokenizer, prompts: Sequence[Prompt], n: int, seed: int, with_scores: bool
+    job: Job, tokenizer: Tokenizer, prompts: Sequence[Prompt], call: GenerateCall, seed: int
 ) -> AsyncIterator[Event]:
     """Yield the choices' tokens as they come, then the result."""
     choices = [
         ChoiceText(index, prompt.echo)
-        for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
+        for index, prompt in enumerate(prompt for prompt in prompts for _ in range(call.n))
     ]
     async for output in job.outputs():
-        yield choices[output.index].push(tokenizer, output, with_scores)
+        yield choices[output.index].push(tokenizer, output, call)
     finished: list[Choice] = []
     for c in choices:
-        finished.append(
-            Choice(c.index, c.text, c.finish_reason, c.scores(tokenizer) if with_scores else None)
-        )
+        scores = c.scores(tokenizer) if call.logprobs is not None else None
+        finished.append(Choice(c.index, c.text, c.finish_reason, scores))
         await asyncio.sleep(0)  # the scores of many choices are work: others have their turn between them
     yield Done(GenerateResult(seed, tuple(finished), job.usage(), job.timings()))

@@ -136,11 +136,10 @@ class TaskRunner:
         num_dropped = sum(prompt.fitted.num_dropped for prompt in prompts)
         job = submit(self._engine, requests, call.origin, self.limits, "prompt", num_dropped)
         seed = decoding.params.seed
-        has_scores = call.logprobs is not None
         return Prepared(
             job,
             seed,
-            lambda: generate.generate_events(job, self._tokenizer, prompts, call.n, seed, has_scores),
+            lambda: generate.generate_events(job, self._tokenizer, prompts, call, seed),
         )
 
     async def prepare_summarize(self, call: SummarizeCall) -> Prepared:

@@ -46,16 +46,21 @@ class Turns:
             raise
 
     def _leave(self, tenant: str, turn: _Turn) -> None:
-        line = self._lines[tenant]
+        """Take a cancelled turn out of its line, unless `_pass_on` met it first."""
+        line = self._lines.get(tenant)
+        if line is None or turn not in line:
+            return
         line.remove(turn)
         if not line:
             del self._lines[tenant]
 
     def _pass_on(self) -> None:
-        if not self._lines:
-            self._is_taken = False
-            return
-        tenant, line = self._lines.popitem(last=False)
-        line.popleft().set_result(None)
-        if line:
-            self._lines[tenant] = line  # behind the other tenants
+        while self._lines:
+            tenant, line = self._lines.popitem(last=False)
+            turn = line.popleft()
+            if line:
+                self._lines[tenant] = line  # behind the other tenants
+            if not turn.done():  # else it was cancelled a moment ago, and its task has not run yet
+                turn.set_result(None)
+                return
+        self._is_taken = False

@@ -12,6 +12,7 @@ from service.errors import DeadlineExceeded, QueueFull
 from service.tasks.calls import Origin
 from service.tasks.offload import HUGE_TEXT_BYTES, LARGE_TEXT_BYTES, Offloader
 from service.tasks.steps import Steps
+from service.tasks.turns import Turns
 
 pytestmark = pytest.mark.asyncio
 LARGE, HUGE = ["x" * (LARGE_TEXT_BYTES + 1)], ["x" * (HUGE_TEXT_BYTES + 1)]
@@ -242,3 +243,20 @@ def _failing() -> Steps[None]:
 
 def _nothing() -> Steps[None]:
     yield
+
+
+async def test_a_turn_that_comes_to_one_who_was_cancelled_in_the_same_moment_goes_to_the_next() -> None:
+    turns, done = Turns(), list[str]()
+
+    async def wait(name: str, tenant: str) -> None:
+        async with turns.turn(tenant):
+            done.append(name)
+
+    async with turns.turn("first"):
+        waiting = [asyncio.create_task(wait(name, name[0])) for name in ("a1", "a2", "b1")]
+        await _settle()
+        waiting[0].cancel()  # its task has not run yet when the turn is passed on
+    await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert sorted(done) == ["a2", "b1"]
+    await asyncio.wait_for(wait("last", "c"), 10)
+    assert done[-1] == "last" and not turns._lines
