@@ -82,7 +82,7 @@ def _ours(places: Places, precision: str, has_speculation: bool) -> Peer:
         "MODEL": str(places.checkpoint),
         "DTYPE": "bfloat16",
         "QUANTIZATION": "int8" if precision == "int8" else "none",
-        "SPECULATION": "auto" if has_speculation else "0",
+        "SPECULATION": "1" if has_speculation else "0",
         "LOG_LEVEL": "warning",
     }
     return Peer(

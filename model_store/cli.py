@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from model_store.cli_store import DEFAULT_STORE, StoreFolder
 from model_store.entry import ModelEntry, read_entry
 from model_store.errors import StoreError
 from model_store.layout import Listing
@@ -46,18 +47,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-StoreOption = Annotated[
-    Path,
-    typer.Option(
-        "--store", envvar="TEXTGEN_STORE", help="The store's folder.", show_default="~/.local/share/textgen"
-    ),
-]
-DEFAULT_STORE = Path("~/.local/share/textgen")
-
 
 @app.command("list")
 def list_models(
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreFolder = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
 ) -> None:
     """List every version of every model."""
@@ -83,7 +76,7 @@ def list_models(
 @app.command()
 def show(
     model: Annotated[str, typer.Argument(help="name, name@version, or a folder; empty: the default.")] = "",
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreFolder = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,
 ) -> None:
     """Show what a model is, what it can do and where it comes from."""
@@ -110,7 +103,7 @@ def import_command(
         list[str] | None, typer.Option(help="What it was trained on; may be given again.")
     ] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Activate it at once.")] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Add a checkpoint to the store, converted to safetensors and checked."""
     from model_store.importer import Origin, import_model
@@ -130,7 +123,7 @@ def import_command(
 @app.command()
 def verify(
     model: Annotated[str, typer.Argument(help="name@version, a name or a folder; empty: everything.")] = "",
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Compare files with their checksums. Exit code 1 when something is wrong."""
     if model:
@@ -147,7 +140,7 @@ def verify(
 def activate(
     model: Annotated[str, typer.Argument(help="name@version, or a name for its newest version.")],
     default: Annotated[bool, typer.Option("--default", help="Serve it when no model is named.")] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Run a version's golden prompts and make it the one that its name stands for."""
     _activate(store, model, default)
@@ -157,7 +150,7 @@ def activate(
 def remove(
     model: Annotated[str, typer.Argument(help="name@version.")],
     force: Annotated[bool, typer.Option("--force", help="The active version too.")] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Delete one version."""
     with _one_line_errors():

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from model_store.cli_store import DEFAULT_STORE, StoreFolder
 from model_store.manifest import parse_draft, read_json_manifest, write_manifest
 from model_store.task import Task
 from model_store.task_files import load_tasks
@@ -33,9 +34,7 @@ def evaluate(
     record: Annotated[
         bool, typer.Option("--record", help="Write the figures into the folder's manifest.")
     ] = False,
-    store: Annotated[
-        Path, typer.Option(envvar="TEXTGEN_STORE", show_default="~/.local/share/textgen")
-    ] = Path("~/.local/share/textgen"),
+    store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Measure a model: answers, summaries, labels, perplexity; beside trivial baselines."""
     from model_store.cli_train import one_line_errors

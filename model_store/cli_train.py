@@ -16,6 +16,7 @@ import typer
 
 from model_store.cli_evaluate import evaluate
 from model_store.cli_options import with_train_options
+from model_store.cli_store import DEFAULT_STORE, StoreFolder
 from model_store.errors import StoreError
 from model_store.manifest import Draft
 from model_store.recipe import Source, load_recipe
@@ -26,7 +27,6 @@ from model_store.training_errors import InvalidOption
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
 
-_STORE = Path("~/.local/share/textgen")
 Out = Annotated[Path, typer.Option("--out", help="The run's folder; the model goes into `model/` in it.")]
 Recipe = Annotated[Path | None, typer.Option(help="A TOML file with a table [[source]] for each source.")]
 Corpus = Annotated[Path, typer.Option(help="The folder that a recipe's paths are relative to.")]
@@ -37,12 +37,6 @@ Block = Annotated[int, typer.Option(help="Tokens in a row.")]
 Dtype = Annotated[str, typer.Option(help="Of the exported weights: bf16, fp16 or fp32.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Name = Annotated[str, typer.Option(help="Add the model to the store under this name.")]
-StoreFolder = Annotated[
-    Path,
-    typer.Option(
-        "--store", envvar="TEXTGEN_STORE", help="The store's folder.", show_default="~/.local/share/textgen"
-    ),
-]
 License = Annotated[str, typer.Option(help="Of the weights, for the manifest.")]
 About = Annotated[
     list[str] | None, typer.Option("--about-data", help="A source and its licence; may be given again.")
@@ -89,7 +83,7 @@ def pretrain(
     dtype: Dtype = "bf16",
     resume: Resume = False,
     name: Name = "",
-    store: StoreFolder = _STORE,
+    store: StoreFolder = DEFAULT_STORE,
     license: License = "",
     about_data: About = None,
     *,
@@ -141,7 +135,7 @@ def finetune(
     dtype: Dtype = "bf16",
     resume: Resume = False,
     name: Name = "",
-    store: StoreFolder = _STORE,
+    store: StoreFolder = DEFAULT_STORE,
     license: License = "",
     about_data: About = None,
     *,

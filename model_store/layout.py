@@ -1,5 +1,6 @@
 """Where things lie in a store; reads names and pointers, deletes leftovers. See `model_store/store.py`."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ class Listing:
     is_active: bool
     is_default: bool
     is_builtin: bool
+
+
+def default_store() -> Path:
+    """The user's own store: in the data folder that the XDG base directory specification names."""
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "textgen"
 
 
 def versions(source: Path, name: str) -> list[str]:

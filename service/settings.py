@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model_store.layout import default_store
 from service.errors import SettingsError
 
 PREFIX = "TEXTGEN_"
@@ -64,11 +65,6 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _default_store() -> Path:
-    """The user's data folder, as the XDG base directory specification names it."""
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "textgen"
-
-
 Size = Annotated[int, BeforeValidator(_size)]
 AutoInt = Annotated[int | None, BeforeValidator(_none_if_auto)]
 
@@ -92,7 +88,7 @@ class Settings(BaseSettings):
     )
     store: Annotated[Path, AfterValidator(_folder)] = Field(
         validate_default=True,
-        default_factory=_default_store,
+        default_factory=default_store,
         description="Folder of imported and trained models, writable",
         json_schema_extra={"legal": "a folder", "default": "~/.local/share/textgen"},
     )
