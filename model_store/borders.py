@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 _CLOSING = "\"'”’»)\\]」』）】》"
 # Marks are taken from the first of a run on, and never given back: a million of them cost a million steps.
@@ -42,7 +43,12 @@ _LONGEST_ABBREVIATION = 8
 
 def sentence_ends(text: str) -> list[int]:
     """Positions after sentences, ascending; the end of the text itself is not one of them."""
-    return [match.end() for match in _SENTENCE.finditer(text) if _ends_sentence(text, match)]
+    return list(each_sentence_end(text))
+
+
+def each_sentence_end(text: str) -> Iterator[int]:
+    """The positions of `sentence_ends`, one by one as they are found."""
+    return (match.end() for match in _SENTENCE.finditer(text) if _ends_sentence(text, match))
 
 
 def clause_ends(text: str) -> list[int]:

@@ -16,12 +16,14 @@ from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 
-from model_store.borders import clause_ends, sentence_ends, word_ends
+from model_store.borders import clause_ends, each_sentence_end, word_ends
 from model_store.english import STOPWORDS
+from model_store.steps import Steps, listed
 
 SEPARATOR = "\n"  # between sentences; inside them every line break is a space
 _LONGEST = 300  # bytes of a sentence, and so tokens; a longer one is cut at a comma or between words
 _MOST_SENTENCES = 20_000  # in some two million characters of prose
+_PER_STEP = 128  # sentences
 _BYTES_PER_WORD = 6  # so many count as a word at least: in Chinese, a sentence has no spaces
 _SATURATION, _LENGTH_NORM = 0.8, 0.2  # BM25's k1 and b; sentences are short and of similar length
 _FROM_BEFORE = 0.2  # what a sentence takes of the score before it: "He was born there" follows the name
@@ -61,7 +63,7 @@ def whole(document: str) -> Evidence:
     return Evidence(document, (0,), (0,))
 
 
-def for_question(document: str, question: str, num_words: int) -> Evidence:
+def for_question(document: str, question: str, num_words: int) -> Steps[Evidence]:
     """The sentences that a question is likely to be answered by, best first.
 
     Args:
@@ -69,21 +71,22 @@ def for_question(document: str, question: str, num_words: int) -> Evidence:
         question: Any text; without a word of the document's, the first sentences are taken.
         num_words: Sentences are taken until they have so many words.
     """
-    spans = _sentences(document)
-    scores = _bm25([_stems(document[slice(*span)]) for span in spans], set(_stems(question)))
+    spans = yield from _sentences(document)
+    stems = yield from listed((_stems(document[slice(*span)]) for span in spans), _PER_STEP)
+    scores = _bm25(stems, set(_stems(question)))
     scores = [score + _FROM_BEFORE * before for score, before in zip(scores, [0.0, *scores], strict=False)]
     return _join(document, _take(document, spans, scores, num_words))
 
 
-def for_summary(document: str, num_words: int) -> Evidence:
+def for_summary(document: str, num_words: int) -> Steps[Evidence]:
     """The sentences that a document is about, in its own order.
 
     Args:
         document: Any text.
         num_words: Sentences are taken, best first, until they have so many words.
     """
-    spans = _sentences(document)
-    bags = [Counter(_stems(document[slice(*span)])) for span in spans]
+    spans = yield from _sentences(document)
+    bags = yield from listed((Counter(_stems(document[slice(*span)])) for span in spans), _PER_STEP)
     counts = Counter(stem for bag in bags for stem in bag)
     scores = [_salience(bag, counts) * (1 + 1 / (1 + place)) for place, bag in enumerate(bags)]
     return _join(document, sorted(_take(document, spans, scores, num_words)))
@@ -136,14 +139,15 @@ def _join(document: str, spans: list[tuple[int, int]]) -> Evidence:
     return Evidence(SEPARATOR.join(texts), tuple(starts) or (0,), tuple(start for start, _ in spans) or (0,))
 
 
-def _sentences(document: str) -> list[tuple[int, int]]:
+def _sentences(document: str) -> Steps[list[tuple[int, int]]]:
     """Sentences as (start, end), white space at their ends left out; long ones in pieces, and several as one
     where there are too many to weigh each.
     """
-    found = sentence_ends(document)
+    found = yield from listed(each_sentence_end(document), _PER_STEP)
     ends = [*found[:: len(found) // _MOST_SENTENCES + 1], len(document)]
-    spans = [piece for span in zip([0, *ends], ends, strict=False) for piece in _pieces(document, *span)]
-    return [span for span in (_stripped(document, *span) for span in spans) if span[0] < span[1]]
+    spans = (piece for span in zip([0, *ends], ends, strict=False) for piece in _pieces(document, *span))
+    stripped = yield from listed((_stripped(document, *span) for span in spans), _PER_STEP)
+    return [(start, end) for start, end in stripped if start < end]
 
 
 def _pieces(document: str, start: int, end: int) -> list[tuple[int, int]]:

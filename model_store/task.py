@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from model_store.errors import InvalidFields, InvalidTask
 from model_store.evidence import Evidence, for_question, for_summary, whole
+from model_store.steps import Steps, finish
 from model_store.task_checks import check_task, listed
 
 TaskKind = Literal["generate", "summarize", "qa", "choice"]
@@ -111,12 +112,16 @@ class Task:
         Args:
             fields: As for `segments`; the task must have a document.
         """
+        return finish(self.read_in_steps(fields))
+
+    def read_in_steps(self, fields: Mapping[str, str]) -> Steps[Evidence]:
+        """Give the same as `read`, in steps."""
         text = fields[self.document or ""]
         if not self.evidence:
             return whole(text)
         if self.kind == "qa":
-            return for_question(text, fields["question"], self.evidence)
-        return for_summary(text, self.evidence)
+            return (yield from for_question(text, fields["question"], self.evidence))
+        return (yield from for_summary(text, self.evidence))
 
     def segments(self, fields: Mapping[str, str]) -> list[tuple[str, bool]]:
         """Render the prompt in pieces, each to be tokenised on its own.

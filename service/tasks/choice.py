@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Mapping
 
+from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SamplingParams, SequenceRequest
@@ -20,7 +21,6 @@ from service.tasks.fitting import Fitted, fit_fields
 from service.tasks.job import Job
 from service.tasks.sampling import Decoding, given_names
 from service.tasks.search import total_logprob
-from service.tasks.steps import Steps
 
 _NEUTRAL = {
     "temperature": (0, 1),

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from model_store.steps import Steps
 from service.errors import PromptTooLong
 from service.tasks.documents import Document, Span
-from service.tasks.steps import Steps
 
 _FILL = 0.9  # plan chunks this full, so that moving a border to a sentence end does not make one chunk more
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model_store.borders import clause_ends, sentence_ends, splits_character, word_ends
+from model_store.steps import Steps
 from model_store.tokenizer import Tokenizer
 from service.tasks.rendering import SLICE
-from service.tasks.steps import Steps
 
 _PIECE = 32768  # code points whose borders are found at once
 _BEFORE = 64  # code points before a piece that may decide about a border in it: an abbreviation, a joiner

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model_store.errors import InvalidFields, InvalidText
+from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer, check_text
 from service.errors import InvalidRequest, PromptTooLong
 from service.tasks.calls import Overflow
 from service.tasks.rendering import drop_tokens, encode, has_more_tokens, render
 from service.tasks.sampling import Decoding
-from service.tasks.steps import Steps
 
 _LONGEST_NAME = 64  # of a field that an error names though nobody knows it
 

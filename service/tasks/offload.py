@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from model_store.steps import Steps, finish
 from service.errors import DeadlineExceeded, QueueFull
 from service.tasks.calls import Origin
-from service.tasks.steps import Steps, finish
 from service.tasks.turns import Turns
 
 T = TypeVar("T")

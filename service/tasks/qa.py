@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from model_store.evidence import SEPARATOR
+from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SequenceRequest
@@ -24,7 +25,6 @@ from service.tasks.rendering import has_more_tokens, read, render, render_read
 from service.tasks.sampling import Decoding, check_neutral
 from service.tasks.search import Rollout, Rules, Window
 from service.tasks.spans import FINISH_TOKENS, SpanAutomaton
-from service.tasks.steps import Steps
 from service.tasks.vocabulary import Vocabulary
 
 FALLBACK_NO_ANSWER = "I don't know."

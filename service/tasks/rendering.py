@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from model_store.evidence import Evidence
+from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from service.tasks.steps import Steps
 
 SLICE = 8192  # code points tokenised at once: a few milliseconds, and as long the interpreter lock is held
 _NEAR = 32  # code points on each side of a cut that must show that it changes nothing
@@ -52,8 +52,7 @@ def render_read(
 
 def read(task: Task, fields: Mapping[str, str]) -> Steps[Evidence]:
     """Give what of the document the prompt holds: what `task.read` gives."""
-    yield
-    return task.read(fields)
+    return (yield from task.read_in_steps(fields))
 
 
 def has_more_tokens(tokenizer: Tokenizer, text: str, most: int) -> Steps[bool]:

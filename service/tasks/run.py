@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.errors import InvalidRequest, NotFound
@@ -35,7 +36,6 @@ from service.tasks.generate import Prompt
 from service.tasks.job import Prepared, Submitter, submit
 from service.tasks.offload import Offloader
 from service.tasks.sampling import NUM_ANSWERS_RANGE, Decoding, check_range, resolve
-from service.tasks.steps import Steps
 from service.tasks.vocabulary import Vocabulary
 
 _OPTIONS: dict[str, set[str]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from model_store.evidence import SEPARATOR
+from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SequenceRequest
@@ -21,7 +22,6 @@ from service.tasks.fitting import check_can_fit, num_dropped
 from service.tasks.job import check_job_size, too_many_sequences
 from service.tasks.rendering import drop_tokens, read, render, render_read
 from service.tasks.sampling import Decoding, check_neutral
-from service.tasks.steps import Steps
 
 MIN_CHUNK_TOKENS = 16  # a window that leaves less for the text is no use to summarise with
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from toy_engine import make_tokenizer
 
 from model_store.borders import clause_ends, sentence_ends, splits_character, word_ends
+from model_store.steps import Steps, finish
 from model_store.tokenizer import Tokenizer
 from service.errors import PromptTooLong
 from service.tasks import documents
 from service.tasks.chunking import Excess, split, stripped, windows
 from service.tasks.documents import Document, Span, borders_of, read_document, token_starts
-from service.tasks.steps import Steps, finish
 
 TOKENIZER = make_tokenizer()
 SOME = settings(deadline=None, derandomize=True, max_examples=120)

@@ -6,14 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_store import evidence
 from model_store.errors import InvalidTask
-from model_store.evidence import SEPARATOR, Evidence, for_question, for_summary, whole
+from model_store.evidence import SEPARATOR, Evidence, whole
+from model_store.steps import finish
 from model_store.task import Task
 
 STORY = (
     "The village lies by a lake. Anna Berg built the mill in 1871. It burned down ten years later.\n"
     "Her brother kept sheep. The mill was rebuilt by the village in 1890."
 )
+
+
+def for_question(text: str, question: str, num_words: int) -> Evidence:
+    return finish(evidence.for_question(text, question, num_words))
+
+
+def for_summary(text: str, num_words: int) -> Evidence:
+    return finish(evidence.for_summary(text, num_words))
 
 
 def pieces(evidence: Evidence) -> list[tuple[int, int]]:
@@ -133,3 +143,9 @@ def test_sentences_beyond_number_are_weighed_in_groups() -> None:
 def test_evidence_is_bounded_in_bytes_whatever_the_script(text: str, words: int) -> None:
     for found in (for_summary(text, words), for_question(text, "a é", words)):
         assert len(found.text.replace(SEPARATOR, "").encode()) <= words * 6 + 300
+
+
+def test_a_long_document_is_read_in_many_steps() -> None:
+    text = "Nobody came. The needle lies in the hay. " * 2000
+    for steps in (evidence.for_question(text, "Where is the needle?", 5), evidence.for_summary(text, 5)):
+        assert sum(1 for _ in steps) > 60

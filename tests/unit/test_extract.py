@@ -8,13 +8,13 @@ from toy_engine import babbling, make_tokenizer, reciting, result_of, running
 
 from model_store.errors import InvalidTask
 from model_store.evidence import for_summary
+from model_store.steps import finish
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.errors import InvalidRequest
 from service.tasks.calls import ModelLimits, SamplingFields, Strategy, SummarizeCall
 from service.tasks.extract import SentenceAutomaton
 from service.tasks.sampling import resolve
-from service.tasks.steps import finish
 from service.tasks.summarize import Summarizer
 
 TASK = Task(
@@ -75,7 +75,7 @@ async def test_a_model_that_babbles_still_says_sentences_of_the_text(
     tokenizer: Tokenizer, temperature: float
 ) -> None:
     said = await _summary(tokenizer, babbling(tokenizer.vocab_size), temperature=temperature, seed=3)
-    allowed = for_summary(TEXT, 40).text.split("\n")
+    allowed = finish(for_summary(TEXT, 40)).text.split("\n")
     rest = said
     for sentence in allowed:
         rest = rest.replace(sentence, "", 1)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_engine import make_tokenizer
 
+from model_store.steps import finish
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.errors import PromptTooLong
@@ -17,7 +18,6 @@ from service.tasks.fitting import fit_fields, fit_text
 from service.tasks.qa import Reader
 from service.tasks.rendering import drop_tokens, encode, has_more_tokens, render
 from service.tasks.sampling import resolve
-from service.tasks.steps import finish
 from service.tasks.vocabulary import Vocabulary
 
 TOKENIZER = make_tokenizer()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from model_store.steps import Steps
 from service.engine.sequence import JobInfo
 from service.errors import DeadlineExceeded, QueueFull
 from service.tasks.calls import Origin
 from service.tasks.offload import HUGE_TEXT_BYTES, LARGE_TEXT_BYTES, Offloader
-from service.tasks.steps import Steps
 from service.tasks.turns import Turns
 
 pytestmark = pytest.mark.asyncio
