@@ -14,6 +14,7 @@ import math
 import re
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from model_store.borders import clause_ends, each_sentence_end, word_ends
@@ -150,18 +151,16 @@ def _sentences(document: str) -> Steps[list[tuple[int, int]]]:
     return [(start, end) for start, end in stripped if start < end]
 
 
-def _pieces(document: str, start: int, end: int) -> list[tuple[int, int]]:
+def _pieces(document: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Cut a sentence into pieces of at most `_LONGEST`: at a clause's end, else a word's, else anywhere."""
-    pieces = []
     while start < end:
         part = _first_bytes(document[start : min(start + _LONGEST, end)])
         cut = end
         if start + len(part) < end:
             cuts = [p for p in clause_ends(part) if p >= len(part) // 3] or word_ends(part)
             cut = start + (cuts[-1] if cuts else len(part))
-        pieces.append((start, cut))
+        yield start, cut
         start = cut
-    return pieces
 
 
 def _first_bytes(text: str) -> str:

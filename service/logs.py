@@ -38,13 +38,14 @@ class StandardError:
 
     def __init__(self, most_waiting_bytes: int = 1 << 20) -> None:
         self._most_waiting_bytes = most_waiting_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may log while a line is being written
+        self._is_writing = False
         self._waiting: deque[bytes] = deque()
         self._num_waiting_bytes = 0
         self._num_lost = 0
 
     def msg(self, line: str) -> None:
-        """Write one line; a standard error that is closed loses it."""
+        """Write one line, or keep it for later."""
         with suppress(OSError, ValueError), self._lock:
             try:
                 descriptor = sys.stderr.fileno()
@@ -52,7 +53,8 @@ class StandardError:
                 sys.stderr.write(line + "\n")
                 return
             self._keep(f"{line}\n".encode(errors="backslashreplace"))
-            self._write_waiting(descriptor)
+            if not self._is_writing:
+                self._write_waiting(descriptor)
 
     debug = info = warning = error = critical = msg
 
@@ -73,15 +75,23 @@ class StandardError:
 
     def _write_waiting(self, descriptor: int) -> None:
         """Write while that does not block: a ready pipe takes so many bytes at once."""
-        while self._waiting and select.select([], [descriptor], [], 0)[1]:
-            line = self._waiting.popleft()
-            written = os.write(descriptor, line[: select.PIPE_BUF])
-            self._num_waiting_bytes -= written
-            if written < len(line):
-                self._waiting.appendleft(line[written:])
-            elif not self._waiting and self._num_lost:
-                lost, self._num_lost = self._num_lost, 0
-                self._keep(b"%d log lines were lost: standard error was not read\n" % lost)
+        self._is_writing = True
+        try:
+            while self._waiting and select.select([], [descriptor], [], 0)[1]:
+                self._write_first(descriptor)
+        finally:
+            self._is_writing = False
+
+    def _write_first(self, descriptor: int) -> None:
+        line = self._waiting[0]
+        written = os.write(descriptor, line[: select.PIPE_BUF])  # raises: all of it waits on
+        self._waiting.popleft()
+        self._num_waiting_bytes -= written
+        if written < len(line):
+            self._waiting.appendleft(line[written:])
+        elif not self._waiting and self._num_lost:
+            lost, self._num_lost = self._num_lost, 0
+            self._keep(b"%d log lines were lost: standard error was not read\n" % lost)
 
 
 def configure_logs(form: Literal["text", "json"] = "text", level: str = "info") -> None:
@@ -91,35 +101,42 @@ def configure_logs(form: Literal["text", "json"] = "text", level: str = "info") 
         form: `text` for people, `json` for machines: one object a line.
         level: least severe level that is written.
     """
-    rendering: list[structlog.typing.Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if form == "json"
-        else [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr is not None and sys.stderr.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,  # the default one may show variables
-            )
-        ]
+    standard_error, rendering = StandardError(), _rendering(form)
+    least = logging.getLevelNamesMapping()[level.upper()]
+    _send_libraries_logs(standard_error, rendering, least)
+    structlog.configure(
+        processors=[*_SHARED, *rendering],
+        logger_factory=lambda *_: standard_error,
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        cache_logger_on_first_use=False,
     )
-    standard_error = StandardError()
-    handler = logging.StreamHandler(
-        standard_error
-    )  # for libraries; our own lines cost half without `logging`
+
+
+def _rendering(form: Literal["text", "json"]) -> list[structlog.typing.Processor]:
+    if form == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr is not None and sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # the default one may show variables
+        )
+    ]
+
+
+def _send_libraries_logs(
+    standard_error: StandardError, rendering: list[structlog.typing.Processor], least: int
+) -> None:
+    """Let libraries log the same way; our own lines cost half without `logging`."""
+    handler = logging.StreamHandler(standard_error)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.basicConfig(handlers=[handler], level=least, force=True)
     for noisy in ("uvicorn", "uvicorn.error", "asyncio", "httpx", "httpcore", "filelock", "urllib3"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
-    structlog.configure(
-        processors=[*_SHARED, *rendering],
-        logger_factory=lambda *_: standard_error,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        cache_logger_on_first_use=False,
-    )
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, least))
 
 
 def get_logger() -> structlog.typing.FilteringBoundLogger:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import signal
 import socket
 import sys
@@ -78,6 +79,14 @@ class Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             get_logger().info("listening", address=f"http://{shown}:{port}")
+            self._warn_if_open()
+
+    def _warn_if_open(self) -> None:
+        """Say so when whoever reaches this machine may use the service."""
+        hosts = [listener.getsockname()[0] for server in self.servers for listener in server.sockets]
+        is_local = all(ipaddress.ip_address(host).is_loopback for host in hosts)
+        if not is_local and not self.life.state.settings.keys():
+            get_logger().warning("no API keys are set: whoever reaches this address may use the service")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, hurry at the second. Runs between two bytecodes of the main thread."""

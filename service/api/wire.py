@@ -23,6 +23,7 @@ from service.api.security import request_id_from
 HEADER_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 30.0
 WATCH_PAUSED_S = 0.1
+MAX_PIPELINED = 100  # requests behind the one that is answered
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
@@ -38,6 +39,7 @@ class WireProtocol(HttpToolsProtocol):
     _header_bytes = 0  # of the request whose headers are being read; 0 between requests
     _bare_bytes = 0  # received since the headers or the last piece of a body: chunk sizes, trailers
     _header_timer: asyncio.TimerHandle | None = None
+    _watcher: asyncio.TimerHandle | None = None  # while requests wait behind the one that is answered
     _has_headers = False  # of the request that is being received
     _is_refused = False
     _running: RequestResponseCycle | None = None  # the request that is being answered; `cycle` is the newest
@@ -121,14 +123,16 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The headers are all there; their size is judged by the application, which knows the route."""
-        if self.parser.should_upgrade():
-            return  # read again in a moment, see `_without_upgrade`
+        if self.parser.should_upgrade() or self._is_refused:
+            return  # read again in a moment, see `_without_upgrade`; or never
         self._has_headers = True
         self._stop_waiting()
         self._header_bytes = self._bare_bytes = 0
         super().on_headers_complete()
-        if self.pipeline:
+        if self.pipeline and self._watcher is None:
             self._watch_paused()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._refuse("bad_request", "too many requests at once on one connection")
         if self.scope["http_version"] == "1.0":
             _send_unchunked(self.cycle)
 
@@ -148,12 +152,13 @@ class WireProtocol(HttpToolsProtocol):
 
     def _watch_paused(self) -> None:
         """While a request waits behind another nothing is read, not even the end of the connection: look."""
+        self._watcher = None
         if not self.pipeline or self.transport.is_closing():
             return
         if self._is_gone():
             self.transport.abort()
         else:
-            self.loop.call_later(WATCH_PAUSED_S, self._watch_paused)
+            self._watcher = self.loop.call_later(WATCH_PAUSED_S, self._watch_paused)
 
     def _is_busy(self) -> bool:
         """Whether a request is being received or answered."""

@@ -32,14 +32,18 @@ def left_in_container(cgroup: Path) -> int | None:
     """Bytes below the container's limit; None without one.
 
     Args:
-        cgroup: the container's folder of a version 2 control group.
+        cgroup: where control groups are mounted: version 2, or version 1 with a folder `memory`.
     """
-    limit, used, stat = (cgroup / f"memory.{name}" for name in ("max", "current", "stat"))
-    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+    if (cgroup / "memory").is_dir():
+        folder, names = cgroup / "memory", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+    else:
+        folder, names = cgroup, ("max", "current", "inactive_file")
+    limit, used, stat = (folder / f"memory.{name}" for name in (*names[:2], "stat"))
+    if not limit.exists() or not used.exists() or not limit.read_text().strip().isdigit():
         return None
     counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
-    cached = int(counts.get("inactive_file", 0))  # of files read, the model's too; given back when asked for
-    return int(limit.read_text()) - int(used.read_text()) + cached
+    cached = int(counts.get(names[2], 0))  # of files read, the model's too; given back when asked for
+    return max(int(limit.read_text()) - int(used.read_text()) + cached, 0)
 
 
 @contextmanager

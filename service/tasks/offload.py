@@ -28,6 +28,7 @@ LARGE_TEXT_BYTES = 8 * 1024
 HUGE_TEXT_BYTES = 64 * 1024  # work on it keeps tens of megabytes between its turns
 TURN_S = 0.01
 MAX_JOBS = 64
+MAX_HUGE = 3  # of one tenant in hand at once: many of them half done would fill the memory
 _TENANT_SHARE = 0.75  # of the places, for one key: the others still get in while it floods
 _MAX_RETRY_AFTER_S = 60.0
 
@@ -45,14 +46,15 @@ class Offloader:
     Args:
         max_jobs: how many may wait and work at a time; one key may have three quarters of them.
         turn_s: seconds of steps in one turn, about; at least one step is done.
+        max_huge: how many huge texts of one key are in hand at a time; its others wait in line for them.
     """
 
-    def __init__(self, max_jobs: int = MAX_JOBS, turn_s: float = TURN_S) -> None:
+    def __init__(self, max_jobs: int = MAX_JOBS, turn_s: float = TURN_S, max_huge: int = MAX_HUGE) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
         self._turns = Turns()
-        self._max_jobs, self._turn_s = max_jobs, turn_s
+        self._max_jobs, self._turn_s, self._max_huge = max_jobs, turn_s, max_huge
         self._num_jobs: Counter[str] = Counter()  # by tenant
-        self._huge: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by tenant
+        self._huge: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by tenant
         self._recent_s: deque[float] = deque(maxlen=16)  # in the thread, of jobs that ended
 
     async def run(self, texts: Iterable[str], work: Steps[T], origin: Origin, is_admitted: bool = False) -> T:
@@ -78,7 +80,7 @@ class Offloader:
         with self._place(tenant, is_admitted):
             try:
                 async with asyncio.timeout_at(origin.deadline):
-                    async with self._alone(tenant, size > HUGE_TEXT_BYTES and not is_admitted):
+                    async with self._in_hand(tenant, size > HUGE_TEXT_BYTES and not is_admitted):
                         return await self._in_turns(work, tenant)
             except TimeoutError:
                 raise DeadlineExceeded from None
@@ -123,13 +125,13 @@ class Offloader:
         return min(max(mean_s * self._num_jobs.total(), 1.0), _MAX_RETRY_AFTER_S)
 
     @asynccontextmanager
-    async def _alone(self, tenant: str, is_huge: bool) -> AsyncIterator[None]:
-        """Let huge texts of one tenant wait for each other: all of them half done would fill the memory."""
+    async def _in_hand(self, tenant: str, is_huge: bool) -> AsyncIterator[None]:
+        """Let huge texts of one tenant wait for each other: see `MAX_HUGE`."""
         if not is_huge:
             yield
             return
-        lock = self._huge.setdefault(tenant, asyncio.Lock())
-        async with lock:
+        places = self._huge.setdefault(tenant, asyncio.Semaphore(self._max_huge))
+        async with places:
             yield
 
 

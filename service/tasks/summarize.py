@@ -134,6 +134,8 @@ class Summarizer:
                 break
             start = len(text) - len((yield from self._shortened(text[start:], excess)))
             count = len((yield from self._encode(text[start:])))
+        if excess:  # nothing of the text is left, and still it does not fit
+            num_dropped(count, self._decoding, self._n_positions, "error", self._field)
         request = yield from self._request(text[start:], 0, is_last=True)
         return Plotted((Span(start, len(text)),), (request,), count, total - count)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -60,21 +61,30 @@ def python(args: list[str], **settings: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def service(model: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A ready service as a process, and its address."""
+def service(model: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str, list[Any]]]:
+    """A ready service as a process, its address, and what it has logged."""
     process = command("serve", "--port", "0", MODEL=str(model), LOG_FORMAT="json", **settings)
     assert process.stderr is not None
     try:
-        address = ""
-        for line in process.stderr:
-            entry = json.loads(line)
-            address = entry.get("address", address)
-            if entry["event"] == "ready":
-                break
-        yield process, address
+        log: list[Any] = []
+        while not log or log[-1]["event"] != "ready":
+            log.append(json.loads(process.stderr.readline()))
+        (address,) = (entry["address"] for entry in log if "address" in entry)
+        yield process, address, log
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_warned"),
+    [("0.0.0.0", "", True), ("0.0.0.0", "abc", False), ("127.0.0.1", "", False)],
+)
+def test_a_service_that_anybody_may_use_says_so(
+    tiny_model: Path, host: str, keys: str, is_warned: bool
+) -> None:
+    with service(tiny_model, HOST=host, API_KEYS=keys) as (_, _, log):
+        assert any("no API keys" in entry["event"] for entry in log) == is_warned
 
 
 def answers(http: httpx.Client, path: str) -> bool:
@@ -86,7 +96,7 @@ def answers(http: httpx.Client, path: str) -> bool:
 
 
 def test_the_first_sigterm_lets_streams_finish_refuses_newcomers_and_exits_0(tiny_model: Path) -> None:
-    with service(tiny_model) as (process, address), httpx.Client(base_url=address, timeout=WAIT_S) as http:
+    with service(tiny_model) as (process, address, _), httpx.Client(base_url=address, timeout=WAIT_S) as http:
         with http.stream("POST", "/generate", json={**LONG, "n": 8}) as response:
             process.send_signal(signal.SIGTERM)
             with httpx.Client(base_url=address, timeout=WAIT_S) as other:
@@ -98,7 +108,7 @@ def test_the_first_sigterm_lets_streams_finish_refuses_newcomers_and_exits_0(tin
 
 
 def test_a_second_sigterm_ends_streams_with_an_error_frame_and_exits_0(tiny_model: Path) -> None:
-    with service(tiny_model) as (process, address), httpx.Client(base_url=address, timeout=WAIT_S) as http:
+    with service(tiny_model) as (process, address, _), httpx.Client(base_url=address, timeout=WAIT_S) as http:
         with http.stream("POST", "/generate", json={**LONG, "n": 16}) as response:
             process.send_signal(signal.SIGTERM)
             with httpx.Client(base_url=address, timeout=WAIT_S) as other:

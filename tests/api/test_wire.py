@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from live_service import WAIT_S, Live, Stuck, events, expect, read_all
 
+from service.api.wire import MAX_PIPELINED
 from service.engine.async_engine import AsyncEngine
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -111,6 +112,16 @@ def test_pipelined_requests_are_answered_in_order_whatever_becomes_of_each(live:
         sock.sendall(request(body=plain) + request(body=b"{}") + request(b"1.0", plain))
         replies = read_all(sock).split(b"HTTP/1.1 ")[1:]
     assert [reply[:3] for reply in replies] == [b"200", b"422", b"200"]
+
+
+def test_more_pipelined_requests_than_may_wait_end_the_connection(live: Live) -> None:
+    asked = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with live.connect() as sock:
+        sock.sendall(asked * (MAX_PIPELINED + 1) + request(b"1.0"))
+        assert read_all(sock).count(b"HTTP/1.1 200 ") == 0
+    with live.connect() as sock:
+        sock.sendall(asked * MAX_PIPELINED + request(b"1.0"))
+        assert read_all(sock).count(b"HTTP/1.1 200 ") == MAX_PIPELINED + 1
 
 
 def test_a_request_whose_client_has_left_is_not_submitted(live: Live) -> None:

@@ -1,5 +1,6 @@
 """Log lines: their two forms, their levels, and a standard error that cannot be written to."""
 
+import errno
 import io
 import json
 import logging
@@ -157,3 +158,35 @@ def test_a_line_longer_than_a_pipe_takes_at_once_stays_whole() -> None:
         out.msg("after")
         found = read_all(pipe)
     assert found == ["y" * 50_000, "after"]
+
+
+def test_lines_that_could_not_be_written_are_written_when_that_is_possible_again() -> None:
+    with unread_pipe() as pipe:
+        out = StandardError(most_waiting_bytes=10_000)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", _no_space)
+            for place in range(5):
+                out.msg(f"line {place}")
+        out.msg("line 5")
+        assert read_all(pipe) == [f"line {place}" for place in range(6)]
+    assert out._num_waiting_bytes == 0
+
+
+def _no_space(descriptor: int, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, "no space")
+
+
+def test_a_handler_of_a_signal_may_log_while_a_line_is_written() -> None:
+    with unread_pipe() as pipe:
+        out = StandardError()
+        write = os.write
+
+        def interrupted(descriptor: int, data: bytes) -> int:
+            patch.setattr(os, "write", write)
+            out.msg("from the handler")
+            return write(descriptor, data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", interrupted)
+            out.msg("first")
+        assert read_all(pipe) == ["first", "from the handler"]

@@ -25,6 +25,19 @@ def test_files_that_were_read_count_as_free_in_a_container(tmp_path: Path) -> No
     assert left_in_container(container(tmp_path, "1000")) == 500
 
 
+def test_a_container_of_version_1_has_its_limit(tmp_path: Path) -> None:
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("1000\n")
+    (folder / "memory.usage_in_bytes").write_text("600\n")
+    (folder / "memory.stat").write_text("total_inactive_file 100\n")
+    assert left_in_container(tmp_path) == 500
+
+
+def test_a_container_that_uses_more_than_its_limit_has_nothing_left(tmp_path: Path) -> None:
+    assert left_in_container(container(tmp_path, "300")) == 0
+
+
 def test_a_container_without_a_limit_has_none(tmp_path: Path) -> None:
     assert left_in_container(container(tmp_path, "max")) is None
 

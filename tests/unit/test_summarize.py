@@ -126,6 +126,15 @@ async def test_strategy_single_keeps_the_end_of_a_text_when_told_to_truncate(tok
 
 
 @pytest.mark.asyncio
+async def test_strategy_single_refuses_when_not_even_an_empty_text_would_fit(tokenizer: Tokenizer) -> None:
+    call = SummarizeCall(LONG, "single", "truncate_left", SamplingFields(max_new_tokens=126))
+    async with _babble(tokenizer) as (runner, _):
+        with pytest.raises(PromptTooLong, match=r"at most \d+") as caught:
+            await runner.prepare_summarize(call)
+    assert caught.value.param == "max_new_tokens"
+
+
+@pytest.mark.asyncio
 async def test_new_tokens_that_leave_no_room_for_text_are_refused_with_the_largest(
     tokenizer: Tokenizer,
 ) -> None:

@@ -44,8 +44,8 @@ class Gate:
 class Bench:
     """An offloader whose turns are single steps, its thread held, and a record of who worked when."""
 
-    def __init__(self, max_jobs: int = 64) -> None:
-        self.offloader = Offloader(max_jobs, turn_s=0)
+    def __init__(self, max_jobs: int = 64, max_huge: int = 1) -> None:
+        self.offloader = Offloader(max_jobs, turn_s=0, max_huge=max_huge)
         self.gate = Gate()
         self.log: list[str] = []
         self._holding = asyncio.create_task(
@@ -78,12 +78,12 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-def benched(max_jobs: int = 64) -> Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], Any]:
+def benched(**limits: int) -> Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], Any]:
     """Run a test with a bench whose thread is held."""
 
     def decorate(test: Callable[[Bench], Coroutine[Any, Any, None]]) -> Any:
         async def run() -> None:
-            bench = Bench(max_jobs)
+            bench = Bench(**limits)
             try:
                 await bench.gate.reached.wait()
                 await test(bench)
@@ -127,6 +127,12 @@ async def test_a_short_text_waits_for_one_turn_of_a_long_one_of_any_tenant(tenan
 async def test_huge_texts_of_one_tenant_are_read_one_after_the_other(bench: Bench) -> None:
     await bench.finish(*[bench.start(name, "a", 3, texts=HUGE) for name in "xyz"])
     assert "".join(bench.log) == "xxxyyyzzz"
+
+
+@benched(max_huge=2)
+async def test_as_many_huge_texts_of_one_tenant_as_may_be_in_hand_are_read_in_turns(bench: Bench) -> None:
+    await bench.finish(*[bench.start(name, "a", 3, texts=HUGE) for name in "xyz"])
+    assert "".join(bench.log) == "xyxyxyzzz"
 
 
 @benched()
