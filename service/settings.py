@@ -96,7 +96,9 @@ class Settings(BaseSettings):
         "auto", "Where the model runs; `auto`: CUDA when there is one", "`auto`, `cpu` or `cuda`"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = _setting(
-        "auto", "Precision of weights and activations", "`auto`, `float32` or `bfloat16`"
+        "auto",
+        "Precision of weights and activations; `auto`: bfloat16, or float32 where torch is slow with it",
+        "`auto`, `float32` or `bfloat16`",
     )
     quantization: Literal["none", "int8"] = _setting(
         "none",

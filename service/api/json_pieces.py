@@ -11,10 +11,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # making one costs as much as a frame
+
 
 def compact(value: Any) -> str:
     """JSON without spaces, texts as they are."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def in_pieces(value: Mapping[str, Any]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def _prompts(value: object) -> PromptValue:
 
 
 def _are_ids(value: list[Any]) -> bool:
-    return all(type(item) is int and item >= 0 for item in value)
+    return set(map(type, value)) <= {int} and min(value, default=0) >= 0  # a body holds two million of them
 
 
 def _ids(value: object) -> tuple[int, ...]:

@@ -103,13 +103,8 @@ class TaskRunner:
             most = self.limits.max_job_sequences // call.n
             raise InvalidRequest(f"prompt must be 1 to {most} prompts with n = {call.n}", "prompt")
         for place, prompt in enumerate(call.prompts):
-            param = _param(call, place)
             if isinstance(prompt, str):
-                check_unicode(param, prompt)
-            elif not all(0 <= token_id < self._tokenizer.vocab_size for token_id in prompt):
-                raise InvalidRequest(
-                    f"{param} must hold token ids from 0 to {self._tokenizer.vocab_size - 1}", param
-                )
+                check_unicode(_param(call, place), prompt)
 
     def _fit_prompts(self, call: GenerateCall, decoding: Decoding) -> Steps[list[Prompt]]:
         prompts = []
@@ -126,7 +121,11 @@ class TaskRunner:
         if isinstance(prompt, str):
             return (yield from fit_text(self._tokenizer, prompt, decoding, n_positions, overflow, param))
         ids = list(prompt) or [self._tokenizer.eos_id]
-        return fit_ids(ids, decoding, n_positions, overflow, param)
+        fitted = fit_ids(ids, decoding, n_positions, overflow, param)
+        if not all(0 <= token_id < self._tokenizer.vocab_size for token_id in fitted.prompt_ids):
+            legal = f"token ids from 0 to {self._tokenizer.vocab_size - 1}"
+            raise InvalidRequest(f"{param} must hold {legal}", param)
+        return fitted
 
     def _prompt(self, fitted: Fitted, text: str | None, has_echo: bool) -> Prompt:
         return Prompt(fitted, generate.echo_of(self._tokenizer, fitted, text) if has_echo else "")

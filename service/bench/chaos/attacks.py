@@ -58,6 +58,7 @@ def _flood(start: bytes, piece: bytes, num_bytes: int) -> Iterator[bytes]:
         yield piece
 
 
+_CHUNKED = head("/generate", ["Transfer-Encoding: chunked"])
 _BIG = b"10000\r\n" + b"a" * 65536 + b"\r\n"
 _INVALID = ((422, "invalid_request"),)
 _BAD = ((400, "bad_request"),)
@@ -76,7 +77,7 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack(
         "1 GB body, chunked",
-        lambda: _flood(head("/generate", ["Transfer-Encoding: chunked"]), _BIG, _GIGABYTE),
+        lambda: _flood(_CHUNKED, _BIG, _GIGABYTE),
         ((413, "body_too_large"),),
         2.0,
     ),
@@ -110,11 +111,34 @@ ATTACKS: tuple[Attack, ...] = (
         2.0,
     ),
     Attack(
+        "endless trailers",
+        lambda: _flood(_CHUNKED + b"2\r\n{}\r\n0\r\nX-A: ", b"a" * 65536, 64 << 20),
+        ((431, "headers_too_large"),),
+        2.0,
+    ),
+    Attack(
+        "trailers that drip",
+        lambda: _drip(_CHUNKED + b"2\r\n{}\r\n0\r\nX-A: ", b"a", 0.2, 10),
+        ((408, "request_timeout"),),
+        4.0,
+    ),
+    Attack(
+        "10,000 requests at once on one connection",
+        _whole(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" * 10_000),
+        ((0, ""),),
+    ),
+    Attack(
         "a URL of 70,000 bytes",
         _whole(post("/" + "a" * 70_000, b"{}")),
         ((431, ""), (414, ""), (404, ""), (400, "")),
     ),
     Attack("a stop string of a million characters", _field("stop", json.dumps(MARK * 125_000)), _INVALID),
+    Attack(
+        "a million token ids",
+        _whole(post("/v1/completions", json.dumps({"prompt": [1] * 1_000_000}).encode())),
+        ((422, ""), (400, "")),
+        1.0,
+    ),
     Attack("a million stop strings", _field("stop", json.dumps(["a"] * 800_000)), _INVALID),
     Attack("JSON 100,000 arrays deep", _whole(post("/generate", b'{"prompt": ' + b"[" * 100_000)), _BAD),
     Attack(
@@ -175,7 +199,7 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack(
         "a chunk size that is none",
-        _whole(head("/generate", ["Transfer-Encoding: chunked"]) + b"zz\r\n{}\r\n"),
+        _whole(_CHUNKED + b"zz\r\n{}\r\n"),
         _BROKEN,
     ),
     Attack("a NUL in a header", _whole(head("/generate", ["X-A: a\0b"])), _BROKEN),

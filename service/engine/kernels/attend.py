@@ -41,47 +41,46 @@ from service.engine.kernels.attend_rows import (
 )
 from service.engine.kernels.cache import CACHE
 from service.engine.kernels.linear_task import OUT_BFLOAT16, OUT_FLOAT32
+from service.engine.kernels.scalars import invoker, load_float, load_int, load_long, store_float
 from service.engine.kernels.threads import TASK, claim, meet
 
 SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES
 HEADS = 6  # heads of a decoding row that one thread takes at once: neighbours in a block, so memory streams
 _ONE = np.float32(1)
 _ARGS = 15
-_attend_rows = vec.invoker(_ARGS)
+_attend_rows = invoker(_ARGS)
 
 
 @njit
 def write_kv(cache, batch, qkv, layer, pool, thread):
     """Keys and values of the batch's tokens into the cache; all threads together, one phase."""
     heads, head_dim, block = (
-        vec.load_long(cache),
-        vec.load_long(cache + A_HEAD_DIM),
-        vec.load_long(cache + A_BLOCK),
+        load_long(cache),
+        load_long(cache + A_HEAD_DIM),
+        load_long(cache + A_BLOCK),
     )
-    width, base = heads * head_dim, layer * vec.load_long(cache + A_LAYER_BYTES)
-    slots, tokens = vec.load_long(batch + B_SLOTS), vec.load_long(batch + B_TOKENS)
+    width, base = heads * head_dim, layer * load_long(cache + A_LAYER_BYTES)
+    slots, tokens = load_long(batch + B_SLOTS), load_long(batch + B_TOKENS)
     token = claim(pool, thread, tokens)
     while token < tokens:
-        slot = vec.load_long(slots + 8 * token)
+        slot = load_long(slots + 8 * token)
         first = (slot // block * heads * block + slot % block) * head_dim
         row = qkv + token * 12 * width
         for head in range(heads):
             place = base + (first + head * block * head_dim) * element_bytes(cache)
-            _store_row(cache, row + 4 * (width + head * head_dim), vec.load_long(cache + A_KEYS) + place)
-            _store_row(
-                cache, row + 4 * (2 * width + head * head_dim), vec.load_long(cache + A_VALUES) + place
-            )
+            _store_row(cache, row + 4 * (width + head * head_dim), load_long(cache + A_KEYS) + place)
+            _store_row(cache, row + 4 * (2 * width + head * head_dim), load_long(cache + A_VALUES) + place)
         token = claim(pool, thread, tokens)
     meet(pool, thread)
 
 
 @njit
 def _store_row(cache, source, place):
-    length = vec.load_long(cache + A_HEAD_DIM)
+    length = load_long(cache + A_HEAD_DIM)
     for i in range(0, length, 16):
         mask = vec.first_lanes(length - i)
         x = vec.load_floats_where(source + 4 * i, mask)
-        if vec.load_long(cache + A_IS_BF16) != 0:
+        if load_long(cache + A_IS_BF16) != 0:
             vec.store_bf16_where(place + 2 * i, x, mask)
         else:
             vec.store_floats_where(place + 4 * i, x, mask)
@@ -98,17 +97,17 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
         scale: address of the float32 factor on the scores.
         out, out_bytes, out_kind: first row, distance to the next, OUT_FLOAT32 or OUT_BFLOAT16.
     """
-    heads, total = vec.load_long(cache), _all_turns(cache, batch)
+    heads, total = load_long(cache), _all_turns(cache, batch)
     turn = claim(pool, thread, total)
     while turn < total:
         sequence, within = _find_turn(cache, batch, turn)
         start, queries = _rows_of(batch, sequence)
         together, groups = _shares(heads, queries)
         head, first = within // groups * together, within % groups * inner.QUERIES
-        lengths = vec.load_long(batch + B_LENGTHS)
-        position = np.int64(vec.load_int(lengths + 4 * sequence)) - queries + first
+        lengths = load_long(batch + B_LENGTHS)
+        position = np.int64(load_int(lengths + 4 * sequence)) - queries + first
         _attend_rows(
-            vec.load_long(cache + A_FUNCTION),
+            load_long(cache + A_FUNCTION),
             cache, batch, sequence, head, min(together, heads - head), position,
             min(inner.QUERIES, queries - first), qkv, start + first, layer, scale,
             out, out_bytes, out_kind, thread,
@@ -120,9 +119,9 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
 @njit
 def _rows_of(batch, sequence):
     """The sequence's first row and how many it has."""
-    starts = vec.load_long(batch + B_STARTS) + 4 * sequence
-    start = np.int64(vec.load_int(starts))
-    return start, np.int64(vec.load_int(starts + 4)) - start
+    starts = load_long(batch + B_STARTS) + 4 * sequence
+    start = np.int64(load_int(starts))
+    return start, np.int64(load_int(starts + 4)) - start
 
 
 @njit
@@ -141,8 +140,8 @@ def _turns(heads, queries):
 @njit
 def _all_turns(cache, batch):
     total = 0
-    for sequence in range(vec.load_long(batch + B_SEQUENCES)):
-        total += _turns(vec.load_long(cache), _rows_of(batch, sequence)[1])
+    for sequence in range(load_long(batch + B_SEQUENCES)):
+        total += _turns(load_long(cache), _rows_of(batch, sequence)[1])
     return total
 
 
@@ -151,7 +150,7 @@ def _find_turn(cache, batch, turn):
     """The sequence that a turn belongs to, and its number within that."""
     sequence = 0
     while True:
-        turns = _turns(vec.load_long(cache), _rows_of(batch, sequence)[1])
+        turns = _turns(load_long(cache), _rows_of(batch, sequence)[1])
         if turn < turns:
             return sequence, turn
         sequence, turn = sequence + 1, turn - turns
@@ -177,12 +176,12 @@ def attend_rows(
 ):
     """`count` rows of a sequence from `position` on, `heads` heads: rows together if four, else singly."""
     width, head_dim = (
-        vec.load_long(cache) * vec.load_long(cache + A_HEAD_DIM),
-        vec.load_long(cache + A_HEAD_DIM),
+        load_long(cache) * load_long(cache + A_HEAD_DIM),
+        load_long(cache + A_HEAD_DIM),
     )
-    table = vec.load_long(batch + B_TABLES) + sequence * vec.load_long(batch + B_TABLE_BYTES)
-    scratch = vec.load_long(cache + A_SCRATCH) + thread * vec.load_long(cache + A_SCRATCH_BYTES)
-    factor = vec.load_float(scale)
+    table = load_long(batch + B_TABLES) + sequence * load_long(batch + B_TABLE_BYTES)
+    scratch = load_long(cache + A_SCRATCH) + thread * load_long(cache + A_SCRATCH_BYTES)
+    factor = load_float(scale)
     step = inner.QUERIES if count == inner.QUERIES else 1
     for row in range(0, count, step):
         q = qkv + (token + row) * 12 * width + 4 * head * head_dim
@@ -191,16 +190,16 @@ def attend_rows(
         score_bytes = (context + step + 15) // 16 * 64
         factors = scratch + heads * step * score_bytes
         sums = factors + 4 * SCRATCH_ROWS
-        offset = layer * vec.load_long(cache + A_LAYER_BYTES)
+        offset = layer * load_long(cache + A_LAYER_BYTES)
         scores_of(
             cache, table, head, heads, offset, context + step - 1, q, 12 * width, step, scratch, score_bytes
         )
         for i in range(heads * step):
             total = softmax(scratch + i * score_bytes, context + i % step, score_bytes // 4, factor)
-            vec.store_float(factors + 4 * i, _ONE / total)
+            store_float(factors + 4 * i, _ONE / total)
         weigh(cache, table, head, heads, offset, context + step - 1, step, scratch, score_bytes, sums)
         for i in range(heads * step):
-            inverse = vec.floats(vec.load_float(factors + 4 * i))
+            inverse = vec.floats(load_float(factors + 4 * i))
             target = (
                 place + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
             )
@@ -210,8 +209,8 @@ def attend_rows(
 @cfunc(TASK, cache=CACHE)
 def attention_task(args, pool, thread):
     """`CpuAttention.__call__`. Args: cache, batch, qkv, layer, scale (float32 bits), out, out row bytes."""
-    cache, batch, qkv = vec.load_long(args), vec.load_long(args + 8), vec.load_long(args + 16)
-    layer, scale = vec.load_long(args + 24), args + 32
+    cache, batch, qkv = load_long(args), load_long(args + 8), load_long(args + 16)
+    layer, scale = load_long(args + 24), args + 32
     write_kv(cache, batch, qkv, layer, pool, thread)
-    out, out_bytes = vec.load_long(args + 40), vec.load_long(args + 48)
+    out, out_bytes = load_long(args + 40), load_long(args + 48)
     attend(cache, batch, qkv, layer, scale, out, out_bytes, OUT_FLOAT32, pool, thread)

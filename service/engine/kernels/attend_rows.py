@@ -14,6 +14,7 @@ from numba import njit
 from service.engine.kernels import attend_ir as inner
 from service.engine.kernels import vectors as vec
 from service.engine.kernels.linear_task import OUT_BFLOAT16
+from service.engine.kernels.scalars import load_float, load_int, load_long, store_float
 
 A_HEADS, A_HEAD_DIM, A_BLOCK, A_IS_BF16, A_SCRATCH, A_SCRATCH_BYTES, A_LAYER_BYTES = 0, 8, 16, 24, 32, 40, 48
 A_KEYS, A_VALUES, A_FUNCTION, A_FIELDS = 56, 64, 72, 10  # the function: `attend.attend_rows`
@@ -26,7 +27,7 @@ _ZERO, _LOWEST = np.float32(0), np.float32(-np.inf)
 @njit
 def element_bytes(cache):
     """Bytes of one cached number."""
-    return 4 - 2 * vec.load_long(cache + A_IS_BF16)
+    return 4 - 2 * load_long(cache + A_IS_BF16)
 
 
 @njit
@@ -69,33 +70,33 @@ def softmax(scores, context, padded, scale):
 @njit
 def _place(cache, table, index):
     """Byte offset, within a layer, of the sequence's block `index`."""
-    return np.int64(vec.load_int(table + 4 * index)) * vec.load_long(cache) * _head_bytes(cache)
+    return np.int64(load_int(table + 4 * index)) * load_long(cache) * _head_bytes(cache)
 
 
 @njit
 def _head_bytes(cache):
     """Bytes of one head in a block."""
-    return vec.load_long(cache + A_BLOCK) * vec.load_long(cache + A_HEAD_DIM) * element_bytes(cache)
+    return load_long(cache + A_BLOCK) * load_long(cache + A_HEAD_DIM) * element_bytes(cache)
 
 
 @njit
 def _is_fast(cache):
-    return vec.load_long(cache + A_HEAD_DIM) % 16 == 0 and vec.load_long(cache + A_BLOCK) == 16
+    return load_long(cache + A_HEAD_DIM) % 16 == 0 and load_long(cache + A_BLOCK) == 16
 
 
 @njit
 def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scores, score_bytes):
     """Dot products of `rows` queries of each head with its first `context` keys."""
-    keys, each = vec.load_long(cache + A_KEYS) + offset, _head_bytes(cache)
-    blocks, is_bf16 = (context + 15) // 16, vec.load_long(cache + A_IS_BF16) != 0
+    keys, each = load_long(cache + A_KEYS) + offset, _head_bytes(cache)
+    blocks, is_bf16 = (context + 15) // 16, load_long(cache + A_IS_BF16) != 0
     if not _is_fast(cache):
         for i in range(heads * rows):
-            source = q + i % rows * q_bytes + i // rows * 4 * vec.load_long(cache + A_HEAD_DIM)
+            source = q + i % rows * q_bytes + i // rows * 4 * load_long(cache + A_HEAD_DIM)
             _scores_any(
                 cache, table, keys + (head + i // rows) * each, context, source, scores + i * score_bytes
             )
         return
-    parts = vec.load_long(cache + A_HEAD_DIM) // 16
+    parts = load_long(cache + A_HEAD_DIM) // 16
     for index in range(blocks):
         here = keys + _place(cache, table, index) + head * each
         later = keys + _place(cache, table, min(index + 1, blocks - 1)) + head * each
@@ -116,13 +117,13 @@ def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scor
 def weigh(cache, table, head, heads, offset, context, rows, weights, weight_bytes, sums):
     """Each head's first `context` values, weighted and summed; `sums` is (heads, rows, padded head dim)."""
     values, each, padded = (
-        vec.load_long(cache + A_VALUES) + offset,
+        load_long(cache + A_VALUES) + offset,
         _head_bytes(cache),
-        vec.load_long(cache + A_HEAD_DIM),
+        load_long(cache + A_HEAD_DIM),
     )
     blocks, is_bf16, padded = (
         (context + 15) // 16,
-        vec.load_long(cache + A_IS_BF16) != 0,
+        load_long(cache + A_IS_BF16) != 0,
         padded_bytes(padded),
     )
     for i in range(0, heads * rows * padded, 64):
@@ -132,7 +133,7 @@ def weigh(cache, table, head, heads, offset, context, rows, weights, weight_byte
             source = values + (head + i // rows) * each
             _weigh_any(cache, table, source, context, weights + i * weight_bytes, sums + i * padded)
         return
-    parts = vec.load_long(cache + A_HEAD_DIM) // 16
+    parts = load_long(cache + A_HEAD_DIM) // 16
     for index in range(blocks):
         here = values + _place(cache, table, index) + head * each
         later = values + _place(cache, table, min(index + 1, blocks - 1)) + head * each
@@ -152,37 +153,37 @@ def weigh(cache, table, head, heads, offset, context, rows, weights, weight_byte
 
 @njit
 def _load_where(cache, address, mask):
-    if vec.load_long(cache + A_IS_BF16) != 0:
+    if load_long(cache + A_IS_BF16) != 0:
         return vec.load_bf16_where(address, mask)
     return vec.load_floats_where(address, mask)
 
 
 @njit
 def _cached_row(cache, table, position):
-    block, length = vec.load_long(cache + A_BLOCK), vec.load_long(cache + A_HEAD_DIM)
+    block, length = load_long(cache + A_BLOCK), load_long(cache + A_HEAD_DIM)
     return _place(cache, table, position // block) + position % block * length * element_bytes(cache)
 
 
 @njit
 def _scores_any(cache, table, keys, context, q, scores):
     """`_scores` of one row for any head size."""
-    length, each = vec.load_long(cache + A_HEAD_DIM), element_bytes(cache)
+    length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)
     for position in range(context):
         key, total = keys + _cached_row(cache, table, position), vec.floats(_ZERO)
         for i in range(0, length, 16):
             mask = vec.first_lanes(length - i)
             x = _load_where(cache, key + each * i, mask)
             total = vec.multiply_add(vec.load_floats_where(q + 4 * i, mask), x, total)
-        vec.store_float(scores + 4 * position, vec.sum_lanes(total))
+        store_float(scores + 4 * position, vec.sum_lanes(total))
 
 
 @njit
 def _weigh_any(cache, table, values, context, weights, sums):
     """`_weigh` of one row for any head size."""
-    length, each = vec.load_long(cache + A_HEAD_DIM), element_bytes(cache)
+    length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)
     for position in range(context):
         value = values + _cached_row(cache, table, position)
-        weight = vec.floats(vec.load_float(weights + 4 * position))
+        weight = vec.floats(load_float(weights + 4 * position))
         for i in range(0, length, 16):
             x = _load_where(cache, value + each * i, vec.first_lanes(length - i))
             vec.store_floats(sums + 4 * i, vec.multiply_add(weight, x, vec.load_floats(sums + 4 * i)))

@@ -18,6 +18,7 @@ from torch import Tensor
 from service.engine.kernels import vectors as vec
 from service.engine.kernels.cache import CACHE
 from service.engine.kernels.pool import pool
+from service.engine.kernels.scalars import load_float, load_long, stack_bytes, store_long
 from service.engine.kernels.threads import TASK, claim, meet
 
 _BLOCK = 64  # weights summed in float32 before they go into the float64 sum
@@ -65,12 +66,12 @@ def _mass(row, at, width, most, inverse, floor):
 @njit
 def _place_in_block(row, at, width, most, inverse, floor, left):
     """Where the running sum of a block's weights passes `left`; its last weight above 0 if it never does."""
-    room = vec.stack_bytes(_ROOM)
+    room = stack_bytes(_ROOM)
     for start in range(0, _BLOCK, 16):
         vec.store_floats(room + 4 * start, _weights(row, at + start, width, most, inverse, floor))
     found = 0
     for i in range(_BLOCK):
-        weight = np.float64(vec.load_float(room + 4 * i))
+        weight = np.float64(load_float(room + 4 * i))
         if weight > 0:
             found = i
         left -= weight
@@ -99,16 +100,16 @@ def _draw_row(row, width, inverse, floor, draw):
 @cfunc(TASK, cache=CACHE)
 def draw_task(args, pool, thread):
     """`draw_from_all`. Args: the `D_*` fields; arrays by address."""
-    count, width = vec.load_long(args + D_COUNT), vec.load_long(args + D_WIDTH)
+    count, width = load_long(args + D_COUNT), load_long(args + D_WIDTH)
     index = claim(pool, thread, count)
     while index < count:
-        place = vec.load_long(vec.load_long(args + D_ROWS) + 8 * index)
-        row = vec.load_long(args + D_LOGITS) + place * vec.load_long(args + D_ROW_BYTES)
-        inverse = vec.load_float(vec.load_long(args + D_INVERSE) + 4 * index)
-        floor = vec.load_float(vec.load_long(args + D_FLOOR) + 4 * index)
-        draw = np.float64(vec.load_long(vec.load_long(args + D_DRAWS) + 8 * index)) * _DRAW_UNIT
+        place = load_long(load_long(args + D_ROWS) + 8 * index)
+        row = load_long(args + D_LOGITS) + place * load_long(args + D_ROW_BYTES)
+        inverse = load_float(load_long(args + D_INVERSE) + 4 * index)
+        floor = load_float(load_long(args + D_FLOOR) + 4 * index)
+        draw = np.float64(load_long(load_long(args + D_DRAWS) + 8 * index)) * _DRAW_UNIT
         chosen = _draw_row(row, width, inverse, floor, draw)
-        vec.store_long(vec.load_long(args + D_IDS) + 8 * index, chosen)
+        store_long(load_long(args + D_IDS) + 8 * index, chosen)
         index = claim(pool, thread, count)
     meet(pool, thread)
 

@@ -13,6 +13,7 @@ from numba.core import types
 from service.engine.kernels import gemm, matrix_tiles, rows
 from service.engine.kernels import vectors as vec
 from service.engine.kernels.cache import CACHE
+from service.engine.kernels.scalars import invoker, load_float, load_int, load_long, stack_bytes
 from service.engine.kernels.threads import TASK, claim, meet
 
 # fields of a layer's record, in bytes from its address
@@ -27,7 +28,7 @@ W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = (
 W_FUNCTION = 88  # address of `multiply_one`
 W_FIELDS = 16
 _ARGS = 9
-_multiply_one = vec.invoker(_ARGS)
+_multiply_one = invoker(_ARGS)
 
 OUT_FLOAT32, OUT_BFLOAT16 = 0, 1
 _GROUP = 96  # rows whose sums are kept while the matrix registers go along K
@@ -38,7 +39,11 @@ _SCRATCH = gemm.STEP_BYTES * (_GROUP if gemm.HAS_TILES else gemm.MAX_ROWS) + 256
 @njit
 def pack_rows(record, source, source_bytes, count, packed, pool, thread):
     """Pack float32 rows for this layer; all threads together, one phase."""
-    kind, length, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_K), row_size(record)
+    kind, length, row_bytes = (
+        load_long(record + W_KIND),
+        load_long(record + W_K),
+        row_size(record),
+    )
     row = claim(pool, thread, count)
     while row < count:
         rows.pack_row(kind, source + row * source_bytes, length, packed + row * row_bytes, row_bytes)
@@ -49,7 +54,7 @@ def pack_rows(record, source, source_bytes, count, packed, pool, thread):
 @njit
 def row_size(record):
     """Bytes from one packed row of this layer to the next."""
-    return vec.load_long(record + W_ROW_BYTES)
+    return load_long(record + W_ROW_BYTES)
 
 
 @njit
@@ -64,9 +69,9 @@ def multiply(record, packed, count, out, out_bytes, residual, out_kind, followin
         out_kind: OUT_FLOAT32 or OUT_BFLOAT16.
         following: record of the layer whose weights are needed next, or 0: its first tiles are prefetched.
     """
-    tiles, tile_address = vec.load_long(record + W_TILES), vec.load_long(record + W_TILE_ADDRESS)
-    tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
-    function = vec.load_long(record + W_FUNCTION)
+    tiles, tile_address = load_long(record + W_TILES), load_long(record + W_TILE_ADDRESS)
+    tile_bytes = load_long(record + W_STEPS) * gemm.STEP_BYTES
+    function = load_long(record + W_FUNCTION)
     tile = claim(pool, thread, tiles)
     while tile < tiles:
         later = claim(pool, thread, tiles)  # taken early, to be fetched while this one is multiplied
@@ -83,35 +88,35 @@ def _first_tile(record, thread):
     """Where the tile is that this thread will claim first, if it comes first on its side."""
     if record == 0:
         return 0
-    tile_bytes = vec.load_long(record + W_STEPS) * gemm.STEP_BYTES
-    tile = (vec.load_long(record + W_TILES) - 1) if thread & 1 else 0
-    return vec.load_long(record + W_TILE_ADDRESS) + tile * tile_bytes
+    tile_bytes = load_long(record + W_STEPS) * gemm.STEP_BYTES
+    tile = (load_long(record + W_TILES) - 1) if thread & 1 else 0
+    return load_long(record + W_TILE_ADDRESS) + tile * tile_bytes
 
 
 @njit
 def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind):
     """Scale, bias, activation and residual for `num` rows of one tile."""
     kind, activation, row_bytes = (
-        vec.load_long(record + W_KIND),
-        vec.load_long(record + W_ACTIVATION),
+        load_long(record + W_KIND),
+        load_long(record + W_ACTIVATION),
         row_size(record),
     )
     bias, scale, column_sum = (
-        vec.load_long(record + W_BIAS),
-        vec.load_long(record + W_SCALE),
-        vec.load_long(record + W_COLUMN_SUM),
+        load_long(record + W_BIAS),
+        load_long(record + W_SCALE),
+        load_long(record + W_COLUMN_SUM),
     )
     for j in range(gemm.VECTORS):
         column = tile * gemm.TILE + 16 * j
-        mask = vec.first_lanes(vec.load_long(record + W_N) - column)
+        mask = vec.first_lanes(load_long(record + W_N) - column)
         addend, factor = vec.load_floats(bias + 4 * column), vec.load_floats(scale + 4 * column)
         offsets = vec.load_ints(column_sum + 4 * column)
         for row in range(num):
             place, shift = sums + 64 * (row * gemm.VECTORS + j), row * out_bytes + 4 * column
             if kind == gemm.INT8:
                 meta = source + (row + 1) * row_bytes - rows.META
-                exact = vec.load_ints(place) - offsets * vec.ints(vec.load_int(meta + 4))
-                x = vec.to_floats(exact) * (vec.floats(vec.load_float(meta)) * factor)
+                exact = vec.load_ints(place) - offsets * vec.ints(load_int(meta + 4))
+                x = vec.to_floats(exact) * (vec.floats(load_float(meta)) * factor)
             else:
                 x = vec.load_floats(place)
             x = rows.activate(x + addend, activation)
@@ -167,9 +172,13 @@ def _multiply_rows(kind, source, row_bytes, weights, steps, count, sums, ahead, 
 @cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
 def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):
     """One tile of columns for all rows: the weights stay in the second-level cache."""
-    kind, steps, row_bytes = vec.load_long(record + W_KIND), vec.load_long(record + W_STEPS), row_size(record)
-    weights = vec.load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
-    sums = vec.stack_bytes(_SCRATCH)
+    kind, steps, row_bytes = (
+        load_long(record + W_KIND),
+        load_long(record + W_STEPS),
+        row_size(record),
+    )
+    weights = load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
+    sums = stack_bytes(_SCRATCH)
     is_tiled = _is_tiled(kind, steps)
     most = _GROUP if is_tiled else gemm.ROWS[kind]
     passes = (count + most - 1) // most
@@ -196,7 +205,15 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
 @cfunc(TASK, cache=CACHE)
 def linear_task(args, pool, thread):
     """`CpuLinear.__call__`. Args: record, x, x row bytes, rows, packed, out, out row bytes, residual or 0."""
-    record, packed, count = vec.load_long(args), vec.load_long(args + 32), vec.load_long(args + 24)
-    pack_rows(record, vec.load_long(args + 8), vec.load_long(args + 16), count, packed, pool, thread)
-    out, out_bytes, residual = vec.load_long(args + 40), vec.load_long(args + 48), vec.load_long(args + 56)
+    record, packed, count = (
+        load_long(args),
+        load_long(args + 32),
+        load_long(args + 24),
+    )
+    pack_rows(record, load_long(args + 8), load_long(args + 16), count, packed, pool, thread)
+    out, out_bytes, residual = (
+        load_long(args + 40),
+        load_long(args + 48),
+        load_long(args + 56),
+    )
     multiply(record, packed, count, out, out_bytes, residual, OUT_FLOAT32, 0, pool, thread)

@@ -13,6 +13,7 @@ from numba import njit
 
 from service.engine.kernels import gemm
 from service.engine.kernels import vectors as vec
+from service.engine.kernels.scalars import store_float, store_int
 
 NO_ACTIVATION, GELU_TANH, RELU = 0, 1, 2
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -88,8 +89,8 @@ def _quantise_row(source, length, row, meta):
         x = vec.load_floats_where(source + 4 * i, vec.first_lanes(length - i))
         codes = vec.round_to_ints(x * vec.floats(inverse)) + zero
         vec.store_bytes(row + i, vec.clamp_ints(codes, 0, 255))
-    vec.store_float(meta, span * _CODE_STEP)
-    vec.store_int(meta + 4, vec.first_int(zero))
+    store_float(meta, span * _CODE_STEP)
+    store_int(meta + 4, vec.first_int(zero))
 
 
 @njit

@@ -10,7 +10,6 @@ from __future__ import annotations
 from numba import cfunc, njit
 
 from service.engine.kernels import gemm, rows
-from service.engine.kernels import vectors as vec
 from service.engine.kernels.attend import attend, write_kv
 from service.engine.kernels.attend_rows import B_TOKENS
 from service.engine.kernels.cache import CACHE
@@ -24,6 +23,7 @@ from service.engine.kernels.linear_task import (
     pack_rows,
     row_size,
 )
+from service.engine.kernels.scalars import load_float, load_long
 from service.engine.kernels.threads import TASK, claim, meet
 
 M_LAYERS, M_WIDTH, M_EPSILON, M_TOKENS, M_POSITIONS = 0, 8, 16, 24, 32  # the last two: embedding tables
@@ -38,13 +38,13 @@ B_IDS, B_POSITIONS, B_ROWS, B_NUM_ROWS, B_LOGITS = 64, 72, 80, 88, 96
 @njit
 def _embed(model, batch, pool, thread):
     """x = token embedding + position embedding."""
-    width, tokens = vec.load_long(model + M_WIDTH), vec.load_long(batch + B_TOKENS)
-    ids, positions = vec.load_long(batch + B_IDS), vec.load_long(batch + B_POSITIONS)
+    width, tokens = load_long(model + M_WIDTH), load_long(batch + B_TOKENS)
+    ids, positions = load_long(batch + B_IDS), load_long(batch + B_POSITIONS)
     token = claim(pool, thread, tokens)
     while token < tokens:
-        a = vec.load_long(model + M_TOKENS) + 4 * width * vec.load_long(ids + 8 * token)
-        b = vec.load_long(model + M_POSITIONS) + 4 * width * vec.load_long(positions + 8 * token)
-        rows.sum_row(a, b, width, vec.load_long(model + M_X) + 4 * width * token)
+        a = load_long(model + M_TOKENS) + 4 * width * load_long(ids + 8 * token)
+        b = load_long(model + M_POSITIONS) + 4 * width * load_long(positions + 8 * token)
+        rows.sum_row(a, b, width, load_long(model + M_X) + 4 * width * token)
         token = claim(pool, thread, tokens)
     meet(pool, thread)
 
@@ -53,16 +53,16 @@ def _embed(model, batch, pool, thread):
 def _normalise(model, weight, bias, record, indices, count, pool, thread):
     """LayerNorm of x's rows (all, or those listed at `indices`), packed for the layer at `record`."""
     width, packed, row_bytes = (
-        vec.load_long(model + M_WIDTH),
-        vec.load_long(model + M_PACKED),
+        load_long(model + M_WIDTH),
+        load_long(model + M_PACKED),
         row_size(record),
     )
-    kind, epsilon = vec.load_long(record + W_KIND), vec.load_float(model + M_EPSILON)
-    normed = vec.load_long(model + M_NORMED) + thread * (4 * width + 128)
+    kind, epsilon = load_long(record + W_KIND), load_float(model + M_EPSILON)
+    normed = load_long(model + M_NORMED) + thread * (4 * width + 128)
     row = claim(pool, thread, count)
     while row < count:
-        source = row if indices == 0 else vec.load_long(indices + 8 * row)
-        rows.norm_row(vec.load_long(model + M_X) + 4 * width * source, weight, bias, epsilon, width, normed)
+        source = row if indices == 0 else load_long(indices + 8 * row)
+        rows.norm_row(load_long(model + M_X) + 4 * width * source, weight, bias, epsilon, width, normed)
         rows.pack_row(kind, normed, width, packed + row * row_bytes, row_bytes)
         row = claim(pool, thread, count)
     meet(pool, thread)
@@ -74,38 +74,38 @@ def _stage(record, plain, packed):
 
     Float kinds are written packed at once; int8 rows must be whole before their scale is known.
     """
-    kind = vec.load_long(record + W_KIND)
+    kind = load_long(record + W_KIND)
     if kind == gemm.INT8:
-        return plain, 4 * vec.load_long(record + W_K), OUT_FLOAT32
+        return plain, 4 * load_long(record + W_K), OUT_FLOAT32
     return packed, row_size(record), OUT_BFLOAT16 if kind == gemm.BFLOAT16 else OUT_FLOAT32
 
 
 @njit
 def _pack_if_needed(record, plain, packed, tokens, pool, thread):
-    if vec.load_long(record + W_KIND) == gemm.INT8:
-        pack_rows(record, plain, 4 * vec.load_long(record + W_K), tokens, packed, pool, thread)
+    if load_long(record + W_KIND) == gemm.INT8:
+        pack_rows(record, plain, 4 * load_long(record + W_K), tokens, packed, pool, thread)
 
 
 @njit
 def _attention_half(model, batch, layer, index, pool, thread):
     """x += attention(norm(x))."""
     tokens, width, x = (
-        vec.load_long(batch + B_TOKENS),
-        vec.load_long(model + M_WIDTH),
-        vec.load_long(model + M_X),
+        load_long(batch + B_TOKENS),
+        load_long(model + M_WIDTH),
+        load_long(model + M_X),
     )
-    qkv, project = vec.load_long(layer + L_QKV), vec.load_long(layer + L_ATTENTION_OUT)
-    cache, buffer = vec.load_long(model + M_CACHE), vec.load_long(model + M_QKV)
-    weight, bias = vec.load_long(layer + L_NORM_1_WEIGHT), vec.load_long(layer + L_NORM_1_BIAS)
+    qkv, project = load_long(layer + L_QKV), load_long(layer + L_ATTENTION_OUT)
+    cache, buffer = load_long(model + M_CACHE), load_long(model + M_QKV)
+    weight, bias = load_long(layer + L_NORM_1_WEIGHT), load_long(layer + L_NORM_1_BIAS)
     _normalise(model, weight, bias, qkv, 0, tokens, pool, thread)
-    packed = vec.load_long(model + M_PACKED)
+    packed = load_long(model + M_PACKED)
     multiply(qkv, packed, tokens, buffer, 12 * width, 0, OUT_FLOAT32, project, pool, thread)
     write_kv(cache, batch, buffer, index, pool, thread)
-    plain, attended = vec.load_long(model + M_ATTENDED), vec.load_long(model + M_ATTENDED_PACKED)
+    plain, attended = load_long(model + M_ATTENDED), load_long(model + M_ATTENDED_PACKED)
     place, row_bytes, kind = _stage(project, plain, attended)
     attend(cache, batch, buffer, index, layer + L_SCALE, place, row_bytes, kind, pool, thread)
     _pack_if_needed(project, plain, attended, tokens, pool, thread)
-    following = vec.load_long(layer + L_INNER_IN)
+    following = load_long(layer + L_INNER_IN)
     multiply(project, attended, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
 
 
@@ -113,16 +113,16 @@ def _attention_half(model, batch, layer, index, pool, thread):
 def _inner_half(model, batch, layer, following, pool, thread):
     """x += inner_out(activation(inner_in(norm(x))))."""
     tokens, width, x = (
-        vec.load_long(batch + B_TOKENS),
-        vec.load_long(model + M_WIDTH),
-        vec.load_long(model + M_X),
+        load_long(batch + B_TOKENS),
+        load_long(model + M_WIDTH),
+        load_long(model + M_X),
     )
-    enter, leave = vec.load_long(layer + L_INNER_IN), vec.load_long(layer + L_INNER_OUT)
-    weight, bias = vec.load_long(layer + L_NORM_2_WEIGHT), vec.load_long(layer + L_NORM_2_BIAS)
+    enter, leave = load_long(layer + L_INNER_IN), load_long(layer + L_INNER_OUT)
+    weight, bias = load_long(layer + L_NORM_2_WEIGHT), load_long(layer + L_NORM_2_BIAS)
     _normalise(model, weight, bias, enter, 0, tokens, pool, thread)
-    plain, inner = vec.load_long(model + M_INNER), vec.load_long(model + M_INNER_PACKED)
+    plain, inner = load_long(model + M_INNER), load_long(model + M_INNER_PACKED)
     place, row_bytes, kind = _stage(leave, plain, inner)
-    packed = vec.load_long(model + M_PACKED)
+    packed = load_long(model + M_PACKED)
     multiply(enter, packed, tokens, place, row_bytes, 0, kind, leave, pool, thread)
     _pack_if_needed(leave, plain, inner, tokens, pool, thread)
     multiply(leave, inner, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
@@ -131,16 +131,16 @@ def _inner_half(model, batch, layer, following, pool, thread):
 @cfunc(TASK, cache=CACHE)
 def forward_task(args, pool, thread):
     """`FusedForward.__call__`. Args: the model's record, the batch's record."""
-    model, batch = vec.load_long(args), vec.load_long(args + 8)
-    layers, head = vec.load_long(model + M_LAYERS), vec.load_long(model + M_HEAD)
+    model, batch = load_long(args), load_long(args + 8)
+    layers, head = load_long(model + M_LAYERS), load_long(model + M_HEAD)
     _embed(model, batch, pool, thread)
     for index in range(layers):
-        layer = vec.load_long(model + M_LAYER) + index * L_BYTES
+        layer = load_long(model + M_LAYER) + index * L_BYTES
         _attention_half(model, batch, layer, index, pool, thread)
-        following = head if index + 1 == layers else vec.load_long(layer + L_BYTES + L_QKV)
+        following = head if index + 1 == layers else load_long(layer + L_BYTES + L_QKV)
         _inner_half(model, batch, layer, following, pool, thread)
-    count = vec.load_long(batch + B_NUM_ROWS)
-    weight, bias = vec.load_long(model + M_NORM_WEIGHT), vec.load_long(model + M_NORM_BIAS)
-    _normalise(model, weight, bias, head, vec.load_long(batch + B_ROWS), count, pool, thread)
-    logits, packed = vec.load_long(batch + B_LOGITS), vec.load_long(model + M_PACKED)
-    multiply(head, packed, count, logits, 4 * vec.load_long(head + W_N), 0, OUT_FLOAT32, 0, pool, thread)
+    count = load_long(batch + B_NUM_ROWS)
+    weight, bias = load_long(model + M_NORM_WEIGHT), load_long(model + M_NORM_BIAS)
+    _normalise(model, weight, bias, head, load_long(batch + B_ROWS), count, pool, thread)
+    logits, packed = load_long(batch + B_LOGITS), load_long(model + M_PACKED)
+    multiply(head, packed, count, logits, 4 * load_long(head + W_N), 0, OUT_FLOAT32, 0, pool, thread)

@@ -23,9 +23,9 @@ import numpy as np
 from numba import cfunc, njit
 from numba.core import types
 
-from service.engine.kernels import vectors as vec
 from service.engine.kernels.atomics import atomic_add, atomic_load, atomic_store, compare_swap, pause
 from service.engine.kernels.cache import CACHE
+from service.engine.kernels.scalars import invoker, load_long, store_long
 
 _I = types.int64
 _TASK, _ARGS, _COUNT, _FIRST_PHASE, _PINS = 0, 8, 16, 24, 32  # written between tasks
@@ -50,7 +50,7 @@ _init_condition = _pthread("pthread_cond_init", types.int32(_I, _I))
 _yield = _pthread("sched_yield", types.int32())
 _set_affinity = _pthread("sched_setaffinity", types.int32(types.int32, _I, _I))
 _CAN_PIN = hasattr(os, "sched_setaffinity")
-_invoke = vec.invoker(3)
+_invoke = invoker(3)
 
 
 @njit
@@ -74,8 +74,8 @@ def claim(pool, thread, total):
         total: how many pieces the phase has, the same at every claim; below 2**20.
     """
     own = _own(pool, thread)
-    vec.store_long(own + _TOTAL, total)
-    phase, is_back = vec.load_long(own + _PHASE), thread & 1
+    store_long(own + _TOTAL, total)
+    phase, is_back = load_long(own + _PHASE), thread & 1
     word = atomic_load(pool + _STATE)
     while _phase_of(word) == phase:
         front, back = word & _PIECES, (word >> _SIDE_SHIFT) & _PIECES
@@ -83,7 +83,7 @@ def claim(pool, thread, total):
             break
         found = compare_swap(pool + _STATE, word, word + (1 << _SIDE_SHIFT if is_back else 1))
         if found == word:
-            vec.store_long(own + _TAKEN, vec.load_long(own + _TAKEN) + 1)
+            store_long(own + _TAKEN, load_long(own + _TAKEN) + 1)
             return total - 1 - back if is_back else front
         word = found
     return total
@@ -94,19 +94,19 @@ def meet(pool, thread):
     """End the phase: whatever its pieces wrote is there afterwards, and claims begin anew."""
     own = _own(pool, thread)
     phase, total, taken = (
-        vec.load_long(own + _PHASE),
-        vec.load_long(own + _TOTAL),
-        vec.load_long(own + _TAKEN),
+        load_long(own + _PHASE),
+        load_long(own + _TOTAL),
+        load_long(own + _TAKEN),
     )
-    vec.store_long(own + _TAKEN, 0)
+    store_long(own + _TAKEN, 0)
     if phase == _AWAY or total == 0:
         return
     if taken != 0 and atomic_add(pool + _DONE, taken) + taken == total:
         _advance(pool)
     elif not _awaits(pool, phase, thread == 0):
-        vec.store_long(own + _PHASE, _AWAY)
+        store_long(own + _PHASE, _AWAY)
         return
-    vec.store_long(own + _PHASE, (phase + 1) & _PHASES)
+    store_long(own + _PHASE, (phase + 1) & _PHASES)
 
 
 @njit
@@ -115,7 +115,7 @@ def _advance(pool):
     atomic_store(pool + _DONE, 0)
     phase = (_phase_of(atomic_load(pool + _STATE)) + 1) & _PHASES
     atomic_store(pool + _STATE, phase << _PHASE_SHIFT)
-    if vec.load_long(pool + _COUNT) > 1 and atomic_load(pool + _SLEEPERS) > 0:
+    if load_long(pool + _COUNT) > 1 and atomic_load(pool + _SLEEPERS) > 0:
         _lock(pool + _MUTEX)
         _wake_all(pool + _CONDITION)
         _unlock(pool + _MUTEX)
@@ -148,12 +148,12 @@ def _sleep(pool, phase):
 def _take_part(pool, thread):
     """Do what is left of the running task; whether there was one for this thread."""
     atomic_add(pool + _INSIDE, 1)
-    wanted = atomic_load(pool + _IS_OPEN) != 0 and thread < vec.load_long(pool + _COUNT)
+    wanted = atomic_load(pool + _IS_OPEN) != 0 and thread < load_long(pool + _COUNT)
     if wanted:
         own = _own(pool, thread)
-        vec.store_long(own + _PHASE, vec.load_long(pool + _FIRST_PHASE))
-        vec.store_long(own + _TAKEN, 0)
-        _invoke(vec.load_long(pool + _TASK), vec.load_long(pool + _ARGS), pool, thread)
+        store_long(own + _PHASE, load_long(pool + _FIRST_PHASE))
+        store_long(own + _TAKEN, 0)
+        _invoke(load_long(pool + _TASK), load_long(pool + _ARGS), pool, thread)
     atomic_add(pool + _INSIDE, -1)
     return wanted
 
@@ -176,7 +176,7 @@ def _worker(pool, thread):
 
 @njit
 def _stay_on(pool, mask):
-    if _CAN_PIN and vec.load_long(pool + _PINS) != 0:
+    if _CAN_PIN and load_long(pool + _PINS) != 0:
         _set_affinity(0, pool + mask, _MASK_BYTES)
 
 
@@ -195,13 +195,13 @@ def _run(pool, task, args, threads):
     own, is_shared = _own(pool, 0), threads > 1
     if is_shared:
         _stay_on(pool, _MASK)
-    vec.store_long(pool + _TASK, task)
-    vec.store_long(pool + _ARGS, args)
-    vec.store_long(pool + _COUNT, threads)
+    store_long(pool + _TASK, task)
+    store_long(pool + _ARGS, args)
+    store_long(pool + _COUNT, threads)
     first = (_phase_of(atomic_load(pool + _STATE)) + 1) & _PHASES
-    vec.store_long(pool + _FIRST_PHASE, first)
-    vec.store_long(own + _PHASE, first)
-    vec.store_long(own + _TAKEN, 0)
+    store_long(pool + _FIRST_PHASE, first)
+    store_long(own + _PHASE, first)
+    store_long(own + _TAKEN, 0)
     atomic_store(pool + _IS_OPEN, is_shared)
     _advance(pool)
     _invoke(task, args, pool, 0)
