@@ -49,7 +49,7 @@ def serve(
     deterministic: Annotated[bool | None, typer.Option(help="Same text in every batch.")] = None,
     threads: Annotated[str | None, typer.Option(help="Compute threads.")] = None,
     max_running: Annotated[str | None, typer.Option(help="Most sequences in one forward pass.")] = None,
-    max_waiting: Annotated[str | None, typer.Option(help="Most sequences that wait.")] = None,
+    max_waiting: Annotated[str | None, typer.Option(help="Sequences that may wait beyond those.")] = None,
     api_keys_file: Annotated[str | None, typer.Option(help="File with one key a line.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,

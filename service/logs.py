@@ -94,14 +94,17 @@ class StandardError:
             self._keep(b"%d log lines were lost: standard error was not read\n" % lost)
 
 
-def configure_logs(form: Literal["text", "json"] = "text", level: str = "info") -> None:
+def configure_logs(
+    form: Literal["text", "json"] = "text", level: str = "info", out: StandardError | None = None
+) -> None:
     """Send every log line of the process to standard error.
 
     Args:
         form: `text` for people, `json` for machines: one object a line.
         level: least severe level that is written.
+        out: takes the lines; None means standard error.
     """
-    standard_error, rendering = StandardError(), _rendering(form)
+    standard_error, rendering = out or StandardError(), _rendering(form)
     least = logging.getLevelNamesMapping()[level.upper()]
     _send_libraries_logs(standard_error, rendering, least)
     structlog.configure(

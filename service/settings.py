@@ -127,7 +127,11 @@ class Settings(BaseSettings):
         None, "Most sequences in one forward pass", "`auto` or 1 … 4096", ge=1, le=4096
     )
     max_waiting: int = _setting(
-        512, "Most sequences that wait; more are refused with 429", "1 … 1000000", ge=1, le=10**6
+        512,
+        "Sequences that may wait beyond the `TEXTGEN_MAX_RUNNING` ones; more are refused with 429",
+        "1 … 1000000",
+        ge=1,
+        le=10**6,
     )
     max_job_sequences: int = _setting(
         256, "Most sequences (chunks, windows, samples) of one request", "1 … 100000", ge=1, le=10**5

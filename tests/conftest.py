@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from service.logs import StandardError, configure_logs
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +16,29 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in [name for name in os.environ if name.startswith("TEXTGEN_")]:
         monkeypatch.delenv(name)
+
+
+class Lines(StandardError):
+    """Log lines in a list. Threads of services must not write to `sys.stdout` and `sys.stderr` here: pytest
+    replaces these between tests, and a stream that goes while `print` writes to it ends the process.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def msg(self, line: str) -> None:
+        self.lines.append(line)
+
+    debug = info = warning = error = critical = msg
+
+
+@pytest.fixture(scope="session", autouse=True)
+def log_lines() -> list[str]:
+    """What this process has logged."""
+    out = Lines()
+    configure_logs(out=out)
+    return out.lines
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -307,6 +308,20 @@ def test_steps_on_crowded_processors_change_no_bit(threads: int) -> None:
                 assert torch.equal(fused(batch), expected)
     finally:
         set_threads()
+
+
+def test_engines_that_step_at_the_same_time_change_no_bit_of_each_other() -> None:
+    """The threads are the process's, and a process may hold many applications."""
+    models = [small_model("bfloat16", "cpu", width=width) for width in (256, 128)]
+    steps = [FusedForward(m, CpuAttention(cache_for(m), m.architecture.attention_scales)) for m in models]
+    batch = with_ids(self_check.ragged_batch([(0, 5), (0, 37), (0, 1)], 16))
+    usual = [step(batch) for step in steps]
+
+    def differing(index: int) -> int:
+        return sum(not torch.equal(steps[index](batch), usual[index]) for _ in range(100))
+
+    with ThreadPoolExecutor(2) as engines:
+        assert list(engines.map(differing, range(2))) == [0, 0]
 
 
 def test_little_work_stays_on_one_thread() -> None:

@@ -19,11 +19,11 @@ from service.logs import StandardError, configure_logs, get_logger
 @pytest.fixture(autouse=True)
 def usual_logs_afterwards() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**configuration)
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -47,7 +47,7 @@ async def overload(options: ChaosOptions) -> list[Check]:
         return [
             Check("capacity", found, "measured", True),
             *_refusal_checks(run.samples),
-            at_most("sequences waiting", probe.most_waiting, _MAX_WAITING),
+            at_most("sequences running and waiting", probe.most_in_flight, _MAX_RUNNING + _MAX_WAITING),
             at_least("throughput against the best", 100 * fmean(reached) / fmean(best), 90, " %"),
             at_most("/livez at its slowest", 1000 * max(probe.livez_s, default=9.9), 100, " ms"),
             nothing("exceptions in the log", server.log_faults()),
@@ -121,11 +121,11 @@ def _asking(server: Server, options: ChaosOptions) -> tuple[AskOnce, Iterator[As
 
 
 class _Probe:
-    """Asks for life signs and the length of the queue while a load runs."""
+    """Asks for life signs and the number of sequences while a load runs."""
 
     def __init__(self, server: Server) -> None:
         self.livez_s: list[float] = []
-        self.most_waiting = 0.0
+        self.most_in_flight = 0.0
         self._server = server
 
     @asynccontextmanager
@@ -144,6 +144,7 @@ class _Probe:
             took_s = time.monotonic() - began_at
             self.livez_s.append(took_s if response.status_code == 200 else 9.9)
             if count % _SCRAPE_EVERY == 0:  # a scrape is work for the server: not twenty times a second
-                waiting = total(await self._server.metrics(), "textgen_requests_waiting")
-                self.most_waiting = max(self.most_waiting, waiting)
+                levels = await self._server.metrics()
+                here = sum(total(levels, f"textgen_requests_{where}") for where in ("running", "waiting"))
+                self.most_in_flight = max(self.most_in_flight, here)
             await asyncio.sleep(_PROBE_EVERY_S)

@@ -226,7 +226,7 @@ def _close(pool):
 
 
 class ThreadPool:
-    """The threads that run compiled tasks; the caller of `run`, one at a time, is thread 0.
+    """The threads that run compiled tasks; the caller of `run` is thread 0, other callers wait.
 
     Args:
         threads: how many there are, the caller included; at least 1.
@@ -248,6 +248,7 @@ class ThreadPool:
             cells[_MASK : _MASK + _MASK_BYTES] = _mask_of({processors[0]})
             cells[_FREE_MASK : _FREE_MASK + _MASK_BYTES] = _mask_of(os.sched_getaffinity(0))
         self._call = _run.ctypes
+        self._turn = threading.Lock()
         _initialise.ctypes(self.address)
         self._workers = [
             threading.Thread(
@@ -269,11 +270,13 @@ class ThreadPool:
             args: its argument block.
             threads: how many may take part; None for all.
         """
-        self._call(self.address, task, args.ctypes.data, min(threads or self.threads, self.threads))
+        with self._turn:
+            self._call(self.address, task, args.ctypes.data, min(threads or self.threads, self.threads))
 
     def close(self) -> None:
-        """End the workers; they read this object's memory until then."""
-        _close.ctypes(self.address)
+        """End the workers, once no task runs; they read this object's memory until then."""
+        with self._turn:
+            _close.ctypes(self.address)
         for worker in self._workers:
             worker.join()
 
