@@ -12,11 +12,11 @@ import asyncio
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 
+from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine, News
 from service.engine.job_stream import JobStream
 from service.engine.sequence import FinishReason, Job, JobInfo, Sequence, SequenceOutput, SequenceRequest
@@ -25,8 +25,6 @@ from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFul
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
 _HUNG_AFTER_STEPS = 10  # times the slowest step seen: a slow prefill is no fault
-_RATE_WINDOW = 64  # finished sequences over which the drain rate is measured
-_MAX_RETRY_AFTER_S = 60.0
 _TENANT_SHARE = 0.75  # of the places, for one key: the others still get in while it floods
 
 ANYONE = JobInfo()
@@ -63,9 +61,7 @@ class AsyncEngine:
         self._idle.set()
         self._is_draining = False
         self._is_warm = False
-        self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)  # in busy seconds
-        self._idle_since: float | None = time.monotonic()
-        self._idle_s = 0.0  # ever, up to the last submit
+        self._drain_rate = DrainRate()
         self._step_started_at: float | None = None  # written by the thread, read by the watchdog
         self._slowest_step_s = 0.0
 
@@ -149,7 +145,7 @@ class AsyncEngine:
         self._refuse(len(requests), info.tenant)
         job = Job(info)
         stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
-        self._idle_s, self._idle_since = time.monotonic() - self._busy_seconds(), None
+        self._drain_rate.work()
         self._idle.clear()
         self.enqueue(stream, requests)
         return stream
@@ -172,27 +168,16 @@ class AsyncEngine:
             raise Draining("the service is shutting down and takes no new work", 1.0)
         excess = self.num_in_flight + count - self.max_sequences
         if excess > 0:
-            raise QueueFull("the queue is full", self._seconds_until_free(excess))
+            raise QueueFull("the queue is full", self._drain_rate.seconds_until(excess))
         if not tenant:
             return
         excess = self._num_in_flight_of(tenant) + count - int(_TENANT_SHARE * self.max_sequences)
         if excess > 0:
-            raise QueueFull("this key's share of the queue is full", self._seconds_until_free(excess))
+            raise QueueFull("this key's share of the queue is full", self._drain_rate.seconds_until(excess))
 
     def _num_in_flight_of(self, tenant: str) -> int:
         streams = self._streams.values()
         return sum(len(stream.unfinished) for stream in streams if stream.job.info.tenant == tenant)
-
-    def _seconds_until_free(self, places: int) -> float:
-        """From the measured rate at which sequences finish; 1 s while nothing was measured."""
-        if len(self._finished_at) < 2:
-            return 1.0
-        rate = len(self._finished_at) / max(self._busy_seconds() - self._finished_at[0], 1e-3)
-        return min(max(places / rate, 1.0), _MAX_RETRY_AFTER_S)
-
-    def _busy_seconds(self) -> float:
-        """A clock that stands still while no job is in flight: idling is no sign of slowness."""
-        return (time.monotonic() if self._idle_since is None else self._idle_since) - self._idle_s
 
     def enqueue(self, stream: JobStream, requests: Seq[SequenceRequest]) -> range:
         """See `StreamOwner`."""
@@ -215,13 +200,13 @@ class AsyncEngine:
         """See `StreamOwner`."""
         self._streams.pop(stream.job, None)
         if not self._streams and not self._idle.is_set():
-            self._idle_since = time.monotonic()
+            self._drain_rate.idle()
             self._idle.set()
 
     def _deliver(self, news: list[News]) -> None:
         for sequence, output in news:
             if output.finish_reason is not None:
-                self._finished_at.append(self._busy_seconds())
+                self._drain_rate.finished()
             stream = self._streams.get(sequence.job)
             if stream is not None:
                 stream.put(output)

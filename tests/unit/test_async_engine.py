@@ -186,21 +186,12 @@ async def test_an_extension_is_taken_when_the_queue_is_full() -> None:
         assert {output.index async for output in stream} == {0, 1, 2}
 
 
-async def test_retry_after_follows_the_measured_rate() -> None:
+async def test_a_refusal_says_when_there_will_be_room() -> None:
     async with running(fake_engine(), max_sequences=40) as served:
-        now = 1000.0
-        served._busy_seconds = lambda: now  # type: ignore[method-assign]
-        served._finished_at.extend(now - 10 + i for i in range(10))  # one a second
+        served._drain_rate.seconds_until = lambda count: float(count)  # type: ignore[method-assign]
         with pytest.raises(QueueFull) as refused:
             served.submit([long()] * 60)
-    assert refused.value.retry_after_s == pytest.approx(20, rel=0.15)
-
-
-async def test_idle_time_does_not_count_as_slowness() -> None:
-    async with running(fake_engine(), max_sequences=4) as served:
-        before = served._busy_seconds()
-        await asyncio.sleep(0.02)
-        assert served._busy_seconds() == before
+    assert refused.value.retry_after_s == 20
 
 
 async def test_draining_refuses_new_jobs() -> None:

@@ -48,7 +48,7 @@ class CpuAttention:
         heads, block_size, head_dim = self.cache.k.shape[2:]
         layer_bytes = self.cache.k[0].numel() * self.cache.k.element_size()
         padded = -(-head_dim // 16) * 16
-        room = 4 * attend.SCRATCH_ROWS * (self._max_context + 64 + padded)
+        room = 4 * attend_rows.SCRATCH_ROWS * (self._max_context + 64 + padded)
         self._scratch = np.zeros(self._threads * room + 64, np.uint8)
         self.record[:10] = (
             heads, head_dim, block_size, self.cache.k.dtype == torch.bfloat16,

@@ -32,6 +32,7 @@ from service.engine.kernels.attend_rows import (
     B_TABLE_BYTES,
     B_TABLES,
     B_TOKENS,
+    SCRATCH_ROWS,
     element_bytes,
     emit_row,
     padded_bytes,
@@ -44,7 +45,6 @@ from service.engine.kernels.linear_task import OUT_BFLOAT16, OUT_FLOAT32
 from service.engine.kernels.scalars import invoker, load_float, load_int, load_long, store_float
 from service.engine.kernels.threads import TASK, claim, meet
 
-SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES
 HEADS = 6  # heads of a decoding row that one thread takes at once: neighbours in a block, so memory streams
 _ONE = np.float32(1)
 _ARGS = 15

@@ -116,16 +116,9 @@ def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scor
 @njit
 def weigh(cache, table, head, heads, offset, context, rows, weights, weight_bytes, sums):
     """Each head's first `context` values, weighted and summed; `sums` is (heads, rows, padded head dim)."""
-    values, each, padded = (
-        load_long(cache + A_VALUES) + offset,
-        _head_bytes(cache),
-        load_long(cache + A_HEAD_DIM),
-    )
-    blocks, is_bf16, padded = (
-        (context + 15) // 16,
-        load_long(cache + A_IS_BF16) != 0,
-        padded_bytes(padded),
-    )
+    values, each = load_long(cache + A_VALUES) + offset, _head_bytes(cache)
+    blocks, is_bf16 = (context + 15) // 16, load_long(cache + A_IS_BF16) != 0
+    padded = padded_bytes(load_long(cache + A_HEAD_DIM))
     for i in range(0, heads * rows * padded, 64):
         vec.store_floats(sums + i, vec.floats(_ZERO))
     if not _is_fast(cache):

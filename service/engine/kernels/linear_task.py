@@ -18,13 +18,7 @@ from service.engine.kernels.threads import TASK, claim, meet
 
 # fields of a layer's record, in bytes from its address
 W_KIND, W_K, W_N, W_STEPS, W_TILES, W_TILE_ADDRESS = 0, 8, 16, 24, 32, 40
-W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = (
-    48,
-    56,
-    64,
-    72,
-    80,
-)  # the three vectors are padded to tiles
+W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = range(48, 88, 8)  # vectors are padded to tiles
 W_FUNCTION = 88  # address of `multiply_one`
 W_FIELDS = 16
 _ARGS = 9
