@@ -109,7 +109,8 @@ class Life:
             self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer)
         await self._engine.start()
         facts.update(self._engine.facts)
-        limits = ModelLimits(facts["n_positions"], settings.max_job_sequences)
+        most = self._engine.most_of_one(is_shared=self.state.keyring.num_keys > 1)  # more would never fit
+        limits = ModelLimits(facts["n_positions"], min(settings.max_job_sequences, most))
         runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits)
         self.state.served = Served(
             entry.name, entry.version, entry.tasks, runner, self._engine, int(time.time()), facts

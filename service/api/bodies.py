@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -19,10 +20,14 @@ from starlette.types import Receive
 
 from service.api.exchange import ClientGone
 from service.api.problems import HttpProblem
+from service.errors import QueueFull
 
 LARGE_BODY_BYTES = 8 * 1024
+SMALL_BODY_BYTES = 64 * 1024
 DRAIN_S = 2.0
 MAX_FIELDS = 100  # each unknown one would become an error to build
+MAX_CONTAINERS = 20_000  # arrays and objects; the parser keeps the interpreter to itself while it makes them
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
 def body_refusal(headers: Mapping[bytes, bytes], limit: int) -> None:
@@ -54,11 +59,52 @@ def _too_large(limit: int) -> HttpProblem:
     return HttpProblem("body_too_large", f"the body is larger than {limit} bytes")
 
 
-async def read_body(receive: Receive, limit: int, timeout_s: float) -> bytes:
+class BodyRoom:
+    """How many bytes of large bodies are held at once, half received or waiting to be answered; small ones
+    always fit.
+
+    Args:
+        limit: most bytes above `SMALL_BODY_BYTES` of each.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that takes how large a body has become, and refuses it where there is no room.
+
+        Raises:
+            QueueFull: 429, by that function.
+        """
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            more = max(size - SMALL_BODY_BYTES, 0) - held
+            if more > self._left:
+                raise QueueFull("too many large bodies are being sent at once", 1.0)
+            self._left -= more
+            held += more
+
+        try:
+            yield hold
+        finally:
+            self._left += held
+
+
+async def read_body(receive: Receive, hold: Callable[[int], None], limit: int, timeout_s: float) -> bytes:
     """Read a whole body, counting as it comes.
+
+    Args:
+        receive: where it comes from.
+        hold: is told how many bytes there are by now, see `BodyRoom`.
+        limit: most bytes.
+        timeout_s: for all of it.
 
     Raises:
         HttpProblem: 413, more than `limit` bytes; 408, not complete after `timeout_s`.
+        QueueFull: there is no room for it.
         ClientGone: the client left within it.
     """
     chunks: list[bytes] = []
@@ -73,6 +119,7 @@ async def read_body(receive: Receive, limit: int, timeout_s: float) -> bytes:
                 size += len(chunks[-1])
                 if size > limit:
                     raise _too_large(limit)
+                hold(size)
                 if not message.get("more_body", False):
                     return b"".join(chunks)
     except TimeoutError:
@@ -94,6 +141,8 @@ def parse_json(data: bytes) -> Any:
     Raises:
         HttpProblem: 400, saying where it breaks, never what stands there.
     """
+    if _num_containers(data) > MAX_CONTAINERS:
+        raise HttpProblem("bad_request", f"the body has more than {MAX_CONTAINERS} arrays and objects")
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -105,6 +154,18 @@ def parse_json(data: bytes) -> Any:
         raise HttpProblem("bad_request", "the body is nested too deeply") from None
     except ValueError:
         raise HttpProblem("bad_request", "the body holds a number with too many digits") from None
+
+
+def _num_containers(data: bytes) -> int:
+    """Arrays and objects that begin in a text of JSON, or up to `MAX_CONTAINERS` brackets of any kind."""
+    count = _num_brackets(data)
+    if count > MAX_CONTAINERS:  # string by string: other threads get their turns
+        count -= sum(_num_brackets(string[0]) for string in _STRING.finditer(data))
+    return count
+
+
+def _num_brackets(data: bytes) -> int:
+    return data.count(b"[") + data.count(b"{")
 
 
 def _no_constant(name: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, MutableMapping
+from collections.abc import Awaitable, Coroutine, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -78,6 +78,20 @@ class Exchange:
         self.outcome = problem.code
         if problem.code == "internal":
             get_logger().error("request failed", request_id=self.request_id, exc_info=error)
+
+    async def wait_for(self, work: Awaitable[T]) -> T:
+        """Wait for `work`, which notices by itself that the client leaves, or for `fail`."""
+        task = self._worker = asyncio.current_task()
+        assert task is not None, "an exchange lives on the event loop"
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+            task.uncancel()  # it was `fail` who cancelled
+            raise self._failure from None
+        finally:
+            self._worker = None
 
     async def run(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
         """Run `work` while the client is there and there is time.

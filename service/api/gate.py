@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,16 +118,28 @@ class Gate:
             return
         self._state.keyring.enter(exchange.tenant)
         try:
-            served = self._state.require_served()
-            limit = self._state.settings.max_body_bytes
-            body_refusal(headers, limit)
-            body = await read_body(reply.receive, limit, self._state.settings.body_timeout_s)
-            if _is_gone(scope):
-                raise ClientGone
-            served.engine.check_room(exchange.party)
-            await self._app(scope, _replay(body, reply.receive), reply.send)
+            with self._state.body_room.holding() as hold:
+                await self._work(scope, reply, exchange, headers, hold)
         finally:
             self._state.keyring.leave(exchange.tenant)
+
+    async def _work(
+        self,
+        scope: Scope,
+        reply: _Reply,
+        exchange: Exchange,
+        headers: dict[bytes, bytes],
+        hold: Callable[[int], None],
+    ) -> None:
+        """Read the body, if there is a use for it, and pass the request on."""
+        served, settings = self._state.require_served(), self._state.settings
+        body_refusal(headers, settings.max_body_bytes)
+        reading = read_body(reply.receive, hold, settings.max_body_bytes, settings.body_timeout_s)
+        body = await exchange.wait_for(reading)
+        if _is_gone(scope):
+            raise ClientGone
+        served.engine.check_room(exchange.party)
+        await self._app(scope, _replay(body, reply.receive), reply.send)
 
     def _needs_key(self, path: str) -> bool:
         if path in _OPS:

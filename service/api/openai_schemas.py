@@ -11,18 +11,19 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas import Body, Stops, body_field
+from service.api.schemas import MAX_PROMPTS, Body, Stops, body_field
 from service.errors import InvalidRequest
 from service.tasks.calls import GenerateCall, Origin, SamplingFields
+from service.tasks.sampling import MAX_STOP_IDS
 
 MAX_BIASES = 1024
 _INTS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
         {**_INTS, "minItems": 1},
-        {"type": "array", "items": _INTS, "minItems": 1},
+        {"type": "array", "items": _INTS, "minItems": 1, "maxItems": MAX_PROMPTS},
     ]
 }
 _BIAS_SCHEMA = {
@@ -40,10 +41,12 @@ def _prompts(value: object) -> PromptValue:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and value:
-        if all(isinstance(item, str) for item in value):
-            return tuple(value)
         if _are_ids(value):
             return (tuple(value),)
+        if len(value) > MAX_PROMPTS:
+            raise PydanticCustomError("prompt", "too many prompts")
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
         if all(isinstance(item, list) and _are_ids(item) for item in value):
             return tuple(map(tuple, value))
     raise PydanticCustomError("prompt", "not a prompt")
@@ -54,7 +57,7 @@ def _are_ids(value: list[Any]) -> bool:
 
 
 def _ids(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not _are_ids(value):
+    if not isinstance(value, list) or len(value) > MAX_STOP_IDS or not _are_ids(value):
         raise PydanticCustomError("ids", "not token ids")
     return tuple(value)
 
@@ -101,7 +104,8 @@ class CompletionBody(OpenAIBody):
     )
 
     prompt: Annotated[PromptValue, BeforeValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)] = body_field(
-        ..., "a string, a list of strings, a list of token ids, or a list of such lists"
+        ...,
+        f"a string, a list of token ids, or a list of at most {MAX_PROMPTS} of either",
     )
     model: str = body_field("", "the served model's name, or left out")
     max_tokens: int = body_field(16, "an integer from 1 (0 with echo) to what fits", ge=0, le=2**20)
@@ -127,9 +131,9 @@ class CompletionBody(OpenAIBody):
     repetition_penalty: float = body_field(1.0, "a number above 0, up to 1000000", gt=0, le=1e6)
     min_tokens: int = body_field(0, "an integer from 0 on", ge=0, le=2**20)
     ignore_eos: bool = body_field(False, "true or false")
-    stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_ids), WithJsonSchema(_INTS)] = body_field(
-        (), "a list of token ids"
-    )
+    stop_token_ids: Annotated[
+        tuple[int, ...], BeforeValidator(_ids), WithJsonSchema({**_INTS, "maxItems": MAX_STOP_IDS})
+    ] = body_field((), f"a list of at most {MAX_STOP_IDS} token ids")
 
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call.

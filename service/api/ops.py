@@ -68,6 +68,7 @@ def _facts(service: ServiceState) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"version": version("textgen-service"), "status": _status(service)}
     if served is not None:
+        limits["max_job_sequences"] = served.runner.limits.max_job_sequences
         limits["n_positions"] = served.runner.limits.n_positions
         found["model"] = {"name": served.name, "version": served.version, **served.facts}
         found["tasks"] = list(served.tasks)

@@ -12,12 +12,15 @@ from typing import Any, Protocol
 from starlette.requests import Request
 
 from model_store.task import Task
+from service.api.bodies import BodyRoom
 from service.api.exchange import Exchange
 from service.api.security import Keyring
 from service.errors import Draining, EngineDead, NotReady
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tasks.run import TaskRunner
+
+_BODIES = 16  # of the largest size, held at once
 
 
 class EngineHealth(Protocol):
@@ -57,10 +60,12 @@ class ServiceState:
     is_draining: bool = False
     exchanges: set[Exchange] = field(default_factory=set)
     keyring: Keyring = field(init=False)
+    body_room: BodyRoom = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the keys once."""
         self.keyring = Keyring(self.settings.keys(), self.settings.key_concurrency)
+        self.body_room = BodyRoom(_BODIES * self.settings.max_body_bytes)
 
     def require_served(self) -> Served:
         """The loaded model, if new work can be taken.

@@ -88,6 +88,8 @@ class WireProtocol(HttpToolsProtocol):
         Args:
             rest: what came after the request's headers.
         """
+        if self._is_refused:
+            return
         method = self.parser.get_method()
         if method == b"CONNECT":
             self.send_400_response("")
@@ -95,6 +97,7 @@ class WireProtocol(HttpToolsProtocol):
         lines = [method + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
         self._feed(b"\r\n".join([*lines, b"", rest]))
 
     def on_message_complete(self) -> None:
@@ -110,6 +113,7 @@ class WireProtocol(HttpToolsProtocol):
         self.scope["textgen.is_gone"] = self._is_gone  # type: ignore[typeddict-unknown-key]
         if self._header_timer is None:
             self._await_headers()
+            self._header_bytes = 1  # some of what is being fed: it has begun
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; trailers come here too, and are dropped: they must not pass for headers."""
@@ -187,14 +191,18 @@ class WireProtocol(HttpToolsProtocol):
 
     def _headers_are_late(self) -> None:
         self._header_timer = None
-        if self._header_bytes:
+        if self.flow.read_paused:  # it is we who do not read
+            self._header_timer = self.loop.call_later(self.header_timeout_s, self._headers_are_late)
+        elif self._header_bytes:
             text = f"the headers did not arrive within {self.header_timeout_s:g} s"
             self._refuse("request_timeout", text)
         else:
             self.transport.close()
 
     def _refuse(self, code: str, message: str) -> None:
-        """Answer, if a response can still begin, and end the connection."""
+        """Answer, if a response can still begin, and end the connection; once."""
+        if self._is_refused:
+            return
         is_answering = self._is_busy() and (self.cycle.response_started or bool(self.pipeline))
         self._is_refused = True
         self._stop_waiting()
@@ -202,6 +210,7 @@ class WireProtocol(HttpToolsProtocol):
             self.transport.abort()  # an answer in the middle of another one would be worse than none
             return
         if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.waiting_for_100_continue = False  # nothing may follow the answer
             self.cycle.disconnected = True  # its body is broken: the application is told, and not heard
             self.cycle.message_event.set()
         self.transport.write(_response(code, message))

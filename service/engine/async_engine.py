@@ -171,9 +171,13 @@ class AsyncEngine:
             raise QueueFull("the queue is full", self._drain_rate.seconds_until(excess))
         if not tenant:
             return
-        excess = self._num_in_flight_of(tenant) + count - int(_TENANT_SHARE * self.max_sequences)
+        excess = self._num_in_flight_of(tenant) + count - self.most_of_one(is_shared=True)
         if excess > 0:
             raise QueueFull("this key's share of the queue is full", self._drain_rate.seconds_until(excess))
+
+    def most_of_one(self, is_shared: bool) -> int:
+        """Sequences that one party may have here, running and waiting; shared with other keys or not."""
+        return int(_TENANT_SHARE * self.max_sequences) if is_shared else self.max_sequences
 
     def _num_in_flight_of(self, tenant: str) -> int:
         streams = self._streams.values()

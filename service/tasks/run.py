@@ -35,7 +35,7 @@ from service.tasks.fitting import (
 from service.tasks.generate import Prompt
 from service.tasks.job import Prepared, Submitter, submit
 from service.tasks.offload import Offloader
-from service.tasks.sampling import NUM_ANSWERS_RANGE, Decoding, check_range, resolve
+from service.tasks.sampling import NUM_ANSWERS_RANGE, Decoding, Range, check_range, resolve
 from service.tasks.vocabulary import Vocabulary
 
 _OPTIONS: dict[str, set[str]] = {
@@ -98,9 +98,9 @@ class TaskRunner:
         return self._submit_generate(call, prompts, decoding)
 
     def _check_prompts(self, call: GenerateCall) -> None:
-        num_sequences = len(call.prompts) * call.n
-        if not call.prompts or num_sequences > self.limits.max_job_sequences:
-            most = self.limits.max_job_sequences // call.n
+        check_range("n", call.n, Range(1, self.limits.max_job_sequences))
+        most = self.limits.max_job_sequences // call.n
+        if not 0 < len(call.prompts) <= most:
             raise InvalidRequest(f"prompt must be 1 to {most} prompts with n = {call.n}", "prompt")
         for place, prompt in enumerate(call.prompts):
             if isinstance(prompt, str):

@@ -60,7 +60,7 @@ N_RANGE = Range(1, 16)
 LOGPROBS_RANGE = Range(0, 10)
 NUM_ANSWERS_RANGE = Range(1, 20)
 _BIAS_RANGE = Range(-100, 100)
-_MAX_BIASES = 1024
+_MAX_BIASES = MAX_STOP_IDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,8 @@ def _check_given(given: SamplingFields, vocab_size: int, allow_zero: bool) -> No
     stop = given.stop or ()
     if len(stop) > MAX_STOPS or not all(stop):
         raise InvalidRequest(f"stop must be a string or at most {MAX_STOPS} non-empty strings", "stop")
+    if len(given.stop_token_ids or ()) > MAX_STOP_IDS:
+        raise InvalidRequest(f"stop_token_ids must have at most {MAX_STOP_IDS} entries", "stop_token_ids")
     for token_id in given.stop_token_ids or ():
         check_range("stop_token_ids", token_id, Range(0, vocab_size - 1))
     if len(given.logit_bias or ()) > _MAX_BIASES:

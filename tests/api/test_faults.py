@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_service import Live, events, expect, running
+from live_service import Live, events, expect, read_all, running
 
 from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
@@ -85,6 +85,18 @@ def test_a_model_that_does_not_exist_ends_the_process_with_code_2() -> None:
     server = make_server(Settings(model="./nowhere", port=0))
     server.run()
     assert server.exit_code == 2
+
+
+def test_a_drain_does_not_wait_for_a_body_that_does_not_come(tiny_model: Path) -> None:
+    head = (
+        "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    with running(Settings(model=str(tiny_model), port=0, drain_s=0.0)) as live, live.connect() as sock:
+        sock.sendall(head.encode())
+        expect(lambda: live.state.exchanges, "the request")
+        live.server._loop.call_soon_threadsafe(live.server._begin_drain, "SIGTERM")
+        reply = read_all(sock)
+    assert reply.startswith(b"HTTP/1.1 503 ") and b'"draining"' in reply
 
 
 def test_a_drain_that_takes_too_long_ends_streams_with_an_error_frame(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from live_service import Live, expect
+from live_service import WAIT_S, Live, Stuck, expect
+
+from service.engine.async_engine import AsyncEngine
 
 SECRET = "canary7391"
 PROMPT = {"prompt": SECRET}
@@ -235,11 +239,60 @@ def test_a_deadline_ends_a_request_with_504(live: Live) -> None:
     check(send(live, "/generate", body), 504, "deadline_exceeded")
 
 
-def test_a_full_queue_says_when_to_come_back(serve: Callable[..., Live]) -> None:
-    live = serve(max_running=1, max_waiting=1)
-    response = send(live, "/generate", {**PROMPT, "n": 3})
+def test_a_full_queue_says_when_to_come_back(serve: Callable[..., Live], tiny_model: Path) -> None:
+    stuck = Stuck(tiny_model)
+    live = serve(AsyncEngine(stuck.make, 2, hung_after_s=WAIT_S))
+    held = threading.Thread(target=send, args=(live, "/generate", {**PROMPT, "max_new_tokens": 1}))
+    held.start()
+    expect(lambda: live.num_sequences() == 1, "the work to start")
+    response = send(live, "/generate", {**PROMPT, "n": 2})
+    stuck.gate.set()
+    held.join()
     check(response, 429, "queue_full")
     assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_job_that_would_never_have_room_is_not_told_to_come_back(serve: Callable[..., Live]) -> None:
+    live = serve(max_running=1, max_waiting=1)
+    error = check(send(live, "/generate", {**PROMPT, "n": 3}), 422, "invalid_request")
+    assert error["param"] == "n" and "at most 2" in error["message"]
+    assert live.http.get("/info").json()["limits"]["max_job_sequences"] == 2
+
+
+def test_of_several_keys_one_is_told_how_much_it_may_have(serve: Callable[..., Live]) -> None:
+    live = serve(max_running=2, max_waiting=6, api_keys="one,two")
+    headers = {"authorization": "Bearer one"}
+    error = check(send(live, "/generate", {**PROMPT, "n": 7}, headers=headers), 422, "invalid_request")
+    assert error["param"] == "n" and "at most 6" in error["message"]
+
+
+MANY = [
+    ("/generate", "prompt", [""] * 10_001, "10000"),
+    ("/v1/completions", "prompt", [[1]] * 10_001, "10000"),
+    ("/v1/completions", "stop_token_ids", [1] * 1025, "1024"),
+]
+
+
+@pytest.fixture(scope="module")
+def large(serve: Callable[..., Live]) -> Live:
+    """A service that takes bodies of the usual size."""
+    return serve()
+
+
+@pytest.mark.parametrize(("path", "name", "value", "most"), MANY)
+def test_very_many_items_are_refused_before_each_is_looked_at(
+    large: Live, path: str, name: str, value: list[Any], most: str
+) -> None:
+    response = send(large, path, {**PROMPT, name: value})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400 if "v1" in path else 422, "invalid_request")
+    assert error["param"] == name and most in error["message"]
+
+
+def test_very_many_arrays_are_refused_and_brackets_in_a_text_are_not(large: Live) -> None:
+    error = check(send(large, "/summarize", {"text": [[]] * 20_001}), 400, "bad_request")
+    assert "20000 arrays and objects" in error["message"]
+    check(send(large, "/generate", {"prompt": 'a "[' * 20_001}), 422, "prompt_too_long")
 
 
 class NeverReady:

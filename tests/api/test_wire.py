@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,34 @@ def test_broken_http_is_answered_in_the_one_error_body(live: Live, data: bytes) 
     head, _, body = live.raw(data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_what_follows_broken_http_is_not_looked_at(serve: Callable[..., Live], log_lines: list[str]) -> None:
+    live = serve()
+    before = len(log_lines)
+    reply = live.raw(b"nonsense\r\n\r\n" + b"a" * 9000)
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    offers = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    live.raw(offers * 2000)
+    assert live.http.get("/livez").status_code == 200
+    assert not [line for line in log_lines[before:] if "Error" in line]
+
+
+def test_broken_http_behind_an_unanswered_offer_to_continue_is_no_fault(live: Live) -> None:
+    faults = live.metric("textgen_requests_finished_total", outcome="internal")
+    aborts = live.metric("textgen_requests_finished_total", outcome="abort")
+    reply = live.raw(request().replace(b"Host", b"Expect: 100-continue\r\nHost") + b"nonsense\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    expect(lambda: live.metric("textgen_requests_finished_total", outcome="abort") == aborts + 1, "the end")
+    assert live.metric("textgen_requests_finished_total", outcome="internal") == faults
+
+
+def test_headers_that_stop_in_the_middle_are_answered_on_a_used_connection(live: Live) -> None:
+    with live.connect() as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        sock.sendall(b"POST /gen")
+        assert read_all(sock).startswith(b"HTTP/1.1 408 ")
 
 
 def test_headers_that_drip_are_cut_off(live: Live) -> None:
@@ -152,6 +181,30 @@ def test_an_offer_to_upgrade_is_declined_without_losing_the_body(live: Live, off
 
 def test_a_tunnel_is_refused(live: Live) -> None:
     assert live.raw(b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_data_behind_the_last_request_does_not_spoil_it(live: Live) -> None:
+    offer = b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n"
+    reply = live.raw(request().replace(b"Host", offer + b"Host") + b"\r\nmore")
+    assert reply.startswith(b"HTTP/1.1 200 ")
+
+
+# ---- bodies ---------------------------------------------------------------------------------------------
+
+
+def test_large_bodies_that_wait_for_their_end_have_only_so_much_room(serve: Callable[..., Live]) -> None:
+    live = serve(max_body_bytes=100_000)
+    begun = HEAD + b"Content-Length: 100000\r\n\r\n" + b" " * 99_999
+    with ExitStack() as stack:
+        held = [stack.enter_context(live.connect()) for _ in range(60)]
+        for sock in held:
+            sock.sendall(begun)
+        readable, _, _ = select.select(held, [], [], WAIT_S)
+        reply = read_all(readable[0])
+        assert reply.startswith(b"HTTP/1.1 429 ") and b'"queue_full"' in reply
+        assert live.post("/generate", {"prompt": "a", "max_new_tokens": 1}).status_code == 200
+    expect(lambda: not live.state.exchanges, "the ends")
+    assert live.post("/generate", {"prompt": " " * 90_000}).status_code == 422  # there is room again
 
 
 # ---- trailers -------------------------------------------------------------------------------------------

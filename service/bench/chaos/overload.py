@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -130,21 +129,28 @@ class _Probe:
 
     @asynccontextmanager
     async def looking(self) -> AsyncIterator[None]:
-        """Look, as long as it is entered."""
-        watcher = asyncio.create_task(self._look())
+        """Look, as long as it is entered; a last answer is waited for, and whatever fails is raised."""
+        is_over = asyncio.Event()
+        watcher = asyncio.create_task(self._look(is_over))
         try:
             yield
         finally:
-            watcher.cancel()
+            is_over.set()
+            await watcher
 
-    async def _look(self) -> None:
-        for count in itertools.count():
+    async def _look(self, is_over: asyncio.Event) -> None:
+        count = 0
+        while not is_over.is_set():
             began_at = time.monotonic()
             response = await self._server.client.get(f"{self._server.url}/livez")
             took_s = time.monotonic() - began_at
             self.livez_s.append(took_s if response.status_code == 200 else 9.9)
             if count % _SCRAPE_EVERY == 0:  # a scrape is work for the server: not twenty times a second
-                levels = await self._server.metrics()
-                here = sum(total(levels, f"textgen_requests_{where}") for where in ("running", "waiting"))
-                self.most_in_flight = max(self.most_in_flight, here)
+                await self._scrape()
+            count += 1
             await asyncio.sleep(_PROBE_EVERY_S)
+
+    async def _scrape(self) -> None:
+        levels = await self._server.metrics()
+        here = sum(total(levels, f"textgen_requests_{where}") for where in ("running", "waiting"))
+        self.most_in_flight = max(self.most_in_flight, here)
