@@ -44,6 +44,10 @@ def _whole(data: bytes) -> Callable[[], Pieces]:
     return lambda: [data]
 
 
+def _completion(**fields: object) -> Callable[[], Pieces]:
+    return _whole(post("/v1/completions", json.dumps(fields).encode()))
+
+
 async def _drip(start: bytes, drop: bytes, every_s: float, seconds: float) -> AsyncIterator[bytes]:
     yield start
     ends_at = time.monotonic() + seconds
@@ -135,9 +139,19 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("a stop string of a million characters", _field("stop", json.dumps(MARK * 125_000)), _INVALID),
     Attack(
         "a million token ids",
-        _whole(post("/v1/completions", json.dumps({"prompt": [1] * 1_000_000}).encode())),
+        _completion(prompt=[1] * 1_000_000),
         ((422, ""), (400, "")),
         1.0,
+    ),
+    Attack(
+        "800,000 arrays of one token id",
+        _completion(prompt=[[1]] * 800_000),
+        _BAD,
+    ),
+    Attack(
+        "a million stop token ids",
+        _completion(prompt="a", stop_token_ids=[1] * 1_000_000),
+        ((400, "invalid_request"),),
     ),
     Attack("a million stop strings", _field("stop", json.dumps(["a"] * 800_000)), _INVALID),
     Attack("JSON 100,000 arrays deep", _whole(post("/generate", b'{"prompt": ' + b"[" * 100_000)), _BAD),
