@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -18,7 +19,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.types import Receive
 
-from service.api.exchange import ClientGone
+from service.api.exchange import ClientGone, exchange_of
 from service.api.problems import HttpProblem
 from service.errors import QueueFull
 
@@ -26,8 +27,11 @@ LARGE_BODY_BYTES = 8 * 1024
 SMALL_BODY_BYTES = 64 * 1024
 DRAIN_S = 2.0
 MAX_FIELDS = 100  # each unknown one would become an error to build
-MAX_CONTAINERS = 20_000  # arrays and objects; the parser keeps the interpreter to itself while it makes them
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+MAX_PARTS = (
+    20_000  # arrays, objects and names; the parser keeps the interpreter to itself while it makes them
+)
+_TENANT_SHARE = 0.75  # of the room, for one key: the others still get in while it floods
+_TO_NEXT_PART = re.compile(rb'(?:[^"\[{:]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?){0,5000}+([\[{:]?)', re.DOTALL)
 
 
 def body_refusal(headers: Mapping[bytes, bytes], limit: int) -> None:
@@ -64,15 +68,19 @@ class BodyRoom:
     always fit.
 
     Args:
-        limit: most bytes above `SMALL_BODY_BYTES` of each.
+        limit: most bytes above `SMALL_BODY_BYTES` of each; one key may have three quarters of them.
     """
 
     def __init__(self, limit: int) -> None:
-        self._left = limit
+        self._limit = limit
+        self._held: Counter[str] = Counter()  # by party
 
     @contextmanager
-    def holding(self) -> Iterator[Callable[[int], None]]:
+    def holding(self, party: str) -> Iterator[Callable[[int], None]]:
         """Gives a function that takes how large a body has become, and refuses it where there is no room.
+
+        Args:
+            party: whose body it is; "" where there is nobody to be fair to.
 
         Raises:
             QueueFull: 429, by that function.
@@ -82,15 +90,22 @@ class BodyRoom:
         def hold(size: int) -> None:
             nonlocal held
             more = max(size - SMALL_BODY_BYTES, 0) - held
-            if more > self._left:
-                raise QueueFull("too many large bodies are being sent at once", 1.0)
-            self._left -= more
-            held += more
+            if more > 0:
+                self._take(party, more)
+                held += more
 
         try:
             yield hold
         finally:
-            self._left += held
+            if held:
+                self._held -= Counter({party: held})  # keeps no party without bodies
+
+    def _take(self, party: str, size: int) -> None:
+        if self._held.total() + size > self._limit:
+            raise QueueFull("too many large bodies are being sent at once", 1.0)
+        if party and self._held[party] + size > _TENANT_SHARE * self._limit:
+            raise QueueFull("this key is sending too many large bodies at once", 1.0)
+        self._held[party] += size
 
 
 async def read_body(receive: Receive, hold: Callable[[int], None], limit: int, timeout_s: float) -> bytes:
@@ -141,8 +156,8 @@ def parse_json(data: bytes) -> Any:
     Raises:
         HttpProblem: 400, saying where it breaks, never what stands there.
     """
-    if _num_containers(data) > MAX_CONTAINERS:
-        raise HttpProblem("bad_request", f"the body has more than {MAX_CONTAINERS} arrays and objects")
+    if _has_many_parts(data):
+        raise HttpProblem("bad_request", f"the body has more than {MAX_PARTS} arrays, objects and names")
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -156,16 +171,17 @@ def parse_json(data: bytes) -> Any:
         raise HttpProblem("bad_request", "the body holds a number with too many digits") from None
 
 
-def _num_containers(data: bytes) -> int:
-    """Arrays and objects that begin in a text of JSON, or up to `MAX_CONTAINERS` brackets of any kind."""
-    count = _num_brackets(data)
-    if count > MAX_CONTAINERS:  # string by string: other threads get their turns
-        count -= sum(_num_brackets(string[0]) for string in _STRING.finditer(data))
-    return count
-
-
-def _num_brackets(data: bytes) -> int:
-    return data.count(b"[") + data.count(b"{")
+def _has_many_parts(data: bytes) -> bool:
+    """Whether a text of JSON has more than `MAX_PARTS`, not counting what stands in strings."""
+    if sum(map(data.count, (b"[", b"{", b":"))) <= MAX_PARTS:
+        return False
+    count = at = 0
+    while count <= MAX_PARTS and at < len(data):
+        found = _TO_NEXT_PART.match(data, at)  # many strings at a time, but not all: other threads get turns
+        assert found is not None, "it matches whatever comes"
+        at = found.end()
+        count += bool(found[1])
+    return count > MAX_PARTS
 
 
 def _no_constant(name: str) -> float:
@@ -185,8 +201,10 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """Parse the body; see `parse_json`. An object with very many fields is refused at once."""
         body = await self.body()
-        is_large = len(body) > LARGE_BODY_BYTES
-        value = await asyncio.to_thread(parse_json, body) if is_large else parse_json(body)
+        if len(body) > LARGE_BODY_BYTES:
+            value = await exchange_of(self).wait_for(asyncio.to_thread(parse_json, body))
+        else:
+            value = parse_json(body)
         if isinstance(value, dict) and len(value) > MAX_FIELDS:
             raise HttpProblem("invalid_request", f"the body has more than {MAX_FIELDS} fields")
         return value

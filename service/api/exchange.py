@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine, MutableMapping
+from collections.abc import Coroutine, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -79,8 +79,11 @@ class Exchange:
         if problem.code == "internal":
             get_logger().error("request failed", request_id=self.request_id, exc_info=error)
 
-    async def wait_for(self, work: Awaitable[T]) -> T:
+    async def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work`, which notices by itself that the client leaves, or for `fail`."""
+        if self._failure is not None:
+            work.close()
+            raise self._failure
         task = self._worker = asyncio.current_task()
         assert task is not None, "an exchange lives on the event loop"
         try:

@@ -118,7 +118,7 @@ class Gate:
             return
         self._state.keyring.enter(exchange.tenant)
         try:
-            with self._state.body_room.holding() as hold:
+            with self._state.body_room.holding(exchange.party) as hold:
                 await self._work(scope, reply, exchange, headers, hold)
         finally:
             self._state.keyring.leave(exchange.tenant)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas import MAX_PROMPTS, Body, Stops, body_field
+from service.api.schemas import Body, Stops, body_field
 from service.errors import InvalidRequest
 from service.tasks.calls import GenerateCall, Origin, SamplingFields
 from service.tasks.sampling import MAX_STOP_IDS
@@ -21,9 +21,9 @@ _INTS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
         {**_INTS, "minItems": 1},
-        {"type": "array", "items": _INTS, "minItems": 1, "maxItems": MAX_PROMPTS},
+        {"type": "array", "items": _INTS, "minItems": 1},
     ]
 }
 _BIAS_SCHEMA = {
@@ -43,8 +43,6 @@ def _prompts(value: object) -> PromptValue:
     if isinstance(value, list) and value:
         if _are_ids(value):
             return (tuple(value),)
-        if len(value) > MAX_PROMPTS:
-            raise PydanticCustomError("prompt", "too many prompts")
         if all(isinstance(item, str) for item in value):
             return tuple(value)
         if all(isinstance(item, list) and _are_ids(item) for item in value):
@@ -104,8 +102,7 @@ class CompletionBody(OpenAIBody):
     )
 
     prompt: Annotated[PromptValue, BeforeValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)] = body_field(
-        ...,
-        f"a string, a list of token ids, or a list of at most {MAX_PROMPTS} of either",
+        ..., "a string, a list of strings, a list of token ids, or a list of such lists"
     )
     model: str = body_field("", "the served model's name, or left out")
     max_tokens: int = body_field(16, "an integer from 1 (0 with echo) to what fits", ge=0, le=2**20)

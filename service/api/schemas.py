@@ -26,7 +26,6 @@ from service.tasks.calls import (
 
 MAX_STOPS = 8
 MAX_STOP_CHARS = 1000
-MAX_PROMPTS = 10_000  # looked at one by one; how many a request may have is the job's concern
 _MOST_TOKENS = 2**20
 _SAMPLING_NAMES = (
     "max_new_tokens", "min_new_tokens", "ignore_eos", "temperature", "top_k", "top_p", "min_p",
@@ -37,9 +36,7 @@ _SAMPLING_NAMES = (
 def _prompts(value: object) -> tuple[str, ...]:
     """Read a prompt or a list of prompts; stops at the first wrong one, however many there are."""
     prompts = [value] if isinstance(value, str) else value
-    if not isinstance(prompts, list) or not 0 < len(prompts) <= MAX_PROMPTS:
-        raise PydanticCustomError("prompt", "not a prompt")
-    if not all(isinstance(item, str) for item in prompts):
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(item, str) for item in prompts):
         raise PydanticCustomError("prompt", "not a prompt")
     return tuple(prompts)
 
@@ -65,8 +62,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-_STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS}
-_STRING_OR_LIST = {"anyOf": [{"type": "string"}, _STRINGS]}
+_STRING_OR_LIST = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
+}
 _STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 STOP_SCHEMA = {"anyOf": [_STOP_STRING, {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOPS}]}
 Prompts = Annotated[tuple[str, ...], BeforeValidator(_prompts), WithJsonSchema(_STRING_OR_LIST)]
@@ -144,7 +142,7 @@ class GenerateBody(SamplingBody):
         }
     )
 
-    prompt: Prompts = body_field(..., f"a string, or a list of 1 to {MAX_PROMPTS} strings")
+    prompt: Prompts = body_field(..., "a string, or a list of at least one string")
     n: int = _samples()
     echo: bool = body_field(False, "true or false")
     logprobs: int = _logprobs()

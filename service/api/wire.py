@@ -191,7 +191,7 @@ class WireProtocol(HttpToolsProtocol):
 
     def _headers_are_late(self) -> None:
         self._header_timer = None
-        if self.flow.read_paused:  # it is we who do not read
+        if self._is_busy():  # with what came before, and perhaps reading nothing meanwhile
             self._header_timer = self.loop.call_later(self.header_timeout_s, self._headers_are_late)
         elif self._header_bytes:
             text = f"the headers did not arrive within {self.header_timeout_s:g} s"

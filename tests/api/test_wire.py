@@ -17,6 +17,7 @@ from service.api.wire import MAX_PIPELINED
 from service.engine.async_engine import AsyncEngine
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+SHORT_S = 0.2
 BODY = json.dumps({"prompt": "a", "max_new_tokens": 2, "stream": True}).encode()
 
 
@@ -244,10 +245,29 @@ def test_a_key_in_a_trailer_opens_nothing(serve: Callable[..., Live]) -> None:
 
 
 @pytest.fixture
-def stuck(serve: Callable[..., Live], tiny_model: Path) -> Iterator[Live]:
-    engine = Stuck(tiny_model)
-    yield serve(AsyncEngine(engine.make, hung_after_s=WAIT_S))
-    engine.gate.set()
+def engine(tiny_model: Path) -> Iterator[Stuck]:
+    found = Stuck(tiny_model)
+    yield found
+    found.gate.set()
+
+
+@pytest.fixture
+def stuck(serve: Callable[..., Live], engine: Stuck) -> Live:
+    return serve(AsyncEngine(engine.make, hung_after_s=WAIT_S), body_timeout_s=SHORT_S)
+
+
+def test_the_beginning_of_a_request_does_not_end_the_one_before_it(stuck: Live, engine: Stuck) -> None:
+    """The service waits for the rest of the headers for less time than the first request takes."""
+    with stuck.connect() as sock:
+        sock.sendall(request(body=b'{"prompt": "a", "max_new_tokens": 2}') + b"GE")
+        expect(lambda: stuck.num_sequences() == 1, "a sequence")
+        sock.settimeout(2 * SHORT_S)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(WAIT_S)
+        engine.gate.set()
+        reply = read_all(sock)
+    assert reply.startswith(b"HTTP/1.1 200 ") and b"HTTP/1.1 408 " in reply
 
 
 @pytest.mark.parametrize("stream", [False, True])

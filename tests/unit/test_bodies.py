@@ -1,0 +1,65 @@
+"""What a body may hold, and what all bodies together may."""
+
+import json
+import random
+
+import pytest
+
+from service.api.bodies import MAX_PARTS, SMALL_BODY_BYTES, BodyRoom, parse_json
+from service.api.problems import HttpProblem
+from service.errors import QueueFull
+
+
+def with_parts(count: int, rng: random.Random) -> bytes:
+    """JSON with so many arrays, objects and names, between strings that hold what looks like more of them."""
+    noise = "".join(rng.choices('[{:,\\" é', k=50))
+    items: list[object] = []
+    left = count - 1  # the array around them
+    while left:
+        kind = rng.choice(["array", "object", "string"])
+        if kind == "object" and left > 1:
+            items.append({noise: 1})
+            left -= 2
+        elif kind == "array":
+            items.append([])
+            left -= 1
+        else:
+            items.append(noise)
+    return json.dumps(items, ensure_ascii=rng.random() < 0.5).encode()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_are_counted_exactly(seed: int) -> None:
+    rng = random.Random(seed)
+    assert isinstance(parse_json(with_parts(MAX_PARTS, rng)), list)
+    with pytest.raises(HttpProblem, match=str(MAX_PARTS)):
+        parse_json(with_parts(MAX_PARTS + 1, rng))
+
+
+@pytest.mark.parametrize("data", [b'"' + b"[" * 30_000, b'"\\' + b"[" * 30_000, b'"' + b'\\"[' * 30_000])
+def test_a_string_without_end_is_said_to_be_broken(data: bytes) -> None:
+    with pytest.raises(HttpProblem, match="not JSON"):
+        parse_json(data)
+
+
+def test_room_is_given_back() -> None:
+    room = BodyRoom(1000)
+    for _ in range(3):
+        with room.holding("") as hold:
+            hold(SMALL_BODY_BYTES + 400)
+            hold(SMALL_BODY_BYTES + 1000)
+            with room.holding("") as other:
+                other(SMALL_BODY_BYTES)
+                with pytest.raises(QueueFull):
+                    other(SMALL_BODY_BYTES + 1)
+
+
+def test_one_key_leaves_room_for_the_others() -> None:
+    room = BodyRoom(1000)
+    with room.holding("one") as one, room.holding("other") as other:
+        one(SMALL_BODY_BYTES + 750)
+        with pytest.raises(QueueFull, match="this key"):
+            one(SMALL_BODY_BYTES + 751)
+        other(SMALL_BODY_BYTES + 250)
+        with pytest.raises(QueueFull, match="at once"):
+            other(SMALL_BODY_BYTES + 251)
