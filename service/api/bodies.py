@@ -21,16 +21,14 @@ from starlette.types import Receive
 
 from service.api.exchange import ClientGone, exchange_of
 from service.api.problems import HttpProblem
+from service.engine.sequence import TENANT_SHARE
 from service.errors import QueueFull
 
 LARGE_BODY_BYTES = 8 * 1024
 SMALL_BODY_BYTES = 64 * 1024
 DRAIN_S = 2.0
 MAX_FIELDS = 100  # each unknown one would become an error to build
-MAX_PARTS = (
-    20_000  # arrays, objects and names; the parser keeps the interpreter to itself while it makes them
-)
-_TENANT_SHARE = 0.75  # of the room, for one key: the others still get in while it floods
+MAX_PARTS = 20_000  # arrays, objects and names: while it makes them, the parser lets no other thread run
 _TO_NEXT_PART = re.compile(rb'(?:[^"\[{:]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?){0,5000}+([\[{:]?)', re.DOTALL)
 
 
@@ -68,7 +66,7 @@ class BodyRoom:
     always fit.
 
     Args:
-        limit: most bytes above `SMALL_BODY_BYTES` of each; one key may have three quarters of them.
+        limit: most bytes above `SMALL_BODY_BYTES` of each; one key may have its share of them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -103,7 +101,7 @@ class BodyRoom:
     def _take(self, party: str, size: int) -> None:
         if self._held.total() + size > self._limit:
             raise QueueFull("too many large bodies are being sent at once", 1.0)
-        if party and self._held[party] + size > _TENANT_SHARE * self._limit:
+        if party and self._held[party] + size > TENANT_SHARE * self._limit:
             raise QueueFull("this key is sending too many large bodies at once", 1.0)
         self._held[party] += size
 

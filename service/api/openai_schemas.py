@@ -14,9 +14,8 @@ from pydantic_core import PydanticCustomError
 from service.api.schemas import Body, Stops, body_field
 from service.errors import InvalidRequest
 from service.tasks.calls import GenerateCall, Origin, SamplingFields
-from service.tasks.sampling import MAX_STOP_IDS
+from service.tasks.sampling import MAX_BIASES, MAX_STOP_IDS
 
-MAX_BIASES = 1024
 _INTS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -41,10 +40,10 @@ def _prompts(value: object) -> PromptValue:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and value:
-        if _are_ids(value):
-            return (tuple(value),)
         if all(isinstance(item, str) for item in value):
             return tuple(value)
+        if _are_ids(value):
+            return (tuple(value),)
         if all(isinstance(item, list) and _are_ids(item) for item in value):
             return tuple(map(tuple, value))
     raise PydanticCustomError("prompt", "not a prompt")

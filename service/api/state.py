@@ -63,7 +63,7 @@ class ServiceState:
     body_room: BodyRoom = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the keys once."""
+        """Read the keys once, and make room for bodies."""
         self.keyring = Keyring(self.settings.keys(), self.settings.key_concurrency)
         self.body_room = BodyRoom(_BODIES * self.settings.max_body_bytes)
 

@@ -19,13 +19,20 @@ from contextlib import suppress
 from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine, News
 from service.engine.job_stream import JobStream
-from service.engine.sequence import FinishReason, Job, JobInfo, Sequence, SequenceOutput, SequenceRequest
+from service.engine.sequence import (
+    TENANT_SHARE,
+    FinishReason,
+    Job,
+    JobInfo,
+    Sequence,
+    SequenceOutput,
+    SequenceRequest,
+)
 from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFull
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
 _HUNG_AFTER_STEPS = 10  # times the slowest step seen: a slow prefill is no fault
-_TENANT_SHARE = 0.75  # of the places, for one key: the others still get in while it floods
 
 ANYONE = JobInfo()
 
@@ -177,7 +184,7 @@ class AsyncEngine:
 
     def most_of_one(self, is_shared: bool) -> int:
         """Sequences that one party may have here, running and waiting; shared with other keys or not."""
-        return int(_TENANT_SHARE * self.max_sequences) if is_shared else self.max_sequences
+        return int(TENANT_SHARE * self.max_sequences) if is_shared else self.max_sequences
 
     def _num_in_flight_of(self, tenant: str) -> int:
         streams = self._streams.values()

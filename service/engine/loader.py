@@ -26,7 +26,7 @@ from service.engine.model_runner import Forward, ModelRunner
 from service.engine.observer import NullObserver, Observer
 from service.engine.sampler import DrawFromAll, draw_from_all
 from service.engine.scheduler import Budget, Scheduler
-from service.engine.sequence import Job, JobInfo, SamplingParams, Sequence, SequenceRequest
+from service.engine.sequence import TENANT_SHARE, Job, JobInfo, SamplingParams, Sequence, SequenceRequest
 from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 
@@ -85,7 +85,7 @@ def _build(
     least = _MIN_PREFILL_ROWS_CUDA if numerics.backend == "cuda" else _MIN_PREFILL_ROWS
     scheduler = Scheduler(
         BlockPool(cache.k.shape[1] - num_scratch_blocks(numerics), BLOCK_SIZE),
-        Budget(config.max_batch_tokens, config.max_running, max(1, config.max_running * 3 // 4)),
+        Budget(config.max_batch_tokens, config.max_running, max(1, int(TENANT_SHARE * config.max_running))),
         draft=speculator.draft if speculator else lambda decoding: {},
         prefill_rows=lambda decode_rows: prefill_rows(cost, decode_rows, config.max_batch_tokens, least),
     )

@@ -86,6 +86,11 @@ class SequenceRequest:
             raise ValueError("prompt_ids is empty; an empty prompt is the end-of-text token")
 
 
+TENANT_SHARE = (
+    0.75  # of whatever there is a queue for, for one tenant: the others still get in while it floods
+)
+
+
 @dataclass(frozen=True, slots=True)
 class JobInfo:
     """What the sequences of one request have in common."""

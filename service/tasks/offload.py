@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from model_store.steps import Steps, finish
+from service.engine.sequence import TENANT_SHARE
 from service.errors import DeadlineExceeded, QueueFull
 from service.tasks.calls import Origin
 from service.tasks.turns import Turns
@@ -29,7 +30,6 @@ HUGE_TEXT_BYTES = 64 * 1024  # work on it keeps tens of megabytes between its tu
 TURN_S = 0.01
 MAX_JOBS = 64
 MAX_HUGE = 3  # of one tenant in hand at once: many of them half done would fill the memory
-_TENANT_SHARE = 0.75  # of the places, for one key: the others still get in while it floods
 _MAX_RETRY_AFTER_S = 60.0
 
 
@@ -116,7 +116,7 @@ class Offloader:
     def _refuse(self, tenant: str) -> None:
         if self._num_jobs.total() >= self._max_jobs:
             raise QueueFull("too many large texts wait to be read", self._seconds_until_free())
-        if tenant and self._num_jobs[tenant] >= int(_TENANT_SHARE * self._max_jobs):
+        if tenant and self._num_jobs[tenant] >= int(TENANT_SHARE * self._max_jobs):
             raise QueueFull("this key has too many large texts waiting", self._seconds_until_free())
 
     def _seconds_until_free(self) -> float:

@@ -60,7 +60,7 @@ N_RANGE = Range(1, 16)
 LOGPROBS_RANGE = Range(0, 10)
 NUM_ANSWERS_RANGE = Range(1, 20)
 _BIAS_RANGE = Range(-100, 100)
-_MAX_BIASES = MAX_STOP_IDS = 1024
+MAX_BIASES = MAX_STOP_IDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ def _check_given(given: SamplingFields, vocab_size: int, allow_zero: bool) -> No
         raise InvalidRequest(f"stop_token_ids must have at most {MAX_STOP_IDS} entries", "stop_token_ids")
     for token_id in given.stop_token_ids or ():
         check_range("stop_token_ids", token_id, Range(0, vocab_size - 1))
-    if len(given.logit_bias or ()) > _MAX_BIASES:
-        raise InvalidRequest(f"logit_bias must have at most {_MAX_BIASES} entries", "logit_bias")
+    if len(given.logit_bias or ()) > MAX_BIASES:
+        raise InvalidRequest(f"logit_bias must have at most {MAX_BIASES} entries", "logit_bias")
     for token_id, bias in given.logit_bias or ():
         if not (0 <= token_id < vocab_size and _BIAS_RANGE.holds(bias)):
             legal = f"token ids from 0 to {vocab_size - 1} to numbers from -100 to 100"

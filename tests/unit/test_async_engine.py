@@ -11,6 +11,7 @@ import pytest
 from tiny import FakeRunner, LetterPieces, Outcome, ask, fake_engine
 
 from service.engine.async_engine import AsyncEngine
+from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
 from service.engine.sequence import Batch, FinishReason, JobInfo, SequenceRequest
@@ -186,12 +187,19 @@ async def test_an_extension_is_taken_when_the_queue_is_full() -> None:
         assert {output.index async for output in stream} == {0, 1, 2}
 
 
-async def test_a_refusal_says_when_there_will_be_room() -> None:
+async def test_retry_after_follows_the_measured_rate() -> None:
+    """One sequence a second, with an hour in between in which there was nothing to do."""
+    now = 1000.0
     async with running(fake_engine(), max_sequences=40) as served:
-        served._drain_rate.seconds_until = lambda count: float(count)  # type: ignore[method-assign]
+        served._drain_rate = DrainRate(lambda: now)
+        for place in range(64):
+            async with served.submit([long(1)]) as stream:
+                now += 1
+                assert [output.index async for output in stream]
+            now += 3600 * (place == 32)
         with pytest.raises(QueueFull) as refused:
             served.submit([long()] * 60)
-    assert refused.value.retry_after_s == 20
+    assert refused.value.retry_after_s == pytest.approx(20, rel=0.05)
 
 
 async def test_draining_refuses_new_jobs() -> None:
