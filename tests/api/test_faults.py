@@ -123,7 +123,7 @@ def test_running_streams_finish_while_newcomers_are_refused(saboteur: Saboteur, 
         readers = [threading.Thread(target=read) for _ in range(4)]
         for reader in readers:
             reader.start()
-        expect(lambda: len(live.state.exchanges) == 4, "the streams to start")
+        expect(lambda: [e.status for e in tuple(live.state.exchanges)] == [200] * 4, "the streams to start")
         live.server._loop.call_soon_threadsafe(live.server._begin_drain, "SIGTERM")
         expect(lambda: live.state.is_draining, "the drain")
         assert live.post("/generate", {"prompt": "a"}).json()["error"]["code"] == "draining"
