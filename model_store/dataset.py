@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from model_store.cloze import make_questions, split_passages
 from model_store.dialogue import replies
 from model_store.evidence import on_one_line
-from model_store.examples import Example, Pair, encode_pairs, encode_text, shorten
+from model_store.examples import Pair, encode_pair, encode_text, shorten
 from model_store.grounding import ground, lead_target
 from model_store.packing import RowWriter
 from model_store.recipe import Source
@@ -29,7 +29,8 @@ from model_store.tokenizer import Tokenizer
 from model_store.training_errors import InvalidData, InvalidOption
 
 T = TypeVar("T")
-GROUP_WINDOW = 50_000  # pairs held in memory to find those that share a document
+WINDOW = 50_000  # pairs held in memory to shuffle them and to find those that share a document
+_ROWS_FORMAT = 2  # of what `packing.RowWriter` writes; rows of an older one are made anew
 _QUESTIONS_PER_PASSAGE = (3, 8)
 _FOREIGN_SHARE = 0.5  # passages that get one question of the passage before, which they do not answer
 
@@ -147,8 +148,8 @@ class _Builder:
                     pairs.insert(self._rng.randrange(len(pairs) + 1), foreign)
                 if made:
                     last = made[0].question
-                if pairs:
-                    self._add(writer, task, pairs)
+                for pair in pairs:
+                    self._add(writer, task, pair)
 
     def _read_dialogue(self, source: Source, file: Path) -> None:
         task = self._plan.tasks[source.task]
@@ -156,17 +157,17 @@ class _Builder:
             writer = self._writer()
             for reply in self._sample(source, replies(document)):
                 fields = {"history": reply.history, "speaker": reply.speaker}
-                self._add(writer, task, [Pair(fields, reply.text)])
+                self._add(writer, task, Pair(fields, reply.text))
 
     def _read_examples(self, source: Source, file: Path) -> None:
         task = self._plan.tasks[source.task]
         window: list[Pair] = []
         for pair in self._sample(source, self._pairs(source, task, file)):
             window.append(pair)
-            if len(window) >= GROUP_WINDOW:
-                self._add_groups(source, task, window)
+            if len(window) >= WINDOW:
+                self._add_shuffled(task, window)
                 window.clear()
-        self._add_groups(source, task, window)
+        self._add_shuffled(task, window)
 
     def _pairs(self, source: Source, task: Task, file: Path) -> Iterator[Pair]:
         for line, record in records(file):
@@ -205,34 +206,18 @@ class _Builder:
         self._counts["answer is a span" if found.overlap == 1 else "answer became a span"] += 1
         return Pair(pair.fields, answer)
 
-    def _add_groups(self, source: Source, task: Task, pairs: list[Pair]) -> None:
-        """Put pairs on one document together, in an order of the seed's."""
-        groups: dict[str, list[Pair]] = defaultdict(list)
-        for place, pair in enumerate(pairs):
-            shared = pair.fields[task.document] if task.document and source.group > 1 else str(place)
-            groups[shared].append(pair)
-        order = list(groups.values())
-        self._rng.shuffle(order)
-        for group in order:
-            self._rng.shuffle(group)
-            writer = self._writer()
-            for start in range(0, len(group), source.group):
-                self._add(writer, task, group[start : start + source.group])
+    def _add_shuffled(self, task: Task, pairs: list[Pair]) -> None:
+        """Add pairs in an order of the seed's, those on one document to one side of the validation split."""
+        writers: dict[str, RowWriter] = defaultdict(self._writer)
+        self._rng.shuffle(pairs)
+        for pair in pairs:
+            writer = writers[pair.fields[task.document]] if task.document else self._writer()
+            self._add(writer, task, pair)
 
-    def _add(self, writer: RowWriter, task: Task, pairs: list[Pair]) -> None:
-        """Pack pairs together, or fewer at a time when they do not fit a row."""
-        example = self._encode(task, pairs)
-        if writer.add_whole(example):
-            self._counts[f"{task.name} pairs"] += len(pairs)
-        elif len(pairs) > 1:
-            middle = len(pairs) // 2
-            self._add(writer, task, pairs[:middle])
-            self._add(writer, task, pairs[middle:])
-        else:
-            self._counts["longer than a block"] += 1
-
-    def _encode(self, task: Task, pairs: list[Pair]) -> Example:
-        return encode_pairs(task, self._tokenizer, pairs, self._plan.is_loss_everywhere)
+    def _add(self, writer: RowWriter, task: Task, pair: Pair) -> None:
+        example = encode_pair(task, self._tokenizer, pair, self._plan.is_loss_everywhere)
+        is_packed = writer.add_whole(example)
+        self._counts[f"{task.name} pairs" if is_packed else "longer than a block"] += 1
 
     def _sample(self, source: Source, items: Iterator[T]) -> Iterator[T]:
         return (item for item in items if source.share >= 1 or self._rng.random() < source.share)
@@ -255,7 +240,17 @@ def _fingerprint(plan: BuildPlan, tokenizer: Tokenizer, files: list[Path]) -> st
     tasks = {name: task.to_dict() for name, task in plan.tasks.items()}
     sources = [asdict(source) for source in plan.sources]
     probe = [tokenizer.vocab_size, tokenizer.encode("The quick brown fox, 1984. 学而时习之")]
-    parts = [plan.block, plan.is_loss_everywhere, plan.valid_share, plan.seed, stats, tasks, sources, probe]
+    parts = [
+        _ROWS_FORMAT,
+        plan.block,
+        plan.is_loss_everywhere,
+        plan.valid_share,
+        plan.seed,
+        stats,
+        tasks,
+        sources,
+        probe,
+    ]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 

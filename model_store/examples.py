@@ -1,11 +1,10 @@
 """Renders records as token sequences with a loss mask, through the same `Task` objects that serving uses.
 
-One `Example` is a prompt and its answer, or one document with several questions and answers in a row, which
-spares the document's tokens. Reading files is in `model_store/text_files.py`, packing into rows in
-`model_store/packing.py`.
+One `Example` is a prompt and its answer, or a text. Reading files is in `model_store/text_files.py`, packing
+into rows in `model_store/packing.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from model_store.task import Task
@@ -45,30 +44,17 @@ def encode_text(tokenizer: Tokenizer, text: str) -> Example:
     return Example(ids, [True] * len(ids))
 
 
-def encode_pairs(
-    task: Task, tokenizer: Tokenizer, pairs: Sequence[Pair], is_loss_everywhere: bool
-) -> Example:
-    """Render pairs that share a document: the first whole, of the others what follows the document.
+def encode_pair(task: Task, tokenizer: Tokenizer, pair: Pair, is_loss_everywhere: bool) -> Example:
+    """Render a pair as serving does: prompt, answer, end of text.
 
     Args:
-        task: Renders each pair as serving does.
+        task: Renders the prompt.
         tokenizer: The model's own.
-        pairs: One, or several with the same text in the task's document field.
-        is_loss_everywhere: Count the prompt's tokens too (pretraining) or only the answers' (fine-tuning).
-
-    Returns:
-        prompt + answer + end of text, again and again.
+        pair: Fields and answer.
+        is_loss_everywhere: Count the prompt's tokens too (pretraining) or only the answer's (fine-tuning).
     """
-    ids: list[int] = []
-    is_target: list[bool] = []
-    for place, pair in enumerate(pairs):
-        prompt = task.encode(tokenizer, pair.fields)
-        if place and not task.evidence:  # with evidence, each question reads other sentences
-            prompt = prompt[len(_shared_prompt(task, tokenizer, pair.fields)) :]
-        answer = task.encode_answer(tokenizer, pair.answer)
-        ids += prompt + answer
-        is_target += [is_loss_everywhere] * len(prompt) + [True] * len(answer)
-    return Example(ids, is_target)
+    prompt, answer = task.encode(tokenizer, pair.fields), task.encode_answer(tokenizer, pair.answer)
+    return Example(prompt + answer, [is_loss_everywhere] * len(prompt) + [True] * len(answer))
 
 
 def shorten(task: Task, tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> Pair:
@@ -82,13 +68,3 @@ def shorten(task: Task, tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> Pa
     if len(offsets) <= max_tokens:
         return pair
     return replace(pair, fields={**pair.fields, task.document: text[: offsets[max_tokens - 1][1]]})
-
-
-def _shared_prompt(task: Task, tokenizer: Tokenizer, fields: Mapping[str, str]) -> list[int]:
-    """The prompt's ids up to the end of the document."""
-    ids: list[int] = []
-    for text, is_user_text in task.segments(fields):
-        ids += tokenizer.encode(text) if is_user_text else tokenizer.encode_specials(text)
-        if is_user_text and task.document and text.strip() == fields[task.document].strip():
-            break
-    return ids

@@ -37,11 +37,15 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         Args:
             input_ids: (rows, block).
             labels: The same shape; the token at each place, or -100 where it does not count.
-            position_ids: (rows, block), the positions of the tokens.
+            position_ids: (rows, block), the positions of the tokens. Where one is not the one before plus 1,
+                another example begins, which does not see those before it in its row.
             weights: (rows, block), how much each label counts; None: all the same.
             num_items_in_batch: What to divide by, when rows of several devices or steps are summed.
         """
-        hidden = self.transformer(input_ids=input_ids, position_ids=position_ids).last_hidden_state
+        # with a cache, transformers would not look for the examples' borders
+        hidden = self.transformer(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
         wanted = labels[:, 1:].reshape(-1)  # (rows * (block - 1),)
         hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
         is_target = wanted != _IGNORED

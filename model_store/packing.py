@@ -1,6 +1,8 @@
 """Packs examples into rows of one length on disk, and gives them back as a memory-mapped dataset.
 
-`RowWriter` packs: texts end to end, task examples whole (a row then begins with a prompt, as at serving).
+`RowWriter` packs: texts end to end, task examples whole. Positions begin anew with each task example, and
+from that the model knows where attention stops (transformers' `find_packed_sequence_indices`): an example in
+a row of many is what it is alone. The positions of texts run on, so that one may see the one before.
 `Rows` is what the Trainer reads. Memory stays bounded whatever the size of the data. What goes in is decided
 in `model_store/recipe.py` and `model_store/dataset.py`.
 """
@@ -30,7 +32,7 @@ class PackedInfo:
         block: Tokens in a row.
         num_rows: Rows.
         num_tokens: Tokens in them, padding left out.
-        num_targets: Tokens that the loss counts.
+        num_targets: Tokens that the loss counts, first ones of examples among them.
         dtype: `uint16`, or `uint32` for a vocabulary above 65,536.
     """
 
@@ -45,9 +47,9 @@ class RowWriter:
     """Writes rows to `folder` as they fill.
 
     Args:
-        folder: Made when missing; `ids.bin`, `targets.bin` and `info.json` go there.
+        folder: Made when missing; `ids.bin`, `targets.bin`, `firsts.bin` and `info.json` go there.
         block: Tokens in a row.
-        pad_id: Fills the end of a row; never counts in the loss.
+        pad_id: Fills the end of a row; each one stands at position 0, alone, and never counts in the loss.
         vocab_size: Chooses the width of an id on disk.
     """
 
@@ -57,7 +59,8 @@ class RowWriter:
         self._dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self._ids = (folder / "ids.bin").open("wb")
         self._targets = (folder / "targets.bin").open("wb")
-        self._open: list[Example] = []
+        self._firsts = (folder / "firsts.bin").open("wb")
+        self._open: list[list[Example]] = []
         self._run = Example([], [])
         self._rows = self._tokens = self._num_targets = 0
 
@@ -67,7 +70,7 @@ class RowWriter:
         self._run.is_target.extend(example.is_target)
         while len(self._run.ids) >= self._block:
             head = slice(0, self._block)
-            self._write(Example(self._run.ids[head], self._run.is_target[head]))
+            self._write([Example(self._run.ids[head], self._run.is_target[head])])
             del self._run.ids[head], self._run.is_target[head]
 
     def add_whole(self, example: Example) -> bool:
@@ -76,16 +79,15 @@ class RowWriter:
         size = len(example.ids)
         if size > self._block:
             return False
-        for place, row in enumerate(self._open):
-            if len(row.ids) + size <= self._block:
-                row.ids.extend(example.ids)
-                row.is_target.extend(example.is_target)
-                if self._block - len(row.ids) < _ENOUGH:
-                    self._write(self._open.pop(place))
+        for index, row in enumerate(self._open):
+            if _size(row) + size <= self._block:
+                row.append(example)
+                if self._block - _size(row) < _ENOUGH:
+                    self._write(self._open.pop(index))
                 return True
-        self._open.append(Example(list(example.ids), list(example.is_target)))
+        self._open.append([example])
         if len(self._open) > _OPEN_ROWS:
-            fullest = max(range(len(self._open)), key=lambda place: len(self._open[place].ids))
+            fullest = max(range(len(self._open)), key=lambda index: _size(self._open[index]))
             self._write(self._open.pop(fullest))
         return True
 
@@ -96,10 +98,11 @@ class RowWriter:
         """Close the files; without `finish` before it, what was written is no dataset."""
         self._ids.close()
         self._targets.close()
+        self._firsts.close()
 
     def finish(self) -> PackedInfo:
         """Write what is open, and `info.json`. The last, unfinished piece of running text is padded."""
-        for row in [*self._open, *([self._run] if self._run.ids else [])]:
+        for row in [*self._open, *([[self._run]] if self._run.ids else [])]:
             self._write(row)
         self._open.clear()
         self.__exit__()
@@ -107,13 +110,21 @@ class RowWriter:
         (self._folder / "info.json").write_text(json.dumps(asdict(info)), encoding="utf-8")
         return info
 
-    def _write(self, row: Example) -> None:
-        padding = self._block - len(row.ids)
-        self._ids.write(np.array(row.ids + [self._pad] * padding, self._dtype).tobytes())
-        self._targets.write(np.array(row.is_target + [False] * padding, np.bool_).tobytes())
+    def _write(self, row: list[Example]) -> None:
+        padding = self._block - _size(row)
+        ids = [token for example in row for token in example.ids]
+        is_target = [flag for example in row for flag in example.is_target]
+        is_first = [index == 0 for example in row for index in range(len(example.ids))]
+        self._ids.write(np.array(ids + [self._pad] * padding, self._dtype).tobytes())
+        self._targets.write(np.array(is_target + [False] * padding, np.bool_).tobytes())
+        self._firsts.write(np.array(is_first + [True] * padding, np.bool_).tobytes())
         self._rows += 1
-        self._tokens += len(row.ids)
-        self._num_targets += sum(row.is_target)
+        self._tokens += len(ids)
+        self._num_targets += sum(is_target)
+
+
+def _size(row: list[Example]) -> int:
+    return sum(len(example.ids) for example in row)
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -122,8 +133,9 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     Args:
         folder: What a `RowWriter` filled.
         num_positions: The model's positions; a row may be moved to any start that fits into them.
-        shifted_share: The share of rows, from 0 to 1, that begin at a drawn position instead of 0, so that
-            positions beyond the block are trained too. Which rows and where depends on the row's number only.
+        shifted_share: The share of rows, from 0 to 1, whose examples all begin at a drawn position instead of
+            0, so that positions beyond the block are trained too. Which rows and where depends on the row's
+            number only.
         prompt_weight: How much a token that is no target counts beside one that is, from 0 (not at all) to 1.
     """
 
@@ -134,31 +146,32 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         shape = (self.info.num_rows, self.info.block)
         self._ids: npt.NDArray[Any] = _mapped(folder / "ids.bin", self.info.dtype, shape)
         self._targets: npt.NDArray[np.bool_] = _mapped(folder / "targets.bin", "bool", shape)
+        self._firsts: npt.NDArray[np.bool_] = _mapped(folder / "firsts.bin", "bool", shape)
         self._room = max(0, num_positions - self.info.block) if num_positions else 0
         self._share, self._prompt_weight = shifted_share, prompt_weight
 
     def __len__(self) -> int:
         return self.info.num_rows
 
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(self._ids[place].astype(np.int64))
-        targets = torch.from_numpy(self._targets[place].copy())
-        row = {"input_ids": ids, "position_ids": torch.arange(self.info.block) + self._start(place)}
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids = torch.from_numpy(self._ids[index].astype(np.int64))
+        places = np.arange(self.info.block)
+        positions = torch.from_numpy(places - np.maximum.accumulate(places * self._firsts[index]))
+        # what stands at 0 follows nothing: an example's first token, or padding
+        is_target = torch.from_numpy(self._targets[index].copy()) & (positions > 0)
+        row = {"input_ids": ids, "position_ids": positions + self._start(index)}
         if not self._prompt_weight:
-            return {**row, "labels": torch.where(targets, ids, IGNORED)}
-        is_text = (
-            targets | (ids != ids[-1]) | (ids.roll(1) != ids[-1])
-        )  # all but the padding, which is one id
+            return {**row, "labels": torch.where(is_target, ids, IGNORED)}
         return {
             **row,
-            "labels": torch.where(is_text, ids, IGNORED),
-            "weights": torch.where(targets, 1.0, self._prompt_weight) * is_text,
+            "labels": torch.where(positions > 0, ids, IGNORED),
+            "weights": torch.where(is_target, 1.0, self._prompt_weight) * (positions > 0),
         }
 
-    def _start(self, place: int) -> int:
+    def _start(self, index: int) -> int:
         if not self._room or not self._share:
             return 0
-        draw = np.random.default_rng(place)
+        draw = np.random.default_rng(index)
         return int(draw.integers(1, self._room + 1)) if draw.random() < self._share else 0
 
 

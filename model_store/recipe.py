@@ -35,8 +35,7 @@ class Source:
             (JSON lines).
         task: The task that renders all but `text`.
         share: Which share of the documents or records to use, drawn with the seed, above 0 and at most 1.
-        repeat: How often to go through the source, each time with other groups and draws.
-        group: Up to so many pairs on one document follow each other in one example.
+        repeat: How often to go through the source, each time with other draws.
         passage_words: For `cloze`: the fewest and the most words of a passage.
         max_document_tokens: Cut the document field to so many tokens; several are drawn from; empty: never.
         max_target_words: Leave out records with longer targets; 0: none.
@@ -55,7 +54,6 @@ class Source:
     task: str = ""
     share: float = 1.0
     repeat: int = 1
-    group: int = 1
     passage_words: tuple[int, int] = (35, 160)
     max_document_tokens: tuple[int, ...] = ()
     max_target_words: int = 0
@@ -73,9 +71,8 @@ class Source:
         for name, low, high in (("share", 0.0, 1.0), ("min_overlap", -1.0, 1.0)):
             if not low < getattr(self, name) <= high:
                 raise InvalidOption(name, f"must be above {low:g} and at most {high:g}")
-        for name in ("repeat", "group"):
-            if getattr(self, name) < 1:
-                raise InvalidOption(name, "must be at least 1")
+        if self.repeat < 1:
+            raise InvalidOption("repeat", "must be at least 1")
 
     def target_key(self, kind: TaskKind) -> str:
         """The record's key that holds the answer for a task of `kind`."""

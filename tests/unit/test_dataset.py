@@ -13,7 +13,7 @@ from toy import QA, toy_tokenizer
 
 from model_store.cloze import make_questions, split_passages
 from model_store.dataset import BuildPlan, Built, build
-from model_store.examples import Example, Pair, encode_pairs, shorten
+from model_store.examples import Example, Pair, encode_pair, shorten
 from model_store.grounding import ground, lead_target
 from model_store.packing import IGNORED, Rows, RowWriter
 from model_store.recipe import Source
@@ -109,24 +109,15 @@ def pair(context: str, question: str, answer: str) -> Pair:
 
 def test_an_example_is_the_prompt_of_serving_and_the_answer(tokenizer: Tokenizer) -> None:
     asked = pair("Tom has a ring.", "What does Tom have?", "ring")
-    example = encode_pairs(QA, tokenizer, [asked], is_loss_everywhere=False)
+    example = encode_pair(QA, tokenizer, asked, is_loss_everywhere=False)
     assert example.ids == QA.encode(tokenizer, asked.fields) + QA.encode_answer(tokenizer, "ring")
 
 
 def test_only_the_answer_and_its_end_count_in_the_loss(tokenizer: Tokenizer) -> None:
-    example = encode_pairs(
-        QA, tokenizer, [pair("Tom has a ring.", "What?", "ring")], is_loss_everywhere=False
-    )
+    asked = pair("Tom has a ring.", "What?", "ring")
+    example = encode_pair(QA, tokenizer, asked, is_loss_everywhere=False)
     targets = [token for token, is_target in zip(example.ids, example.is_target, strict=True) if is_target]
     assert targets == QA.encode_answer(tokenizer, "ring")
-
-
-def test_pairs_on_one_document_render_it_once(tokenizer: Tokenizer) -> None:
-    both = [pair("Tom has a ring.", "Who?", "Tom"), pair("Tom has a ring.", "What?", "ring")]
-    text = tokenizer.decode(encode_pairs(QA, tokenizer, both, is_loss_everywhere=True).ids)
-    assert text == (
-        "Answer.\nText: Tom has a ring.\nQuestion: Who?\nAnswer: Tom\nQuestion: What?\nAnswer: ring"
-    )
 
 
 def test_a_long_document_is_cut_at_a_token(tokenizer: Tokenizer) -> None:
@@ -231,7 +222,48 @@ def test_prompts_can_count_a_little_and_padding_never(tmp_path: Path) -> None:
     writer.add_whole(Example([1, 2, 3, 0], [False, False, True, True]))
     writer.finish()
     weights = Rows(tmp_path, prompt_weight=0.25)[0]["weights"]
-    assert weights.tolist() == [0.25, 0.25, 1.0, 1.0, 0.0, 0.0]
+    assert weights.tolist() == [0.0, 0.25, 1.0, 1.0, 0.0, 0.0]
+
+
+def two_examples_in_a_row(folder: Path) -> Path:
+    writer = RowWriter(folder, block=8, pad_id=0, vocab_size=100)
+    for ids in ([1, 2, 0], [3, 4, 0]):
+        writer.add_whole(Example(ids, [True] * 3))
+    writer.finish()
+    return folder
+
+
+def test_positions_begin_anew_with_each_example(tmp_path: Path) -> None:
+    row = Rows(two_examples_in_a_row(tmp_path))[0]
+    assert row["position_ids"].tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
+
+
+def test_nothing_is_learned_from_the_end_of_the_example_before(tmp_path: Path) -> None:
+    row = Rows(two_examples_in_a_row(tmp_path))[0]
+    assert row["labels"].tolist() == [IGNORED, 2, 0, IGNORED, 4, 0, IGNORED, IGNORED]
+
+
+def test_positions_of_texts_run_on(tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path, block=6, pad_id=0, vocab_size=100)
+    for ids in ([1, 2, 0], [3, 4, 0]):
+        writer.add_text(Example(ids, [True] * 3))
+    writer.finish()
+    assert Rows(tmp_path)[0]["position_ids"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_shifted_row_moves_all_its_examples_alike(tmp_path: Path) -> None:
+    rows = Rows(two_examples_in_a_row(tmp_path), num_positions=20, shifted_share=0.999)
+    positions = rows[0]["position_ids"]
+    assert positions[0] > 0 and (positions - positions[0]).tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
+
+
+def test_pairs_on_one_document_stay_on_one_side(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    contexts = [f"Tom has a ring and {n} coins." for n in range(20)]
+    values = [{"context": c, "question": q, "answer": "Tom"} for c in contexts for q in ("Who?", "Who has?")]
+    found = built(tmp_path, tokenizer, questions(tmp_path / "a.jsonl", values), block=64, valid=0.5)
+    train, valid = (tokenizer.decode(all_ids(Rows(folder))) for folder in (found.train, found.valid))
+    counts = [(train.count(context), valid.count(context)) for context in contexts]
+    assert set(counts) == {(0, 2), (2, 0)}
 
 
 # --- building
@@ -294,16 +326,6 @@ def test_a_question_whose_answer_is_outside_the_evidence_is_left_out(
     assert found.counts["qa pairs"] == 1
     text = tokenizer.decode(all_ids(Rows(found.train)))
     assert "Tom has a ring." in text and "drum" not in text
-
-
-def test_every_question_of_a_group_brings_its_own_evidence(tokenizer: Tokenizer) -> None:
-    task = replace(QA, evidence=1)
-    pairs = [
-        Pair({"context": STORY, "question": "What does Tom have?"}, "a ring"),
-        Pair({"context": STORY, "question": "What did Max sell?"}, "the old drum"),
-    ]
-    text = tokenizer.decode(encode_pairs(task, tokenizer, pairs, False).ids)
-    assert "Tom has a ring." in text and "Max sold the old drum" in text and "Ann" not in text
 
 
 def test_conversations_become_examples_of_their_task(tmp_path: Path, tokenizer: Tokenizer) -> None:
