@@ -21,7 +21,7 @@ from model_store.tokenizer import Tokenizer
 from service.engine.architecture import read_architecture
 from service.engine.engine import Engine
 from service.engine.loader import EngineConfig, build_engine
-from service.engine.sequence import Job, JobInfo, SamplingParams, Sequence, SequenceRequest
+from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 90, 64
 
@@ -35,7 +35,7 @@ def run(engine: Engine, requests: list[SequenceRequest], clients: int) -> tuple[
     while left or in_flight:
         while left and in_flight < clients:
             index, request = left.pop(0)
-            engine.add(Sequence(Job(JobInfo()), index, request, engine.clock()))
+            engine.add(Sequence(Job(), index, request, engine.clock()))
             in_flight += 1
         for sequence, output in engine.step():
             ids.setdefault(sequence.index, []).extend(output.token_ids)

@@ -30,7 +30,6 @@ from service.engine.engine import Engine  # noqa: E402
 from service.engine.loader import EngineConfig, build_engine  # noqa: E402
 from service.engine.sequence import (  # noqa: E402
     Job,
-    JobInfo,
     SamplingParams,
     Sequence,
     SequenceRequest,
@@ -79,7 +78,7 @@ def make_engine(folder: Path, shape: str, device: str, precision: Any, most: int
 
 def add_all(engine: Engine, rows: Ids, params: SamplingParams) -> None:
     """Submit one job with a sequence for each row."""
-    job, indices = Job(JobInfo(salt=str(time.monotonic()))), count()
+    job, indices = Job(salt=str(time.monotonic())), count()
     for row in rows:
         engine.add(Sequence(job, next(indices), SequenceRequest(tuple(row), params), engine.clock()))
 

@@ -24,7 +24,6 @@ from model_store.tokenizer import Tokenizer
 from service.engine.loader import EngineConfig, build_engine
 from service.engine.sequence import (
     Job,
-    JobInfo,
     SamplingParams,
     Sequence,
     SequenceRequest,
@@ -45,7 +44,7 @@ def windows_of(ids: list[int], length: int, most: int) -> list[tuple[int, ...]]:
 def score(config: EngineConfig, tokenizer: Tokenizer, windows: list[tuple[int, ...]]) -> list[TokenLogprob]:
     """Log probabilities of all tokens but the windows' first, in order."""
     engine = build_engine(config, tokenizer)
-    job, indices = Job(JobInfo()), count()
+    job, indices = Job(), count()
     for window in windows:
         engine.add(Sequence(job, next(indices), SequenceRequest(window, SCORE), engine.clock()))
     found: dict[int, tuple[TokenLogprob, ...]] = {}

@@ -30,7 +30,6 @@ from service.engine.sequence import (
     Batch,
     FinishReason,
     Job,
-    JobInfo,
     SamplingParams,
     Sequence,
     SequenceOutput,
@@ -257,16 +256,16 @@ def ask(prompt: Iterable[int], ordinal: int = 0, **params: Any) -> SequenceReque
 
 
 def sequences(
-    requests: Iterable[SequenceRequest], info: JobInfo | None = None, now: float = 0.0
+    requests: Iterable[SequenceRequest], job: Job | None = None, now: float = 0.0
 ) -> list[Sequence]:
     """The sequences of one job."""
-    job = Job(info or JobInfo())
+    job = job or Job()
     return [Sequence(job, index, r, now) for index, r in enumerate(requests)]
 
 
 def separate(requests: Iterable[SequenceRequest], now: float = 0.0) -> list[Sequence]:
     """One job for each request."""
-    return [Sequence(Job(JobInfo()), 0, r, now) for r in requests]
+    return [Sequence(Job(), 0, r, now) for r in requests]
 
 
 class Watch:

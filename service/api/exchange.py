@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from service.api.problems import Dialect, Problem
-from service.engine.sequence import JobInfo
 from service.errors import DeadlineExceeded
 from service.logs import get_logger
 from service.tasks.calls import Origin, Result, Timings, Usage
@@ -61,7 +60,7 @@ class Exchange:
             timeout_s: the request's own wish; it can only shorten the time.
         """
         self.deadline = self.started_at + min(limit_s, timeout_s or limit_s)
-        return Origin(JobInfo(salt=self.tenant, tenant=self.party), self.deadline, is_streamed)
+        return Origin(self.party, self.tenant, self.deadline, is_streamed)
 
     def fail(self, error: Exception) -> None:
         """End the request from outside: its work is cancelled and `error` is what the client is told."""

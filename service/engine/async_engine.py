@@ -9,11 +9,11 @@ do. A thread that died, or that hangs in a step, is reported by `died`; the proc
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import queue
 import threading
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from contextlib import suppress
 
 from service.engine.drain_rate import DrainRate
@@ -23,7 +23,6 @@ from service.engine.sequence import (
     TENANT_SHARE,
     FinishReason,
     Job,
-    JobInfo,
     Sequence,
     SequenceOutput,
     SequenceRequest,
@@ -33,8 +32,6 @@ from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFul
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
 _HUNG_AFTER_STEPS = 10  # times the slowest step seen: a slow prefill is no fault
-
-ANYONE = JobInfo()
 
 Command = Callable[[Engine], None]
 
@@ -137,20 +134,25 @@ class AsyncEngine:
     # ---- jobs -------------------------------------------------------------------------------------------
 
     def submit(
-        self, requests: Seq[SequenceRequest], info: JobInfo = ANYONE, deadline: float | None = None
+        self,
+        requests: collections.abc.Sequence[SequenceRequest],
+        tenant: str = "",
+        salt: str = "",
+        deadline: float | None = None,
     ) -> JobStream:
         """Queue the sequences of one job.
 
         Args:
             requests: at least one.
-            info: whose job it is.
+            tenant: whose share and whose turns it takes; "" where there is nobody to be fair to.
+            salt: of the prefix cache; jobs with different salts share nothing.
             deadline: on the event loop's clock (monotonic seconds), queueing included; None waits for ever.
 
         Raises:
             NotReady, Draining, EngineDead, QueueFull: nothing was queued.
         """
-        self._refuse(len(requests), info.tenant)
-        job = Job(info)
+        self._refuse(len(requests), tenant)
+        job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
         self._drain_rate.work()
         self._idle.clear()
@@ -188,9 +190,9 @@ class AsyncEngine:
 
     def _num_in_flight_of(self, tenant: str) -> int:
         streams = self._streams.values()
-        return sum(len(stream.unfinished) for stream in streams if stream.job.info.tenant == tenant)
+        return sum(len(stream.unfinished) for stream in streams if stream.job.tenant == tenant)
 
-    def enqueue(self, stream: JobStream, requests: Seq[SequenceRequest]) -> range:
+    def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """See `StreamOwner`."""
         first = stream.num_submitted
         now = time.monotonic()
@@ -202,7 +204,7 @@ class AsyncEngine:
             stream.fail(EngineFault())
         return range(first, first + len(sequences))
 
-    def drop(self, stream: JobStream, sequences: Seq[Sequence]) -> None:
+    def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""
         if sequences:
             self._commands.put(lambda engine: engine.abort(sequences))
@@ -276,7 +278,7 @@ class AsyncEngine:
         if news:
             self._call(self._deliver, news)
 
-    def _add_all(self, engine: Engine, sequences: Seq[Sequence]) -> None:
+    def _add_all(self, engine: Engine, sequences: collections.abc.Sequence[Sequence]) -> None:
         for sequence in sequences:
             try:
                 engine.add(sequence)

@@ -7,14 +7,18 @@ Read `scheduler` next.
 
 from __future__ import annotations
 
+import collections.abc
 import hashlib
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 def block_keys(
-    token_ids: Sequence[int], block_size: int, salt: str, known: Sequence[bytes] = ()
+    token_ids: collections.abc.Sequence[int],
+    block_size: int,
+    salt: str,
+    known: collections.abc.Sequence[bytes] = (),
 ) -> list[bytes]:
     """Content keys of the full blocks of a sequence: sha256(parent key, ids), rooted in the salt.
 
@@ -57,7 +61,7 @@ class BlockPool:
         """Blocks that can be handed out, cached contents included."""
         return len(self._free)
 
-    def lookup(self, keys: Sequence[bytes]) -> list[int]:
+    def lookup(self, keys: collections.abc.Sequence[bytes]) -> list[int]:
         """Blocks holding the longest run of `keys` from the first on. Takes no reference."""
         found: list[int] = []
         for key in keys:
@@ -92,7 +96,7 @@ class BlockPool:
         self._references[block] = 1
         return block
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: collections.abc.Sequence[int]) -> None:
         """Give references back. The deepest block becomes the oldest, so prefixes outlive their tails; one
         whose contents nobody can find is used before any other.
         """
@@ -108,7 +112,7 @@ class BlockPool:
             self._block_of[key] = block
             self._key_of[block] = key
 
-    def check(self, tables: Iterable[Sequence[int]]) -> None:
+    def check(self, tables: Iterable[collections.abc.Sequence[int]]) -> None:
         """Compare the accounts with the block tables in use.
 
         Raises:

@@ -7,7 +7,7 @@ service turns generated ids into text. Read `engine` next, which feeds this.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+import collections.abc
 from typing import Protocol
 
 
@@ -32,7 +32,7 @@ class Detokenizer:
         stop: stop strings; the text ends before the first one, which is never shown.
     """
 
-    def __init__(self, pieces: TokenPieces, stop: Sequence[str] = ()) -> None:
+    def __init__(self, pieces: TokenPieces, stop: collections.abc.Sequence[str] = ()) -> None:
         self._pieces = pieces
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -39,13 +39,13 @@ class FairQueue:
     def push_front(self, sequence: Sequence) -> None:
         """Put a preempted sequence back: it is its job's next, and its job the next of all."""
         self._line(sequence).appendleft(sequence)
-        tenant = sequence.job.info.tenant
+        tenant = sequence.job.tenant
         self._tenants[tenant].move_to_end(sequence.job, last=False)
         self._tenants.move_to_end(tenant, last=False)
 
     def _line(self, sequence: Sequence) -> deque[Sequence]:
         self._length += 1
-        ring = self._tenants.setdefault(sequence.job.info.tenant, OrderedDict())
+        ring = self._tenants.setdefault(sequence.job.tenant, OrderedDict())
         return ring.setdefault(sequence.job, deque())
 
     def candidates(self) -> Iterator[Sequence]:
@@ -58,7 +58,7 @@ class FairQueue:
 
     def take(self, sequence: Sequence) -> None:
         """Remove the sequence because its turn came: its tenant and job go to the end of their rings."""
-        tenant = sequence.job.info.tenant
+        tenant = sequence.job.tenant
         self.remove(sequence)
         if tenant in self._tenants:
             self._tenants.move_to_end(tenant)
@@ -67,7 +67,7 @@ class FairQueue:
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence wherever it stands."""
-        tenant, job = sequence.job.info.tenant, sequence.job
+        tenant, job = sequence.job.tenant, sequence.job
         ring = self._tenants[tenant]
         ring[job].remove(sequence)
         self._length -= 1

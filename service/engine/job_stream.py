@@ -7,8 +7,8 @@ entry per sequence. Read `async_engine` next, which fills it.
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,11 +20,11 @@ from service.errors import DeadlineExceeded, EngineFault
 class StreamOwner(Protocol):
     """What a stream needs of its engine."""
 
-    def enqueue(self, stream: JobStream, requests: Seq[SequenceRequest]) -> range:
+    def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """Add sequences to the stream's job and return their indices."""
         ...
 
-    def drop(self, stream: JobStream, sequences: Seq[Sequence]) -> None:
+    def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """Abort sequences whose outputs nobody reads any more."""
         ...
 
@@ -60,7 +60,7 @@ class JobStream:
 
     # ---- the caller's side ------------------------------------------------------------------------------
 
-    def extend(self, requests: Seq[SequenceRequest]) -> range:
+    def extend(self, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """Add sequences to the job; they are never refused.
 
         Returns:

@@ -26,7 +26,7 @@ from service.engine.model_runner import Forward, ModelRunner
 from service.engine.observer import NullObserver, Observer
 from service.engine.sampler import DrawFromAll, draw_from_all
 from service.engine.scheduler import Budget, Scheduler
-from service.engine.sequence import TENANT_SHARE, Job, JobInfo, SamplingParams, Sequence, SequenceRequest
+from service.engine.sequence import TENANT_SHARE, Job, SamplingParams, Sequence, SequenceRequest
 from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 
@@ -245,7 +245,7 @@ def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) ->
     """
     longest = min(config.max_batch_tokens, architecture.n_positions - 4)
     for length, copies in ((1, 1), (1, 8), (1, min(32, config.max_running)), (longest, 1)):
-        job = Job(JobInfo(salt="warm-up"))
+        job = Job(salt="warm-up")
         params = SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True)
         for index in range(copies):
             request = SequenceRequest((0,) * length, params, index)

@@ -67,7 +67,6 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence into the queue."""
-        sequence.job.num_sequences += 1
         self.waiting.push(sequence)
 
     def finish(self, sequence: Sequence) -> None:
@@ -78,7 +77,6 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self._stop_running(sequence)
-        sequence.job.num_sequences -= 1
         sequence.status = Status.FINISHED
 
     def _stop_running(self, sequence: Sequence) -> None:
@@ -93,9 +91,9 @@ class Scheduler:
 
     def _count_running(self, job: Job, change: int) -> None:
         job.num_running += change
-        self._num_running_of[job.info.tenant] += change
-        if not self._num_running_of[job.info.tenant]:
-            del self._num_running_of[job.info.tenant]
+        self._num_running_of[job.tenant] += change
+        if not self._num_running_of[job.tenant]:
+            del self._num_running_of[job.tenant]
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's blocks; it waits at the front of the queue and recomputes."""
@@ -209,7 +207,7 @@ class Scheduler:
         next.
         """
         job, most = sequence.job, self.budget.max_running_share
-        if job.num_running >= most or (job.info.tenant and self._num_running_of[job.info.tenant] >= most):
+        if job.num_running >= most or (job.tenant and self._num_running_of[job.tenant] >= most):
             return False
         keys = self._prefix_keys(sequence)
         known = len(self.pool.lookup(keys))
@@ -218,7 +216,7 @@ class Scheduler:
     def _prefix_keys(self, sequence: Sequence) -> list[bytes]:
         """Keys a cache hit may use: the last token is always recomputed, and so is every scored row."""
         size = self.pool.block_size
-        salt = sequence.job.info.salt
+        salt = sequence.job.salt
         sequence.block_keys = block_keys(sequence.token_ids, size, salt, sequence.block_keys)
         usable = len(sequence.token_ids) - 1
         if sequence.next_scored is not None:
@@ -276,7 +274,7 @@ class Scheduler:
         if full == sequence.num_registered_blocks:
             return
         if len(sequence.block_keys) < full:
-            size, salt = self.pool.block_size, sequence.job.info.salt
+            size, salt = self.pool.block_size, sequence.job.salt
             sequence.block_keys = block_keys(sequence.token_ids, size, salt, sequence.block_keys)
         for place in range(sequence.num_registered_blocks, full):
             key = sequence.block_keys[place]

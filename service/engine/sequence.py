@@ -6,9 +6,9 @@ Read `block_pool` next, then `scheduler`.
 
 from __future__ import annotations
 
+import collections.abc
 from array import array
 from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Protocol, overload
@@ -34,7 +34,7 @@ class Status(Enum):
 class AllowedNext(Protocol):
     """A constraint on the next token, as a pure function of the tokens generated so far."""
 
-    def __call__(self, output_ids: Seq[int]) -> Seq[int]:
+    def __call__(self, output_ids: collections.abc.Sequence[int]) -> collections.abc.Sequence[int]:
         """Return the ids allowed next; the end-of-text id among them means the text may end here."""
         ...
 
@@ -91,15 +91,7 @@ TENANT_SHARE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class JobInfo:
-    """What the sequences of one request have in common."""
-
-    salt: str = ""  # separates prefix caches of different API keys
-    tenant: str = ""  # whose turn it is, when keys compete
-
-
-class Alternatives(Seq[tuple[int, float]]):
+class Alternatives(collections.abc.Sequence[tuple[int, float]]):
     """Tokens with their log probabilities, strongest first, in a fifth of the memory of tuples: a reader that
     does not read makes us keep them.
 
@@ -141,7 +133,7 @@ class TokenLogprob:
 
     token_id: int
     logprob: float | None  # None for the first token of a prompt, which nothing predicts
-    top: Seq[tuple[int, float]] = ()
+    top: collections.abc.Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +164,13 @@ class SequenceOutput:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """The sequences of one request, as the scheduler sees them: one turn in the queue, one cancel."""
+    """What the sequences of one request have in common: a turn in the queue, a share, a cancel. Once it is
+    submitted, the engine thread owns it.
+    """
 
-    info: JobInfo
+    tenant: str = ""  # whose turn it is, when keys compete; "" where there is nobody to be fair to
+    salt: str = ""  # separates prefix caches of different API keys
     num_running: int = 0
-    num_sequences: int = 0
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from service.engine.sequence import JobInfo
-
 Overflow = Literal["error", "truncate_left"]
 Strategy = Literal["auto", "single", "map_reduce"]
 
@@ -42,7 +40,8 @@ class SamplingFields:
 class Origin:
     """Who asks, and until when the answer is of use."""
 
-    job: JobInfo = field(default_factory=JobInfo)
+    tenant: str = ""  # whose turns and whose share it takes; "" where there is nobody to be fair to
+    salt: str = ""  # keeps what it puts into the prefix cache from others
     deadline: float | None = None  # on the clock of `time.monotonic`, seconds; None never
     is_streamed: bool = True  # whether tokens are wanted as they come
 

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Protocol, Self
 
-from service.engine.sequence import FinishReason, JobInfo, SequenceOutput, SequenceRequest, SequenceStats
+from service.engine.sequence import FinishReason, SequenceOutput, SequenceRequest, SequenceStats
 from service.errors import EngineFault, InvalidRequest
 from service.tasks.calls import ModelLimits, Origin, Timings, Usage
 from service.tasks.events import Event
@@ -38,7 +38,11 @@ class Submitter(Protocol):
     """What a task needs of `AsyncEngine`."""
 
     def submit(
-        self, requests: Sequence[SequenceRequest], info: JobInfo = ..., deadline: float | None = ...
+        self,
+        requests: Sequence[SequenceRequest],
+        tenant: str = ...,
+        salt: str = ...,
+        deadline: float | None = ...,
     ) -> Stream: ...
 
 
@@ -165,7 +169,8 @@ def submit(
         Refused: the engine takes no more work now.
     """
     check_job_size(len(requests), limits, param)
-    return Job(engine.submit(requests, origin.job, origin.deadline), len(requests), num_dropped)
+    stream = engine.submit(requests, origin.tenant, origin.salt, origin.deadline)
+    return Job(stream, len(requests), num_dropped)
 
 
 def check_job_size(num_sequences: int, limits: ModelLimits, param: str) -> None:

@@ -76,7 +76,7 @@ class Offloader:
         size = sum(map(_num_bytes, texts))
         if size <= LARGE_TEXT_BYTES:
             return finish(work)
-        tenant = origin.job.tenant
+        tenant = origin.tenant
         with self._place(tenant, is_admitted):
             try:
                 async with asyncio.timeout_at(origin.deadline):

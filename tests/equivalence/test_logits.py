@@ -18,7 +18,7 @@ from service.engine.attention import KVCache
 from service.engine.attention.reference import ReferenceAttention
 from service.engine.model import GPT2, Numerics
 from service.engine.model_runner import Forward, ModelRunner
-from service.engine.sequence import Batch, Job, JobInfo, SamplingParams, Scheduled, Sequence, SequenceRequest
+from service.engine.sequence import Batch, Job, SamplingParams, Scheduled, Sequence, SequenceRequest
 from service.engine.weights import read_weights
 
 TOLERANCE = 1e-4
@@ -69,7 +69,7 @@ def logits_in_chunks(
     """Logits at every position, computed in forward passes of so many tokens each, through a paged cache."""
     forward = forward_of(model, is_exact=is_exact)
     runner = ModelRunner(forward, 16, [0])
-    s = Sequence(Job(JobInfo()), 0, SequenceRequest(tuple(ids), SamplingParams()), 0.0)
+    s = Sequence(Job(), 0, SequenceRequest(tuple(ids), SamplingParams()), 0.0)
     s.block_table = [5, 2, 9, 0, 14, 7, 11, 3][: -(-len(ids) // 16)]  # in no order
     found = []
     for count in chunks:
@@ -165,7 +165,7 @@ def test_a_model_as_wide_as_gpt2_agrees_with_transformers(chunks: list[int]) -> 
 def test_a_step_without_wanted_logits_runs(precision: Any) -> None:
     model = loaded_gpt2(checkpoint(1), Numerics(precision, is_deterministic=True))
     runner = ModelRunner(forward_of(model), 16, [0])
-    s = Sequence(Job(JobInfo()), 0, SequenceRequest((1, 2, 3), SamplingParams()), 0.0)
+    s = Sequence(Job(), 0, SequenceRequest((1, 2, 3), SamplingParams()), 0.0)
     s.block_table = [0]
     [output] = runner.execute(Batch((Scheduled(s, 2),)))
     assert output.token_ids == ()

@@ -24,7 +24,7 @@ from tiny import (
 from transformers import GPT2LMHeadModel
 
 from service.engine.engine import Engine
-from service.engine.sequence import FinishReason, JobInfo, SequenceRequest
+from service.engine.sequence import FinishReason, Job, SequenceRequest
 
 NUMERICS: dict[str, dict[str, Any]] = {
     "reference float32": {"precision": "float32", "backend": "reference"},
@@ -164,7 +164,7 @@ def draft_always(engine: Engine) -> None:
 
 
 def test_as_one_job_or_as_many(case: Case) -> None:
-    case.check(run_all(case.engine(), sequences(case.requests, JobInfo(salt="s", tenant="t"))))
+    case.check(run_all(case.engine(), sequences(case.requests, Job("t", salt="s"))))
 
 
 @pytest.mark.parametrize("numerics", NUMERICS)

@@ -14,7 +14,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
-from service.engine.sequence import Batch, FinishReason, JobInfo, SequenceRequest
+from service.engine.sequence import Batch, FinishReason, SequenceRequest
 from service.errors import DeadlineExceeded, Draining, EngineDead, EngineFault, NotReady, QueueFull
 
 pytestmark = pytest.mark.asyncio
@@ -420,12 +420,10 @@ async def test_a_command_that_fails_does_not_take_the_thread_with_it() -> None:
 
 async def test_one_key_cannot_fill_the_places_of_the_others() -> None:
     held, gate = gated()
-    async with running(held, max_sequences=8) as engine:
-        greedy, modest = JobInfo(tenant="greedy"), JobInfo(tenant="modest")
-        async with engine.submit([long()] * 6, greedy):
-            with pytest.raises(QueueFull):
-                engine.submit([long()], greedy)
-            async with engine.submit([long()] * 2, modest) as admitted:
-                num_admitted = len(admitted.unfinished)
-            gate.is_open.set()
+    async with running(held, max_sequences=8) as engine, engine.submit([long()] * 6, tenant="greedy"):
+        with pytest.raises(QueueFull):
+            engine.submit([long()], tenant="greedy")
+        async with engine.submit([long()] * 2, tenant="modest") as admitted:
+            num_admitted = len(admitted.unfinished)
+        gate.is_open.set()
     assert num_admitted == 2

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from tiny import FakeRunner, Watch, ask, fake_engine
 
-from service.engine.sequence import Job, JobInfo, Sequence, Status
+from service.engine.sequence import Job, Sequence, Status
 
 STEPS = 1500
 LONGEST = 40  # tokens; a pool of 12 blocks of 4 holds one such sequence and a bit
@@ -40,7 +41,7 @@ class Chaos:
     def add(self) -> None:
         """A new job, or one more sequence of an old one."""
         if not self.jobs or self.random.random() < 0.6:
-            self.jobs.append(Job(JobInfo(salt=self.random.choice("ab"), tenant=self.random.choice("xyz"))))
+            self.jobs.append(Job(salt=self.random.choice("ab"), tenant=self.random.choice("xyz")))
         prompt = self.prompt()
         params = {
             "max_new_tokens": self.random.randint(0, LONGEST - len(prompt)),
@@ -48,7 +49,7 @@ class Chaos:
             "stop": self.random.choice(((), (), ("abc",), ("ka", "b"))),
         }
         job = self.random.choice(self.jobs[-5:])
-        sequence = Sequence(job, job.num_sequences, ask(prompt, **params), 0.0)
+        sequence = Sequence(job, len(self.alive), ask(prompt, **params), 0.0)
         self.watch.add([sequence])
         self.alive.append(sequence)
 
@@ -85,7 +86,9 @@ def test_nothing_is_left_over_after_random_operations(chaos: Chaos) -> None:
 
 
 def test_every_job_forgets_its_sequences(chaos: Chaos) -> None:
-    assert all(job.num_running == job.num_sequences == 0 for job in chaos.jobs)
+    scheduler = chaos.watch.engine.scheduler
+    held = Counter(sequence.job for sequence in (*scheduler.running, *scheduler.waiting))
+    assert all(job.num_running == held[job] == 0 for job in chaos.jobs)
 
 
 def test_every_sequence_finishes_or_was_aborted(chaos: Chaos) -> None:
@@ -105,6 +108,6 @@ def test_texts_do_not_depend_on_what_happened_around_them(chaos: Chaos) -> None:
     for sequence, outcome in finished[:200]:
         engine = fake_engine()
         watch = Watch(engine)
-        [alone] = watch.add([Sequence(Job(JobInfo()), 0, sequence.request, 0.0)])
+        [alone] = watch.add([Sequence(Job(), 0, sequence.request, 0.0)])
         watch.finish()
         assert outcome.said == alone.said

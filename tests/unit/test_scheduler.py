@@ -11,18 +11,18 @@ from tiny import FakeRunner, Outcome, Watch, ask, fake_engine, separate, sequenc
 from service.engine.block_pool import BlockPool, block_keys
 from service.engine.engine import Engine
 from service.engine.fair_queue import FairQueue
-from service.engine.sequence import JobInfo, Sequence, Status
+from service.engine.sequence import Job, Sequence, Status
 
 
 def one(tenant: str = "", prompt: range = range(1, 4), count: int = 4) -> Sequence:
     """A job of one sequence."""
-    return sequences([ask(prompt, max_new_tokens=count, ignore_eos=True)], JobInfo(tenant=tenant))[0]
+    return sequences([ask(prompt, max_new_tokens=count, ignore_eos=True)], Job(tenant))[0]
 
 
 def many(number: int, tenant: str = "", count: int = 4) -> list[Sequence]:
     """A job of many sequences with prompts of their own."""
     asked = [ask([i % 12, i // 12, 1], max_new_tokens=count, ignore_eos=True) for i in range(number)]
-    return sequences(asked, JobInfo(tenant=tenant))
+    return sequences(asked, Job(tenant))
 
 
 def runner_of(engine: Engine) -> FakeRunner:
@@ -78,7 +78,7 @@ def test_a_tenant_with_many_jobs_takes_turns_with_a_tenant_with_one() -> None:
     crowd = [one("loud") for _ in range(50)]
     quiet = many(10, "quiet")
     taken = turns(queue_of(crowd, quiet), 20)
-    assert sum(s.job.info.tenant == "quiet" for s in taken) == 10
+    assert sum(s.job.tenant == "quiet" for s in taken) == 10
 
 
 def test_sequences_of_a_job_come_in_order() -> None:
@@ -221,7 +221,7 @@ def test_another_salt_shares_nothing() -> None:
     watch = Watch(engine)
     request = ask([*DOCUMENT, 1], max_new_tokens=2, ignore_eos=True)
     for salt in "ab":
-        watch.add(sequences([request], JobInfo(salt=salt)))
+        watch.add(sequences([request], Job(salt=salt)))
         watch.finish()
     assert engine.scheduler.num_cache_hits == 0
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from model_store.steps import Steps
-from service.engine.sequence import JobInfo
 from service.errors import DeadlineExceeded, QueueFull
 from service.tasks.calls import Origin
 from service.tasks.offload import HUGE_TEXT_BYTES, LARGE_TEXT_BYTES, Offloader
@@ -19,7 +18,7 @@ LARGE, HUGE = ["x" * (LARGE_TEXT_BYTES + 1)], ["x" * (HUGE_TEXT_BYTES + 1)]
 
 
 def _origin(tenant: str = "", deadline: float | None = None) -> Origin:
-    return Origin(JobInfo(tenant=tenant), deadline)
+    return Origin(tenant, deadline=deadline)
 
 
 class Gate:
