@@ -61,8 +61,6 @@ class AsyncEngine:
         self._make_engine = make_engine
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._streams: dict[Job, JobStream] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._is_draining = False
         self._is_warm = False
         self._drain_rate = DrainRate()
@@ -109,11 +107,6 @@ class AsyncEngine:
         return not self.died.is_set()
 
     @property
-    def is_draining(self) -> bool:
-        """Whether `begin_drain` was called."""
-        return self._is_draining
-
-    @property
     def num_in_flight(self) -> int:
         """Sequences submitted and not finished."""
         return sum(len(stream.unfinished) for stream in self._streams.values())
@@ -121,10 +114,6 @@ class AsyncEngine:
     def begin_drain(self) -> None:
         """Refuse new work from now on; jobs in flight finish, their extensions included."""
         self._is_draining = True
-
-    async def drained(self) -> None:
-        """Wait until no job is in flight."""
-        await self._idle.wait()
 
     def fail_all(self, error: Exception) -> None:
         """End every stream with an error; leaving the streams aborts their sequences."""
@@ -155,7 +144,6 @@ class AsyncEngine:
         job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
         self._drain_rate.work()
-        self._idle.clear()
         self.enqueue(stream, requests)
         return stream
 
@@ -211,10 +199,8 @@ class AsyncEngine:
 
     def close(self, stream: JobStream) -> None:
         """See `StreamOwner`."""
-        self._streams.pop(stream.job, None)
-        if not self._streams and not self._idle.is_set():
+        if self._streams.pop(stream.job, None) is not None and not self._streams:
             self._drain_rate.idle()
-            self._idle.set()
 
     def _deliver(self, news: list[News]) -> None:
         for sequence, output in news:

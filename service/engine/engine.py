@@ -244,14 +244,11 @@ class Engine:
     def _tell_step(self, batch: Batch, duration_s: float) -> None:
         self.cost.note(batch.num_rows, duration_s)
         self.slowest_step_s = max(self.slowest_step_s, duration_s)
-        scheduler, pool = self.scheduler, self.scheduler.pool
+        scheduler = self.scheduler
         self.observer.on_step(
             StepStats(
                 duration_s=duration_s,
                 num_rows=batch.num_rows,
-                num_running=len(scheduler.running),
-                num_waiting=len(scheduler.waiting),
-                blocks_used_ratio=1 - pool.num_free / pool.num_blocks,
                 num_cache_queries=scheduler.num_cache_queries,
                 num_cache_hits=scheduler.num_cache_hits,
                 num_drafted=self.speculator.num_drafted if self.speculator else 0,
@@ -274,5 +271,4 @@ def _account(sequence: Sequence, now: float) -> SequenceStats:
         num_cached_tokens=sequence.num_cached_tokens,
         queue_s=started - sequence.arrived_at,
         prefill_s=first - started,
-        decode_s=now - first,
     )

@@ -16,9 +16,6 @@ class StepStats:
 
     duration_s: float
     num_rows: int  # rows of the forward pass
-    num_running: int
-    num_waiting: int
-    blocks_used_ratio: float  # share of the KV blocks that running sequences hold
     num_cache_queries: int  # ever: prompt blocks looked up in the prefix cache
     num_cache_hits: int  # ever
     num_drafted: int  # ever

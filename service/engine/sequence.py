@@ -145,7 +145,6 @@ class SequenceStats:
     num_cached_tokens: int
     queue_s: float
     prefill_s: float
-    decode_s: float
 
 
 @dataclass(frozen=True, slots=True)

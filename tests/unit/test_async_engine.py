@@ -216,16 +216,6 @@ async def test_draining_lets_a_job_in_flight_extend() -> None:
         assert {output.index async for output in stream} == {0, 1}
 
 
-async def test_drained_when_the_last_stream_is_left() -> None:
-    async with running(fake_engine()) as served:
-        async with served.submit([long(3)]):
-            drained = asyncio.create_task(served.drained())
-            await asyncio.sleep(0)
-            was_done = drained.done()
-        await asyncio.wait_for(drained, 5)
-    assert not was_done
-
-
 # ---- deadlines ------------------------------------------------------------------------------------------
 
 

@@ -204,7 +204,7 @@ async def test_leaving_a_job_aborts_all_of_it(tokenizer: Tokenizer, call: object
             async for _ in prepared.events():
                 break
         assert engine.num_in_flight == 0
-        await asyncio.wait_for(engine.drained(), 5)
+        assert not engine._streams
 
 
 async def test_a_choice_prefers_the_likelier_label_and_its_scores_sum_to_one(tokenizer: Tokenizer) -> None:
