@@ -1,4 +1,4 @@
-"""Models at rest and how they come to be: tasks, manifests, the store, training, evaluation.
+"""Models at rest: tasks, manifests, checkpoints, tokenizers, the store; in `training`, how models come to be.
 
-Never imports `service`.
+Never imports `service`, and the store never imports `training` or `recipes`.
 """

@@ -1,51 +1,23 @@
 """`textgen model …`: what is in the store, and how it changes. No work is done here: arguments in, lines out.
 
-The training commands are in `model_store/cli_train.py`, which is imported, and torch with it, only when one
-of them or the list of all commands is asked for. Read next: `model_store/store.py`.
+The training commands are in `model_store/training/cli.py`; `service/cli.py` puts them beside these.
+Read next: `model_store/store.py`.
 """
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from model_store.cli_store import DEFAULT_STORE, StoreFolder
+from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.entry import ModelEntry, read_entry
 from model_store.errors import StoreError
 from model_store.layout import Listing
 from model_store.store import Store, resolve
 
-
-class _TrainingOnDemand(TyperGroup):
-    """Knows the commands of this module, and finds the training commands once another one is asked for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """All names, the store's first."""
-        self._add_training()
-        return super().list_commands(ctx)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """One command, or None."""
-        if cmd_name not in self.commands:
-            self._add_training()
-        return super().get_command(ctx, cmd_name)
-
-    def _add_training(self) -> None:
-        training = importlib.import_module("model_store.cli_train")
-        self.commands.update(typer.main.get_group(training.app).commands)
-
-
-app = typer.Typer(
-    cls=_TrainingOnDemand,
-    help="Models: list, import, check, activate; train and evaluate.",
-    no_args_is_help=True,
-)
+app = typer.Typer(help="Models: list, import, check, activate; train and evaluate.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -80,7 +52,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,
 ) -> None:
     """Show what a model is, what it can do and where it comes from."""
-    with _one_line_errors():
+    with one_line_errors():
         entry = resolve(model, store.expanduser())
     _warn(entry)
     if as_json:
@@ -109,7 +81,7 @@ def import_command(
     from model_store.importer import Origin, import_model
     from model_store.task_files import load_tasks
 
-    with _one_line_errors():
+    with one_line_errors():
         definitions = load_tasks(tasks) if tasks else None
         origin = Origin(definitions, license, tuple(data or ()), f"textgen model import {source}")
         entry = import_model(Store(store.expanduser()), source, name, version, origin)
@@ -127,7 +99,7 @@ def verify(
 ) -> None:
     """Compare files with their checksums. Exit code 1 when something is wrong."""
     if model:
-        with _one_line_errors():
+        with one_line_errors():
             entry = resolve(model, store.expanduser())
         _warn(entry)
         typer.echo(f"{entry.label}: {len(entry.manifest.files)} files are as they were")
@@ -153,7 +125,7 @@ def remove(
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Delete one version."""
-    with _one_line_errors():
+    with one_line_errors():
         Store(store.expanduser()).remove(model, is_forced=force)
     typer.echo(f"removed {model}")
 
@@ -161,7 +133,7 @@ def remove(
 def _activate(store: Path, label: str, is_default: bool) -> None:
     from model_store.golden import check_golden
 
-    with _one_line_errors():
+    with one_line_errors():
         entry = Store(store.expanduser()).activate(label, check_golden, is_default)
     typer.echo(f"{entry.label} is active{' and the default' if is_default else ''}")
 
@@ -202,13 +174,3 @@ def _as_json(listing: Listing) -> dict[str, object]:
 def _warn(entry: ModelEntry) -> None:
     for warning in entry.warnings:
         typer.echo(f"warning: {warning}", err=True)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """End with one line on standard error and exit code 1, not with a traceback."""
-    try:
-        yield
-    except (StoreError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)

@@ -8,33 +8,24 @@ construction. No windows over long documents here (`service/tasks` has them), no
 Read next: `model_store/tokenizer.py`, then `model_store/manifest.py`, where tasks are stored.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import Any, Literal, Protocol, get_args
 
 from model_store.errors import InvalidFields, InvalidTask
 from model_store.evidence import Evidence, for_question, for_summary, whole
+from model_store.sampling_ranges import SAMPLING_RANGES
 from model_store.steps import Steps, finish
-from model_store.task_checks import check_task, listed
+from model_store.template import parse, render
 
 TaskKind = Literal["generate", "summarize", "qa", "choice"]
 TASK_KINDS: tuple[str, ...] = get_args(TaskKind)
 
-_KEYS = (
-    "name",
-    "kind",
-    "template",
-    "document",
-    "evidence",
-    "extractive",
-    "stop",
-    "sampling",
-    "labels",
-    "no_answer",
-    "no_answer_penalty",
-    "description",
-)
+ENDPOINT_FIELDS: Mapping[str, set[str]] = {"summarize": {"text"}, "qa": {"question", "context"}}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_MAX_STOPS = 8
+_MAX_PENALTY = 1000
 
 
 class Encoder(Protocol):
@@ -88,23 +79,23 @@ class Task:
     description: str = ""
 
     def __post_init__(self) -> None:
-        check_task(self, TASK_KINDS)
+        _check(self)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the template's fields, in template order."""
-        return tuple(name for _, name in _parse(self.template) if name is not None)
+        return tuple(name for _, name in parse(self.template) if name is not None)
 
     def check_fields(self, fields: Mapping[str, str]) -> None:
         """Raise `InvalidFields` unless `fields` has exactly the template's fields, all strings."""
         for name in self.fields:
             if name not in fields:
-                raise InvalidFields(name, f"is missing; task {self.name!r} takes {listed(self.fields)}")
+                raise InvalidFields(name, f"is missing; task {self.name!r} takes {', '.join(self.fields)}")
             if not isinstance(fields[name], str):
                 raise InvalidFields(name, "must be a string")
         for name in fields:
             if name not in self.fields:
-                raise InvalidFields(name, f"is unknown; task {self.name!r} takes {listed(self.fields)}")
+                raise InvalidFields(name, f"is unknown; task {self.name!r} takes {', '.join(self.fields)}")
 
     def read(self, fields: Mapping[str, str]) -> Evidence:
         """Give what of the document the prompt holds: its best sentences, or all of it.
@@ -124,10 +115,7 @@ class Task:
         return (yield from for_summary(text, self.evidence))
 
     def segments(self, fields: Mapping[str, str]) -> list[tuple[str, bool]]:
-        """Render the prompt in pieces, each to be tokenised on its own.
-
-        A space that ends a literal before a field moves to the field's text ("Text: {text}" gives "Text:" and
-        " " + text), because byte-level BPE joins a space to the word after it.
+        """Render the prompt in pieces, each to be tokenised on its own; see `template.render`.
 
         Args:
             fields: One text for each field of the template, and no other.
@@ -141,13 +129,7 @@ class Task:
         self.check_fields(fields)
         if self.evidence and self.document:
             fields = {**fields, self.document: self.read(fields).text}
-        found: list[tuple[str, bool]] = []
-        for literal, name in _parse(self.template):
-            has_space = name is not None and literal.endswith(" ")
-            found.append((literal[:-1] if has_space else literal, False))
-            if name is not None:
-                found.append((" " * has_space + fields[name], True))
-        return [segment for segment in found if segment[0]]
+        return render(self.template, fields)
 
     def encode(self, tokenizer: Encoder, fields: Mapping[str, str]) -> list[int]:
         """Give the prompt's token ids: what training and serving both feed the model.
@@ -198,9 +180,10 @@ class Task:
         """
         if not isinstance(values, Mapping):
             raise InvalidTask("task", "must be an object with the keys name, kind and template")
+        keys = cls.__dataclass_fields__
         for key in values:
-            if key not in _KEYS:
-                raise InvalidTask(str(key), f"is unknown; legal keys are {listed(_KEYS)}")
+            if key not in keys:
+                raise InvalidTask(str(key), f"is unknown; legal keys are {', '.join(keys)}")
         for key in ("name", "kind", "template"):
             if key not in values:
                 raise InvalidTask(key, "is missing")
@@ -210,26 +193,87 @@ class Task:
         return cls(**known)
 
 
-def _parse(template: str) -> list[tuple[str, str | None]]:
-    """Split a template into (literal, the field after it or None), with escapes resolved."""
-    try:
-        pieces = list(Formatter().parse(template))
-    except ValueError as error:
-        raise InvalidTask("template", f"{error}; write {{{{ and }}}} for braces in the text") from error
-    merged: list[tuple[str, str | None]] = []
-    literals = ""
-    for literal, name, spec, conversion in pieces:
-        literals += literal
-        if name is None:
-            continue
-        if spec or conversion or not name.isidentifier():
-            raise InvalidTask("template", f"a field is a plain name in braces, not {{{name}}} with options")
-        merged.append((literals, name))
-        literals = ""
-    return [*merged, (literals, None)] if literals else merged
-
-
 def _as_strings(key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise InvalidTask(key, "must be a list of strings")
     return tuple(value)
+
+
+def _check(task: Task) -> None:
+    """Refuse a definition that cannot be served."""
+    _check_name(task)
+    _check_strings(task)
+    _check_template(task)
+    _check_kind(task)
+    _check_reading(task)
+    _check_sampling(task.sampling)
+
+
+def _check_name(task: Task) -> None:
+    if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
+        raise InvalidTask("name", "must be 1 to 64 lower-case letters, digits, '_' or '-'")
+    if task.kind not in TASK_KINDS:
+        raise InvalidTask("kind", f"must be one of {', '.join(TASK_KINDS)}")
+
+
+def _check_strings(task: Task) -> None:
+    for key in ("template", "no_answer", "description"):
+        if not isinstance(getattr(task, key), str):
+            raise InvalidTask(key, "must be a string")
+    if len(task.stop) > _MAX_STOPS or not all(task.stop):
+        raise InvalidTask("stop", f"must be at most {_MAX_STOPS} non-empty strings")
+
+
+def _check_template(task: Task) -> None:
+    fields = task.fields
+    if not fields:
+        raise InvalidTask("template", "must have at least one field in braces, as {text}")
+    if len(set(fields)) < len(fields):
+        raise InvalidTask("template", "has a field twice")
+    if task.document is not None and task.document not in fields:
+        raise InvalidTask("document", f"must be a field of the template: {', '.join(fields)}")
+
+
+def _check_kind(task: Task) -> None:
+    wanted = ENDPOINT_FIELDS.get(task.kind, set(task.fields))
+    if set(task.fields) != wanted:
+        raise InvalidTask(
+            "template", f"of kind {task.kind!r} must have the fields {', '.join(sorted(wanted))}"
+        )
+    if task.kind in ENDPOINT_FIELDS and task.document is None:
+        raise InvalidTask("document", f"is missing; kind {task.kind!r} needs one")
+    if task.kind == "choice" and len({label.strip() for label in task.labels} - {""}) < max(
+        2, len(task.labels)
+    ):
+        raise InvalidTask("labels", "must be two or more different strings")
+    if task.kind != "choice" and task.labels:
+        raise InvalidTask("labels", "belong to kind 'choice' only")
+    if task.kind != "qa" and task.no_answer:
+        raise InvalidTask("no_answer", "belongs to kind 'qa' only")
+
+
+def _check_reading(task: Task) -> None:
+    """How the document is read and what is made of it."""
+    if isinstance(task.evidence, bool) or not isinstance(task.evidence, int) or task.evidence < 0:
+        raise InvalidTask("evidence", "must be a number of words, 0 or more")
+    if task.evidence and task.kind not in ENDPOINT_FIELDS:
+        raise InvalidTask("evidence", f"belongs to the kinds {', '.join(ENDPOINT_FIELDS)} only")
+    if not isinstance(task.extractive, bool):
+        raise InvalidTask("extractive", "must be true or false")
+    if task.extractive and not (task.kind == "summarize" and task.evidence):
+        raise InvalidTask("extractive", "belongs to kind 'summarize' with evidence only")
+    penalty = task.no_answer_penalty
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not abs(penalty) <= _MAX_PENALTY:
+        raise InvalidTask("no_answer_penalty", f"must be a number from -{_MAX_PENALTY} to {_MAX_PENALTY}")
+    if penalty and not task.no_answer:
+        raise InvalidTask("no_answer_penalty", "belongs to tasks with no_answer only")
+
+
+def _check_sampling(sampling: Mapping[str, float | int]) -> None:
+    if not isinstance(sampling, Mapping):
+        raise InvalidTask("sampling", "must be an object")
+    for key, value in sampling.items():
+        if key not in SAMPLING_RANGES:
+            raise InvalidTask(f"sampling.{key}", f"is unknown; legal are {', '.join(SAMPLING_RANGES)}")
+        if problem := SAMPLING_RANGES[key].problem(value):
+            raise InvalidTask(f"sampling.{key}", problem)

@@ -2,8 +2,8 @@
 
 `Tokenizer` wraps the `tokenizers` library: byte-level BPE (GPT-2's own kind), WordPiece (Chinese GPT-2s) and
 SentencePiece-like vocabularies. What it adds: special tokens that a user types stay text, and every token's
-bytes are known one by one, so that text can be streamed. No training here (`model_store/bpe.py`), no reading
-of folders (`model_store/tokenizer_files.py`).
+bytes are known one by one, so that text can be streamed. No training here
+(`model_store/training/bpe.py`), no reading of folders (`model_store/tokenizer_files.py`).
 
 Read next: `model_store/task.py`, which turns fields into ids with it.
 """

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from service.errors import SettingsError
 
@@ -110,11 +111,33 @@ def settings() -> None:
     typer.echo(settings_table())
 
 
+class ModelCommands(TyperGroup):
+    """`textgen model`: the store's commands; training's, and torch with them, once one of them or the list of
+    all is asked for.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, the store's first."""
+        self._add_training()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One command, or None."""
+        if cmd_name not in self.commands:
+            self._add_training()
+        return super().get_command(ctx, cmd_name)
+
+    def _add_training(self) -> None:
+        from model_store.training.cli import app as training
+
+        self.commands.update(typer.main.get_group(training).commands)
+
+
 def _mount_commands() -> None:
     """Add the commands that other packages bring."""
     from model_store.cli import app as model_app
 
-    app.add_typer(model_app, name="model")
+    app.add_typer(model_app, name="model", cls=ModelCommands)
     if importlib.util.find_spec("service.bench") is not None:
         bench = importlib.import_module("service.bench")
         if hasattr(bench, "app"):

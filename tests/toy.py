@@ -10,12 +10,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.bpe import train_tokenizer
 from model_store.manifest import Draft
-from model_store.recipe import Source
 from model_store.task import Task
-from model_store.train import TrainOptions
-from model_store.training_run import Job, Shape, finetune, pretrain
+from model_store.training.bpe import train_tokenizer
+from model_store.training.pipeline import Job, Shape, finetune, pretrain
+from model_store.training.recipe import Source
+from model_store.training.train import TrainOptions
 
 NAMES = ("Tom", "Ann", "Bob", "Eve", "Max", "Ida", "Leo", "Mia")
 THINGS = ("apple", "stone", "book", "lamp", "ring", "coin", "shoe", "drum")

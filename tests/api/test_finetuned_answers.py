@@ -8,8 +8,8 @@ import torch
 from live_service import Live
 from toy import QA, RECORDS, finetuned_model
 
-from model_store.answering import LocalModel
 from model_store.store import resolve
+from model_store.training.answering import LocalModel
 
 
 @pytest.fixture(scope="module")

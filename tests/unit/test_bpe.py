@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from model_store.bpe import train_tokenizer
 from model_store.tokenizer import Tokenizer
-from model_store.training_errors import InvalidData, InvalidOption
+from model_store.training.bpe import train_tokenizer
+from model_store.training.errors import InvalidData, InvalidOption
 
 CHINESE = "子曰學而時習之不亦說乎。有朋自遠方來不亦樂乎。\n" * 40
 

@@ -11,16 +11,16 @@ import torch
 import zstandard
 from toy import QA, toy_tokenizer
 
-from model_store.cloze import make_questions, split_passages
-from model_store.dataset import BuildPlan, Built, build
-from model_store.examples import Example, Pair, encode_pair, shorten
-from model_store.grounding import ground, lead_target
-from model_store.packing import IGNORED, Rows, RowWriter
-from model_store.recipe import Source
+from model_store.recipes.cloze import make_questions, split_passages
 from model_store.task import Task
-from model_store.text_files import documents, expand, records
 from model_store.tokenizer import Tokenizer
-from model_store.training_errors import InvalidData
+from model_store.training.dataset import BuildPlan, Built, build
+from model_store.training.errors import InvalidData
+from model_store.training.examples import Example, Pair, encode_pair, shorten
+from model_store.training.grounding import ground, lead_target
+from model_store.training.packing import IGNORED, Rows, RowWriter
+from model_store.training.recipe import Source
+from model_store.training.text_files import documents, expand, records
 
 STORY = "Tom has a ring. Ann gave a coin to Bob because he was sad. In 1984 Max sold the old drum to Ida."
 

@@ -1,6 +1,6 @@
 """Conversations in stories: who says what, and where one ends."""
 
-from model_store.dialogue import Reply, replies
+from model_store.recipes.dialogue import Reply, replies
 
 STORY = """It was late.
 "Who is there?" asked the hare.

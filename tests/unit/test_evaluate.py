@@ -10,12 +10,15 @@ import pytest
 from toy import QA
 from typer.testing import CliRunner
 
-from model_store.answering import LocalModel, SpanAutomaton
-from model_store.cli_train import app
-from model_store.evaluate import Http, Item, evaluate, perplexity, read_items
 from model_store.evidence import SEPARATOR
 from model_store.manifest import read_json_manifest
-from model_store.metrics_text import (
+from model_store.task import Task
+from model_store.tokenizer import Tokenizer
+from model_store.training.answering import LocalModel, SpanAutomaton
+from model_store.training.cli import app
+from model_store.training.errors import EvaluationFailed, InvalidData
+from model_store.training.evaluate import Http, Item, evaluate, perplexity, read_items
+from model_store.training.metrics_text import (
     best_f1,
     exact_match,
     lead_sentences,
@@ -24,9 +27,6 @@ from model_store.metrics_text import (
     rouge,
     token_f1,
 )
-from model_store.task import Task
-from model_store.tokenizer import Tokenizer
-from model_store.training_errors import EvaluationFailed, InvalidData
 
 SUMMARIZE = Task(name="summarize", kind="summarize", template="{text}\nTL;DR:", document="text")
 

@@ -4,16 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from small_store import flip_byte, make_store
 from store_models import write_checkpoint
 from typer.testing import CliRunner, Result
 
-from model_store.cli import app
+from model_store.cli import app as store_commands
 from model_store.store import Store
+from service.cli import ModelCommands
+
+app = typer.Typer()
+app.add_typer(store_commands, name="model", cls=ModelCommands)
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, ["model", *map(str, arguments)])
 
 
 @pytest.fixture

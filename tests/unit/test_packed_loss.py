@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model_store.examples import Example
-from model_store.lean_gpt2 import LeanGPT2
-from model_store.packing import IGNORED, Rows, RowWriter
+from model_store.training.examples import Example
+from model_store.training.lean_gpt2 import LeanGPT2
+from model_store.training.packing import IGNORED, Rows, RowWriter
 
 BLOCK, POSITIONS = 64, 96
 SIZES = (9, 7, 12)

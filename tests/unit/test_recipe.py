@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from toy import QA
 
-from model_store.recipe import Source, load_recipe
 from model_store.task_files import load_tasks
-from model_store.training_errors import InvalidOption
+from model_store.training.errors import InvalidOption
+from model_store.training.recipe import Source, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "model_store" / "recipes"
 

@@ -15,16 +15,16 @@ from toy import QA, toy_job, toy_tokenizer, write_text
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from model_store import train as train_module
-from model_store.cli_train import app
-from model_store.curve import last_whole_checkpoint, read_curve
 from model_store.importer import import_model
-from model_store.lean_gpt2 import LeanGPT2, new_model
-from model_store.recipe import Source
 from model_store.store import Store
-from model_store.train import TrainOptions
-from model_store.training_errors import InvalidOption, MissingExtra
-from model_store.training_run import Shape, finetune, pretrain
+from model_store.training import train as train_module
+from model_store.training.cli import app
+from model_store.training.curve import last_whole_checkpoint, read_curve
+from model_store.training.errors import InvalidOption, MissingExtra
+from model_store.training.lean_gpt2 import LeanGPT2, new_model
+from model_store.training.pipeline import Shape, finetune, pretrain
+from model_store.training.recipe import Source
+from model_store.training.train import TrainOptions
 
 SHAPE = Shape(n_embd=32, n_layer=2, n_head=2, n_positions=64)
 OPTIONS = TrainOptions(
@@ -37,9 +37,9 @@ import torch
 torch.set_num_threads(1)
 from test_train import OPTIONS, SHAPE
 from toy import toy_job
-from model_store import curve
-from model_store.recipe import Source
-from model_store.training_run import pretrain
+from model_store.training import curve
+from model_store.training.recipe import Source
+from model_store.training.pipeline import pretrain
 
 point, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 saves = 0

@@ -2,7 +2,7 @@
 
 Everything is read, checked and tokenised before training begins, so that a wrong line is named within minutes
 and not after hours. The result is kept in a folder named after a fingerprint of its inputs: a resumed run
-finds it again. Read next: `model_store/packing.py` (rows on disk), `model_store/examples.py` (rendering).
+finds it again. Read next: `packing.py` (rows on disk), `examples.py` (rendering).
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from model_store.cloze import make_questions, split_passages
-from model_store.dialogue import replies
 from model_store.evidence import on_one_line
-from model_store.examples import Pair, encode_pair, encode_text, shorten
-from model_store.grounding import ground, lead_target
-from model_store.packing import RowWriter
-from model_store.recipe import Source
+from model_store.recipes.cloze import make_questions, split_passages
+from model_store.recipes.dialogue import replies
 from model_store.task import Task
-from model_store.text_files import documents, expand, records, text_of
 from model_store.tokenizer import Tokenizer
-from model_store.training_errors import InvalidData, InvalidOption
+from model_store.training.errors import InvalidData, InvalidOption
+from model_store.training.examples import Pair, encode_pair, encode_text, shorten
+from model_store.training.grounding import ground, lead_target
+from model_store.training.packing import RowWriter
+from model_store.training.recipe import Source
+from model_store.training.text_files import documents, expand, records, text_of
 
 T = TypeVar("T")
 WINDOW = 50_000  # pairs held in memory to shuffle them and to find those that share a document

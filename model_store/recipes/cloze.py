@@ -3,7 +3,7 @@ ones.
 
 A sentence of the passage loses a span (a name, a date, a number, a noun phrase, a reason); what is left,
 thinned out and put after a question word, is the question, and the span, which still stands in the passage,
-is the answer. English only: the patterns are of English. Rendering is in `model_store/examples.py`.
+is the answer. English only: the patterns are of English. Rendering is in `model_store/training/examples.py`.
 
 Source: Lewis et al. 2019, "Unsupervised Question Answering by Cloze Translation"; Ram et al. 2021, "Few-Shot
     Question Answering by Pretraining Span Selection".

@@ -1,9 +1,9 @@
 """Measures a model on JSON lines: answers, summaries, any other task, perplexity on text; beside trivial
 baselines.
 
-A model is asked either offline (`model_store/answering.py`) or through a running service (`Http` here), which
-is what counts in the end. The metrics are in `model_store/metrics_text.py`; showing and keeping the figures
-is up to `model_store/cli_evaluate.py`.
+A model is asked either offline (`answering.py`) or through a running service (`Http` here), which
+is what counts in the end. The metrics are in `metrics_text.py`; showing and keeping the figures
+is up to `cli_evaluate.py`.
 """
 
 import math
@@ -16,8 +16,10 @@ from typing import Any, Protocol
 
 import httpx
 
-from model_store.answering import LocalModel
-from model_store.metrics_text import (
+from model_store.task import Task
+from model_store.training.answering import LocalModel
+from model_store.training.errors import EvaluationFailed, InvalidData
+from model_store.training.metrics_text import (
     best_f1,
     exact_match,
     lead_sentences,
@@ -25,10 +27,8 @@ from model_store.metrics_text import (
     repetition_rate,
     rouge,
 )
-from model_store.recipe import TARGET_KEYS
-from model_store.task import Task
-from model_store.text_files import documents, records, text_of
-from model_store.training_errors import EvaluationFailed, InvalidData
+from model_store.training.recipe import TARGET_KEYS
+from model_store.training.text_files import documents, records, text_of
 
 _TIMEOUT_S = 120.0
 

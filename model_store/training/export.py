@@ -15,7 +15,7 @@ import torch
 from model_store.golden import make_golden
 from model_store.manifest import Draft, write_manifest
 from model_store.task_files import with_generate
-from model_store.training_errors import InvalidOption
+from model_store.training.errors import InvalidOption
 
 DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,

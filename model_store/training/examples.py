@@ -1,7 +1,7 @@
 """Renders records as token sequences with a loss mask, through the same `Task` objects that serving uses.
 
-One `Example` is a prompt and its answer, or a text. Reading files is in `model_store/text_files.py`, packing
-into rows in `model_store/packing.py`.
+One `Example` is a prompt and its answer, or a text. Reading files is in `text_files.py`, packing
+into rows in `packing.py`.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 Slow and simple; the service does the same with its own engine. An answer is a span of the context from word
 border to word border, found by a constrained beam search; it is given when it is likelier than the task's
-no-answer text. Serving is in `service/`; the metrics are in `model_store/metrics_text.py`.
+no-answer text. Serving is in `service/`; the metrics are in `metrics_text.py`.
 """
 
 from collections.abc import Collection, Mapping, Sequence

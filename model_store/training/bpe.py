@@ -1,15 +1,15 @@
 """Trains a byte-level BPE tokenizer, GPT-2's kind: any text can be encoded, no character is unknown.
 
 Works for every language, Chinese included, because it starts from the 256 bytes. Loading and encoding are in
-`model_store/tokenizer.py`; reading the files in `model_store/text_files.py`.
+`model_store/tokenizer.py`; reading the files in `text_files.py`.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from model_store.text_files import SEPARATOR, documents, expand, is_json_lines, records
-from model_store.training_errors import InvalidOption
+from model_store.training.errors import InvalidOption
+from model_store.training.text_files import SEPARATOR, documents, expand, is_json_lines, records
 
 _MINIMUM = 257  # 256 bytes and the end of text
 _MAXIMUM = 1 << 20

@@ -2,7 +2,7 @@
 
 Everything is streamed, so no file has to fit in memory; whatever is wrong is named with file and line.
 Documents of a text file are separated by lines that are exactly `<|endoftext|>`; a file without such lines is
-one document per `MAX_DOCUMENT_CHARS`. No tokens here: see `model_store/packing.py`.
+one document per `MAX_DOCUMENT_CHARS`. No tokens here: see `packing.py`.
 """
 
 import io
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_store.training_errors import InvalidData, MissingExtra
+from model_store.training.errors import InvalidData, MissingExtra
 
 SEPARATOR = "<|endoftext|>"
 MAX_DOCUMENT_CHARS = 1 << 20  # a longer document is cut at a line end, so that memory stays bounded

@@ -2,7 +2,7 @@
 store.
 
 Each function is one command. The parts are in `dataset.py` (rows), `train.py` (the loop) and `export.py`;
-options are read and results shown by `model_store/cli_train.py`.
+options are read and results shown by `cli.py`.
 """
 
 import json
@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model_store.dataset import BuildPlan, Built, build, require_block
-from model_store.export import export
 from model_store.manifest import Draft
-from model_store.packing import PackedInfo, Rows, require_rows
-from model_store.recipe import Source, check_tasks
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from model_store.train import RunResult, TrainOptions, prepare_folder, require_training_extra, run
-from model_store.training_errors import InvalidOption
+from model_store.training.dataset import BuildPlan, Built, build, require_block
+from model_store.training.errors import InvalidOption
+from model_store.training.export import export
+from model_store.training.packing import PackedInfo, Rows, require_rows
+from model_store.training.recipe import Source, check_tasks
+from model_store.training.train import RunResult, TrainOptions, prepare_folder, require_training_extra, run
 
 Report = Callable[[str], None]
 
@@ -94,7 +94,7 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
 
     from transformers import GPT2Config
 
-    from model_store.lean_gpt2 import new_model
+    from model_store.training.lean_gpt2 import new_model
 
     config = GPT2Config(
         vocab_size=tokenizer.vocab_size,
@@ -122,7 +122,7 @@ def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Rep
         StoreError: Something given is wrong; nothing was trained.
     """
     require_training_extra()
-    from model_store.lean_gpt2 import LeanGPT2
+    from model_store.training.lean_gpt2 import LeanGPT2
 
     tokenizer = Tokenizer.load(model_folder)
     num_positions = _num_positions(model_folder)

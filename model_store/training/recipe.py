@@ -3,7 +3,7 @@
 A source is a file or folder and what to make of it: plain text, made questions (`cloze`), conversations found
 in stories (`dialogue`), or task examples.
 Paths in a recipe are relative to the folder that the command names. Nothing is read here but the recipe; see
-`model_store/dataset.py` for the rest.
+`dataset.py` for the rest.
 """
 
 import tomllib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model_store.task import Task, TaskKind
-from model_store.training_errors import InvalidOption
+from model_store.training.errors import InvalidOption
 
 KINDS = ("text", "cloze", "dialogue", "examples")
 TARGET_KEYS: Mapping[str, str] = {

@@ -1,29 +1,27 @@
 """The commands that make and measure models: `textgen model train-tokenizer | pretrain | finetune |
 evaluate`.
 
-Reads options, calls `training_run.py` or `evaluate.py`, shows results. Errors become one line and exit code
+Reads options, calls `pipeline.py` or `evaluate.py`, shows results. Errors become one line and exit code
 1. The store's commands are in `model_store/cli.py`.
 """
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from model_store.cli_evaluate import evaluate
-from model_store.cli_options import with_train_options
-from model_store.cli_store import DEFAULT_STORE, StoreFolder
-from model_store.errors import StoreError
+from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.manifest import Draft
-from model_store.recipe import Source, load_recipe
 from model_store.task import Task
 from model_store.task_files import load_tasks
-from model_store.train import RunResult, TrainOptions
-from model_store.training_errors import InvalidOption
+from model_store.training.cli_evaluate import evaluate
+from model_store.training.cli_options import with_train_options
+from model_store.training.errors import InvalidOption
+from model_store.training.recipe import Source, load_recipe
+from model_store.training.train import RunResult, TrainOptions
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
 
@@ -52,7 +50,7 @@ def train_tokenizer(
     max_chars_per_file: Annotated[int, typer.Option(help="Read at most so many of each; 0 reads all.")] = 0,
 ) -> None:
     """Train a byte-level BPE tokenizer."""
-    from model_store.bpe import train_tokenizer as train
+    from model_store.training.bpe import train_tokenizer as train
 
     with one_line_errors():
         words = [text for task in _tasks(tasks).values() for text in (task.template, task.no_answer)]
@@ -90,8 +88,8 @@ def pretrain(
     options: TrainOptions,
 ) -> None:
     """Train a new GPT-2 on text, and on tasks where a recipe mixes them in."""
-    from model_store.training_run import Job, Shape
-    from model_store.training_run import pretrain as train
+    from model_store.training.pipeline import Job, Shape
+    from model_store.training.pipeline import pretrain as train
 
     with one_line_errors():
         known = _tasks(tasks)
@@ -143,8 +141,8 @@ def finetune(
 ) -> None:
     """Train a model on tasks; the tasks go into its manifest."""
     from model_store.store import resolve
-    from model_store.training_run import Job
-    from model_store.training_run import finetune as train
+    from model_store.training.pipeline import Job
+    from model_store.training.pipeline import finetune as train
 
     with one_line_errors():
         entry = resolve(model, store.expanduser())
@@ -206,7 +204,7 @@ def _finish(result: RunResult, out: Path, name: str, store: Path) -> None:
     """Say what came out, and add it to the store."""
     from model_store.importer import Origin, import_model
     from model_store.store import Store
-    from model_store.training_run import is_main_process
+    from model_store.training.pipeline import is_main_process
 
     if not is_main_process():
         return
@@ -217,13 +215,3 @@ def _finish(result: RunResult, out: Path, name: str, store: Path) -> None:
     if name:
         entry = import_model(Store(store.expanduser()), str(out / "model"), name, "", Origin())
         typer.echo(f"added {entry.label}; next: textgen model activate {entry.label}")
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End with one line on standard error and exit code 1, not with a traceback."""
-    try:
-        yield
-    except (StoreError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)

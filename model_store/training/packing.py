@@ -4,7 +4,7 @@
 from that the model knows where attention stops (transformers' `find_packed_sequence_indices`): an example in
 a row of many is what it is alone. The positions of texts run on, so that one may see the one before.
 `Rows` is what the Trainer reads. Memory stays bounded whatever the size of the data. What goes in is decided
-in `model_store/recipe.py` and `model_store/dataset.py`.
+in `recipe.py` and `dataset.py`.
 """
 
 import json
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_store.examples import Example
-from model_store.training_errors import InvalidOption
+from model_store.training.errors import InvalidOption
+from model_store.training.examples import Example
 
 _OPEN_ROWS = 24  # rows that wait for an example that fits
 _ENOUGH = 24  # a row with fewer free places is closed

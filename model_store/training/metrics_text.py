@@ -1,7 +1,7 @@
 """What a text is worth beside a reference: answers (SQuAD's EM and F1), summaries (ROUGE), repetition.
 
 Pure functions over strings, and the trivial baselines that a model has to beat. No model here and no files;
-see `model_store/evaluate.py`.
+see `evaluate.py`.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from model_store.training_errors import MissingExtra
+from model_store.training.errors import MissingExtra
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -1,6 +1,6 @@
 """GPT-2 for training: transformers' model with a cheaper loss, a good start, and the optimizers.
 
-The checkpoint is an ordinary `GPT2LMHeadModel`. No loop and no data here; see `model_store/train.py`.
+The checkpoint is an ordinary `GPT2LMHeadModel`. No loop and no data here; see `train.py`.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from model_store.copying_init import start_copying
+from model_store.recipes.copying_init import start_copying
 
 _IGNORED = -100
 
@@ -83,7 +83,7 @@ LeanGPT2.head_loss = staticmethod(_head_loss)
 
 
 def new_model(config: GPT2Config, seed: int) -> LeanGPT2:
-    """Make a model to be trained from nothing, with the copying heads of `model_store/copying_init.py`."""
+    """Make a model to be trained from nothing, with the heads of `recipes/copying_init.py`."""
     torch.manual_seed(seed)
     model = LeanGPT2(config)
     start_copying(model)

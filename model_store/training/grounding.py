@@ -2,14 +2,14 @@
 
 Many reference answers are no exact span: another case, a word left out, a paraphrase. Training on the
 context's own words keeps grounded answering honest; what has no near span is left out and counted. No tokens
-here: see `model_store/examples.py`.
+here: see `examples.py`.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass
 
-from model_store.metrics_text import normalize_answer, split_sentences
+from model_store.training.metrics_text import normalize_answer, split_sentences
 
 _WORD = re.compile(r"[\w\u2019'-]+")
 _EXTRA_WORDS = 6  # how much longer than the answer a span may be

@@ -1,5 +1,5 @@
 """`textgen model evaluate`: asks a model or a service, shows a table, keeps the figures. See
-`model_store/evaluate.py`."""
+`evaluate.py`."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from model_store.cli_store import DEFAULT_STORE, StoreFolder
+from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.manifest import parse_draft, read_json_manifest, write_manifest
 from model_store.task import Task
 from model_store.task_files import load_tasks
-from model_store.training_errors import InvalidOption
+from model_store.training.errors import InvalidOption
 
 
 def evaluate(
@@ -37,7 +37,6 @@ def evaluate(
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Measure a model: answers, summaries, labels, perplexity; beside trivial baselines."""
-    from model_store.cli_train import one_line_errors
     from model_store.store import resolve
 
     with one_line_errors():
@@ -59,8 +58,8 @@ def _measure(
     targets: Mapping[str, str],
     limit: int,
 ) -> dict[str, dict[str, float]]:
-    from model_store.answering import LocalModel
-    from model_store.evaluate import Http, Local, evaluate, perplexity, read_items
+    from model_store.training.answering import LocalModel
+    from model_store.training.evaluate import Http, Local, evaluate, perplexity, read_items
 
     if not data and not texts:
         raise InvalidOption("--data", "is missing; give TASK=FILE, or --text FILE for the perplexity")
@@ -104,7 +103,7 @@ def _record(folder: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    from model_store.evaluate import in_order
+    from model_store.training.evaluate import in_order
 
     rows = list(in_order({name: dict(values) for name, values in figures.items()}))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

@@ -1,6 +1,6 @@
 """The learning curve of a run: `loss.csv`, its plot, and the marks that say which checkpoints are whole.
 
-Callbacks for transformers' Trainer; the loop is in `model_store/train.py`.
+Callbacks for transformers' Trainer; the loop is in `train.py`.
 """
 
 import csv
@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from model_store.training_errors import MissingExtra
+from model_store.training.errors import MissingExtra
 
 COLUMNS = ("step", "tokens", "loss", "valid_loss", "learning_rate")
 _MARK = "whole"  # written after everything else of a checkpoint

@@ -1,7 +1,7 @@
 """Gives a typer command one option for each field of a dataclass, so that two commands can share twenty
 options.
 
-Help texts come from the dataclass's `Args` section. Used by `model_store/cli_train.py`.
+Help texts come from the dataclass's `Args` section. Used by `cli.py`.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from model_store.train import TrainOptions
+from model_store.training.train import TrainOptions
 
 _FLAGS = {"is_compiled": "--compile"}
 

@@ -1,8 +1,8 @@
 """Trains on packed rows with transformers' Trainer: schedule, checkpoints, resume, curve, early stop.
 
 `run` is the same for pretraining and fine-tuning; what differs is the model it is given and which tokens the
-loss counts. Rows come from `model_store/dataset.py`, the model from `model_store/lean_gpt2.py`, and the
-result leaves through `model_store/export.py`. Nothing is printed here but the progress bar.
+loss counts. Rows come from `dataset.py`, the model from `lean_gpt2.py`, and the
+result leaves through `export.py`. Nothing is printed here but the progress bar.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from model_store.packing import Rows
-from model_store.training_errors import InvalidOption, MissingExtra
+from model_store.training.errors import InvalidOption, MissingExtra
+from model_store.training.packing import Rows
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
@@ -169,7 +169,7 @@ def run(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOp
     Raises:
         InvalidOption: There are fewer rows than one batch, or early stop without validation.
     """
-    from model_store.curve import last_whole_checkpoint, plot_curve
+    from model_store.training.curve import last_whole_checkpoint, plot_curve
 
     _check_rows(train, valid, options)
     trainer = _trainer(model, train, valid, out, options)
@@ -194,8 +194,8 @@ def _check_rows(train: Rows, valid: Rows | None, options: TrainOptions) -> None:
 def _trainer(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions) -> Any:
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
-    from model_store.curve import BarCallback, CurveCallback, MarkCallback
-    from model_store.lean_gpt2 import optimizer_for
+    from model_store.training.curve import BarCallback, CurveCallback, MarkCallback
+    from model_store.training.lean_gpt2 import optimizer_for
 
     if options.is_compiled:
         model.compile_parts()
