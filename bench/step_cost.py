@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from service.engine.architecture import Architecture
-from service.engine.attention import ForwardBatch, KVCache
-from service.engine.attention.cpu import CpuAttention
-from service.engine.kernel_check import ragged_batch
-from service.engine.kernels.fused import FusedForward
-from service.engine.kernels.pool import set_threads
-from service.engine.kernels.self_check import self_check
+from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.forward import FusedForward
+from service.engine.backends.cpu.pool import set_threads
+from service.engine.backends.cpu.self_check import self_check
+from service.engine.backends.kernel_check import ragged_batch
 from service.engine.linear import Precision
-from service.engine.model import GPT2, Numerics
+from service.engine.model.attention import ForwardBatch, KVCache
+from service.engine.model.gpt2 import GPT2, Numerics
 
 DECODES = [(1, 96), (4, 96), (8, 96), (32, 96), (64, 96), (8, 512), (32, 512)]
 PREFILLS = [64, 128, 512, 1024]

@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
 from service.engine.loader import EngineConfig, build_engine
-from service.engine.model import GPT2
+from service.engine.model.gpt2 import GPT2
 from service.engine.scheduler import Budget, Scheduler
 from service.engine.sequence import (
     Batch,

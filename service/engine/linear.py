@@ -2,7 +2,7 @@
 
 `pack_linear` turns a float32 weight into a callable that suits the backend. The reference backend here is
 plain torch on any device and says what the fast kernels compute; the fast CPU layer is in
-`kernels.cpu_linear`. Every layer takes and gives float32 rows, whatever precision it multiplies in.
+`backends.cpu.linear`. Every layer takes and gives float32 rows, whatever precision it multiplies in.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def pack_linear(
         UnsupportedLinear: the backend cannot do this.
     """
     if backend == "cpu":
-        from service.engine.kernels.cpu_linear import CpuLinear  # compiles: only where it is used
+        from service.engine.backends.cpu.linear import CpuLinear  # compiles: only where it is used
 
         return CpuLinear(weight, bias, precision=precision, activation=activation)
     if backend == "cuda":
-        from service.engine.kernels_cuda.linear import CudaLinear
+        from service.engine.backends.cuda.linear import CudaLinear
 
         return CudaLinear(weight, bias, precision=precision, activation=activation)
     if precision == "int8":

@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 
 from service.engine.architecture import Architecture, UnsupportedCheckpoint
-from service.engine.attention import KVCache
-from service.engine.attention.reference import ReferenceAttention
+from service.engine.backends.cuda.build import KV_SHARE, build_forward, checked, one_line_without_memory
+from service.engine.backends.torch.attention import ReferenceAttention
 from service.engine.block_pool import BlockPool
 from service.engine.detokenizer import TokenPieces
 from service.engine.engine import Engine
-from service.engine.kernels_cuda.build import KV_SHARE, build_forward, checked, one_line_without_memory
 from service.engine.linear import Backend, Precision, auto_precision
 from service.engine.memory import free_memory_bytes, one_line_without_host_memory
-from service.engine.model import GPT2, Numerics
-from service.engine.model_runner import Forward, ModelRunner
+from service.engine.model.attention import KVCache
+from service.engine.model.gpt2 import GPT2, Numerics
+from service.engine.model.runner import Forward, ModelRunner
+from service.engine.model.sampler import DrawFromAll, draw_from_all
 from service.engine.observer import NullObserver, Observer
-from service.engine.sampler import DrawFromAll, draw_from_all
 from service.engine.scheduler import Budget, Scheduler
 from service.engine.sequence import TENANT_SHARE, Job, SamplingParams, Sequence, SequenceRequest
 from service.engine.speculator import Speculator
@@ -118,8 +118,8 @@ def _checked_backend(precision: Precision, config: EngineConfig) -> Backend:
         if config.device != "cpu":
             config.report(checked(precision, config.device))
             return "cuda"
-        from service.engine.kernels.pool import set_threads
-        from service.engine.kernels.self_check import self_check
+        from service.engine.backends.cpu.pool import set_threads
+        from service.engine.backends.cpu.self_check import self_check
 
         set_threads(config.num_threads or None)
         config.report(self_check(precision))
@@ -147,7 +147,7 @@ def _num_threads(numerics: Numerics) -> int:
     """Compute threads on the processor: the kernels' own, or torch's."""
     if numerics.backend != "cpu":
         return torch.get_num_threads()
-    from service.engine.kernels.pool import pool
+    from service.engine.backends.cpu.pool import pool
 
     return pool().threads
 
@@ -164,8 +164,8 @@ def make_forward(model: GPT2, cache: KVCache, max_running: int) -> Forward:
         return partial(
             model.forward, attention=ReferenceAttention(cache, scales, is_exact=numerics.is_deterministic)
         )
-    from service.engine.attention.cpu import CpuAttention  # compiles: only where it is used
-    from service.engine.kernels.fused import FusedForward, can_fuse
+    from service.engine.backends.cpu.attention import CpuAttention  # compiles: only where it is used
+    from service.engine.backends.cpu.forward import FusedForward, can_fuse
 
     attention = CpuAttention(cache, scales, max_context=architecture.n_positions)
     return (
@@ -179,7 +179,7 @@ def choose_draw(numerics: Numerics) -> DrawFromAll:
     """What draws from the whole vocabulary."""
     if numerics.backend != "cpu":
         return draw_from_all
-    from service.engine.kernels import draw  # compiles: only where it is used
+    from service.engine.backends.cpu import draw  # compiles: only where it is used
 
     return draw.draw_from_all
 

@@ -6,7 +6,7 @@ that: it always computes its next uncomputed tokens, one while decoding, many wh
 
 When blocks run out the youngest running sequence gives all of its blocks back and waits at the front of the
 queue; what it had is recomputed, and the counter-based draws make it continue with the same text.
-Read `model_runner` next for what becomes of a batch.
+Read `model.runner` next for what becomes of a batch.
 """
 
 from __future__ import annotations

@@ -12,16 +12,16 @@ import torch
 from llvmlite.binding import FeatureMap, get_host_cpu_features, get_host_cpu_name
 
 from service.engine.architecture import Architecture
-from service.engine.attention import ForwardBatch, KVCache
-from service.engine.attention.cpu import CpuAttention
-from service.engine.attention.reference import ReferenceAttention
-from service.engine.kernels import draw, gemm, self_check
-from service.engine.kernels.cpu_linear import CpuLinear
-from service.engine.kernels.fused import FusedForward, can_fuse
-from service.engine.kernels.pool import set_threads
+from service.engine.backends.cpu import draw, gemm, self_check
+from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.forward import FusedForward, can_fuse
+from service.engine.backends.cpu.linear import CpuLinear
+from service.engine.backends.cpu.pool import set_threads
+from service.engine.backends.torch.attention import ReferenceAttention
 from service.engine.linear import Precision, UnsupportedLinear, pack_linear
-from service.engine.model import GPT2, Numerics
-from service.engine.sampler import draw_from_all
+from service.engine.model.attention import ForwardBatch, KVCache
+from service.engine.model.gpt2 import GPT2, Numerics
+from service.engine.model.sampler import draw_from_all
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
@@ -360,7 +360,7 @@ def test_the_self_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) 
 
 def self_checks_with(name: str, features: str) -> str:
     """What the self-checks of a process say whose code is compiled for another processor."""
-    program = "from service.engine.kernels.self_check import self_check\n" + "\n".join(
+    program = "from service.engine.backends.cpu.self_check import self_check\n" + "\n".join(
         f"print(self_check({precision!r}))" for precision in PRECISIONS
     )
     environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}

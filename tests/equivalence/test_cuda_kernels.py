@@ -19,12 +19,12 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from tiny import ask, checkpoint, loaded_gpt2, real_engine, run_all, separate
 
-from service.engine.attention import ForwardBatch, KVCache
-from service.engine.attention.cuda import CudaAttention
-from service.engine.attention.reference import ReferenceAttention
-from service.engine.kernels_cuda import attend, self_check
-from service.engine.kernels_cuda.forward import CudaForward
-from service.engine.model import Numerics
+from service.engine.backends.cuda import attend, self_check
+from service.engine.backends.cuda.attention import CudaAttention
+from service.engine.backends.cuda.forward import CudaForward
+from service.engine.backends.torch.attention import ReferenceAttention
+from service.engine.model.attention import ForwardBatch, KVCache
+from service.engine.model.gpt2 import Numerics
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2e-2)}

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny import WIDE, checkpoint, draw_model, loaded_gpt2, reference_logits
 
 from service.engine.architecture import ACTIVATIONS, UnsupportedCheckpoint, read_architecture
-from service.engine.attention import KVCache
-from service.engine.attention.reference import ReferenceAttention
-from service.engine.model import GPT2, Numerics
-from service.engine.model_runner import Forward, ModelRunner
+from service.engine.backends.torch.attention import ReferenceAttention
+from service.engine.model.attention import KVCache
+from service.engine.model.gpt2 import GPT2, Numerics
+from service.engine.model.runner import Forward, ModelRunner
+from service.engine.model.weights import read_weights
 from service.engine.sequence import Batch, Job, SamplingParams, Scheduled, Sequence, SequenceRequest
-from service.engine.weights import read_weights
 
 TOLERANCE = 1e-4
 EXACT = Numerics(is_deterministic=True)

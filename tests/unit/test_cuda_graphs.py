@@ -11,12 +11,12 @@ import torch
 from tiny import checkpoint, loaded_gpt2
 
 from service.engine.architecture import UnsupportedCheckpoint
-from service.engine.attention import ForwardBatch, KVCache
-from service.engine.attention.reference import ReferenceAttention
-from service.engine.kernels_cuda.build import one_line_without_memory, out_of_memory
-from service.engine.kernels_cuda.graphs import BUCKETS, GraphedForward, bucket_for, to_device
+from service.engine.backends.cuda.build import one_line_without_memory, out_of_memory
+from service.engine.backends.cuda.graphs import BUCKETS, GraphedForward, bucket_for, to_device
+from service.engine.backends.torch.attention import ReferenceAttention
 from service.engine.loader import EngineConfig, allocate_cache, choose_numerics
-from service.engine.model import Numerics
+from service.engine.model.attention import ForwardBatch, KVCache
+from service.engine.model.gpt2 import Numerics
 
 CPU = torch.device("cpu")
 SCRATCH = 12  # the last block of the cache

@@ -8,7 +8,7 @@ from tiny import checkpoint
 from service.engine import loader
 from service.engine.architecture import UnsupportedCheckpoint, read_architecture
 from service.engine.loader import BLOCK_SIZE, EngineConfig, allocate_cache
-from service.engine.model import Numerics
+from service.engine.model.gpt2 import Numerics
 
 NUMERICS = Numerics("float32", "cpu", "reference")
 

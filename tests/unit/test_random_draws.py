@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.engine.random_draws import philox, uniforms
+from service.engine.model.random_draws import philox, uniforms
 
 # Random123, kat_vectors: counter, key, result.
 KNOWN_ANSWERS = [

@@ -22,9 +22,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from service.engine import sampler
-from service.engine.logits_processors import SampleRow, process
-from service.engine.sampler import logprobs_of, sample
+from service.engine.model import sampler
+from service.engine.model.logits_processors import SampleRow, process
+from service.engine.model.sampler import logprobs_of, sample
 from service.engine.sequence import SamplingParams
 
 EOS = 0

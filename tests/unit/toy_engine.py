@@ -16,8 +16,8 @@ from model_store.tokenizer_files import LoadedTokenizer
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
-from service.engine.logits_processors import SampleRow
-from service.engine.sampler import logprobs_of, sample
+from service.engine.model.logits_processors import SampleRow
+from service.engine.model.sampler import logprobs_of, sample
 from service.engine.scheduler import Budget, Scheduler
 from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
 from service.engine.sequence import Sequence as EngineSequence

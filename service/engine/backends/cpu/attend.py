@@ -1,0 +1,216 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
+"""Causal attention of a ragged batch through the paged cache: one (few rows of a sequence, head) per turn.
+
+Every query row takes the keys of its context in order of position: scores, their largest, the exponentials
+and their sum, then the weighted values; sums are float32 and each row's order depends on its own position
+only. The numba side of `attention`; inner loops are in `attend_ir`. Records hold int64
+fields, named `A_*` for the cache and `B_*` for the batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cfunc, njit
+from numba.core import types
+
+from service.engine.backends.cpu import attend_ir as inner
+from service.engine.backends.cpu import vectors as vec
+from service.engine.backends.cpu.attend_rows import (
+    A_BLOCK,
+    A_FUNCTION,
+    A_HEAD_DIM,
+    A_IS_BF16,
+    A_KEYS,
+    A_LAYER_BYTES,
+    A_SCRATCH,
+    A_SCRATCH_BYTES,
+    A_VALUES,
+    B_LENGTHS,
+    B_SEQUENCES,
+    B_SLOTS,
+    B_STARTS,
+    B_TABLE_BYTES,
+    B_TABLES,
+    B_TOKENS,
+    SCRATCH_ROWS,
+    element_bytes,
+    emit_row,
+    padded_bytes,
+    scores_of,
+    softmax,
+    weigh,
+)
+from service.engine.backends.cpu.cache import CACHE
+from service.engine.backends.cpu.linear_task import OUT_BFLOAT16, OUT_FLOAT32
+from service.engine.backends.cpu.scalars import invoker, load_float, load_int, load_long, store_float
+from service.engine.backends.cpu.threads import TASK, claim, meet
+
+HEADS = 6  # heads of a decoding row that one thread takes at once: neighbours in a block, so memory streams
+_ONE = np.float32(1)
+_ARGS = 15
+_attend_rows = invoker(_ARGS)
+
+
+@njit
+def write_kv(cache, batch, qkv, layer, pool, thread):
+    """Keys and values of the batch's tokens into the cache; all threads together, one phase."""
+    heads, head_dim, block = (
+        load_long(cache),
+        load_long(cache + A_HEAD_DIM),
+        load_long(cache + A_BLOCK),
+    )
+    width, base = heads * head_dim, layer * load_long(cache + A_LAYER_BYTES)
+    slots, tokens = load_long(batch + B_SLOTS), load_long(batch + B_TOKENS)
+    token = claim(pool, thread, tokens)
+    while token < tokens:
+        slot = load_long(slots + 8 * token)
+        first = (slot // block * heads * block + slot % block) * head_dim
+        row = qkv + token * 12 * width
+        for head in range(heads):
+            place = base + (first + head * block * head_dim) * element_bytes(cache)
+            _store_row(cache, row + 4 * (width + head * head_dim), load_long(cache + A_KEYS) + place)
+            _store_row(cache, row + 4 * (2 * width + head * head_dim), load_long(cache + A_VALUES) + place)
+        token = claim(pool, thread, tokens)
+    meet(pool, thread)
+
+
+@njit
+def _store_row(cache, source, place):
+    length = load_long(cache + A_HEAD_DIM)
+    for i in range(0, length, 16):
+        mask = vec.first_lanes(length - i)
+        x = vec.load_floats_where(source + 4 * i, mask)
+        if load_long(cache + A_IS_BF16) != 0:
+            vec.store_bf16_where(place + 2 * i, x, mask)
+        else:
+            vec.store_floats_where(place + 4 * i, x, mask)
+
+
+@njit
+def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thread):
+    """Every query row of the batch; threads take (rows, heads) in turn, one phase.
+
+    Args:
+        cache, batch: addresses of the records.
+        qkv: float32 rows of 3 * width.
+        layer: index into the cache.
+        scale: address of the float32 factor on the scores.
+        out, out_bytes, out_kind: first row, distance to the next, OUT_FLOAT32 or OUT_BFLOAT16.
+    """
+    heads, total = load_long(cache), _all_turns(cache, batch)
+    turn = claim(pool, thread, total)
+    while turn < total:
+        sequence, within = _find_turn(cache, batch, turn)
+        start, queries = _rows_of(batch, sequence)
+        together, groups = _shares(heads, queries)
+        head, first = within // groups * together, within % groups * inner.QUERIES
+        lengths = load_long(batch + B_LENGTHS)
+        position = np.int64(load_int(lengths + 4 * sequence)) - queries + first
+        _attend_rows(
+            load_long(cache + A_FUNCTION),
+            cache, batch, sequence, head, min(together, heads - head), position,
+            min(inner.QUERIES, queries - first), qkv, start + first, layer, scale,
+            out, out_bytes, out_kind, thread,
+        )  # fmt: skip
+        turn = claim(pool, thread, total)
+    meet(pool, thread)
+
+
+@njit
+def _rows_of(batch, sequence):
+    """The sequence's first row and how many it has."""
+    starts = load_long(batch + B_STARTS) + 4 * sequence
+    start = np.int64(load_int(starts))
+    return start, np.int64(load_int(starts + 4)) - start
+
+
+@njit
+def _shares(heads, queries):
+    """Heads that one turn takes together, and groups of rows in turn."""
+    together = min(heads, HEADS) if queries < inner.QUERIES else 1
+    return together, (queries + inner.QUERIES - 1) // inner.QUERIES
+
+
+@njit
+def _turns(heads, queries):
+    together, groups = _shares(heads, queries)
+    return groups * ((heads + together - 1) // together)
+
+
+@njit
+def _all_turns(cache, batch):
+    total = 0
+    for sequence in range(load_long(batch + B_SEQUENCES)):
+        total += _turns(load_long(cache), _rows_of(batch, sequence)[1])
+    return total
+
+
+@njit
+def _find_turn(cache, batch, turn):
+    """The sequence that a turn belongs to, and its number within that."""
+    sequence = 0
+    while True:
+        turns = _turns(load_long(cache), _rows_of(batch, sequence)[1])
+        if turn < turns:
+            return sequence, turn
+        sequence, turn = sequence + 1, turn - turns
+
+
+@cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
+def attend_rows(
+    cache,
+    batch,
+    sequence,
+    head,
+    heads,
+    position,
+    count,
+    qkv,
+    token,
+    layer,
+    scale,
+    out,
+    out_bytes,
+    out_kind,
+    thread,
+):
+    """`count` rows of a sequence from `position` on, `heads` heads: rows together if four, else singly."""
+    width, head_dim = (
+        load_long(cache) * load_long(cache + A_HEAD_DIM),
+        load_long(cache + A_HEAD_DIM),
+    )
+    table = load_long(batch + B_TABLES) + sequence * load_long(batch + B_TABLE_BYTES)
+    scratch = load_long(cache + A_SCRATCH) + thread * load_long(cache + A_SCRATCH_BYTES)
+    factor = load_float(scale)
+    step = inner.QUERIES if count == inner.QUERIES else 1
+    for row in range(0, count, step):
+        q = qkv + (token + row) * 12 * width + 4 * head * head_dim
+        place = out + (token + row) * out_bytes + head * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+        context = position + row + 1
+        score_bytes = (context + step + 15) // 16 * 64
+        factors = scratch + heads * step * score_bytes
+        sums = factors + 4 * SCRATCH_ROWS
+        offset = layer * load_long(cache + A_LAYER_BYTES)
+        scores_of(
+            cache, table, head, heads, offset, context + step - 1, q, 12 * width, step, scratch, score_bytes
+        )
+        for i in range(heads * step):
+            total = softmax(scratch + i * score_bytes, context + i % step, score_bytes // 4, factor)
+            store_float(factors + 4 * i, _ONE / total)
+        weigh(cache, table, head, heads, offset, context + step - 1, step, scratch, score_bytes, sums)
+        for i in range(heads * step):
+            inverse = vec.floats(load_float(factors + 4 * i))
+            target = (
+                place + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+            )
+            emit_row(sums + i * padded_bytes(head_dim), inverse, head_dim, target, out_kind)
+
+
+@cfunc(TASK, cache=CACHE)
+def attention_task(args, pool, thread):
+    """`CpuAttention.__call__`. Args: cache, batch, qkv, layer, scale (float32 bits), out, out row bytes."""
+    cache, batch, qkv = load_long(args), load_long(args + 8), load_long(args + 16)
+    layer, scale = load_long(args + 24), args + 32
+    write_kv(cache, batch, qkv, layer, pool, thread)
+    out, out_bytes = load_long(args + 40), load_long(args + 48)
+    attend(cache, batch, qkv, layer, scale, out, out_bytes, OUT_FLOAT32, pool, thread)

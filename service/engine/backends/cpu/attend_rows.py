@@ -1,0 +1,182 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
+"""Attention of a few query rows of one sequence: scores, softmax, weighted values, through the block table.
+
+Each row takes the keys of its context in order of position, in float32, so its bits depend on its own
+position only. `attend` calls these; the inner loops for heads of whole vectors are in `attend_ir`, other
+sizes run here. Records hold int64 fields, named `A_*` for the cache and `B_*` for the batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from service.engine.backends.cpu import attend_ir as inner
+from service.engine.backends.cpu import vectors as vec
+from service.engine.backends.cpu.linear_task import OUT_BFLOAT16
+from service.engine.backends.cpu.scalars import load_float, load_int, load_long, store_float
+
+A_HEADS, A_HEAD_DIM, A_BLOCK, A_IS_BF16, A_SCRATCH, A_SCRATCH_BYTES, A_LAYER_BYTES = 0, 8, 16, 24, 32, 40, 48
+A_KEYS, A_VALUES, A_FUNCTION, A_FIELDS = 56, 64, 72, 10  # the function: `attend.attend_rows`
+B_TOKENS, B_SEQUENCES, B_STARTS, B_LENGTHS, B_TABLES, B_TABLE_BYTES, B_SLOTS = 0, 8, 16, 24, 32, 40, 48
+B_FIELDS = 16
+SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES
+_ZERO, _LOWEST = np.float32(0), np.float32(-np.inf)
+
+
+@njit
+def element_bytes(cache):
+    """Bytes of one cached number."""
+    return 4 - 2 * load_long(cache + A_IS_BF16)
+
+
+@njit
+def padded_bytes(head_dim):
+    """Bytes of one head's float32 sums, whole vectors."""
+    return (head_dim + 15) // 16 * 64
+
+
+@njit
+def emit_row(sums, inverse, length, place, out_kind):
+    """Write a head's sums times `inverse` to `place`, as float32 or bfloat16."""
+    for i in range(0, length, 16):
+        mask = vec.first_lanes(length - i)
+        x = vec.load_floats(sums + 4 * i) * inverse
+        if out_kind == OUT_BFLOAT16:
+            vec.store_bf16_where(place + 2 * i, x, mask)
+        else:
+            vec.store_floats_where(place + 4 * i, x, mask)
+
+
+@njit
+def softmax(scores, context, padded, scale):
+    """exp(scale * score - largest) in place, 0 from `context` on; returns the sum."""
+    nothing, factor = vec.floats(_LOWEST), vec.floats(scale)
+    most = nothing
+    for i in range(0, padded, 16):
+        x = vec.load_floats(scores + 4 * i) * factor
+        x = vec.where(vec.first_lanes(context - i), x, nothing)
+        vec.store_floats(scores + 4 * i, x)
+        most = vec.larger(most, x)
+    largest = vec.floats(vec.max_lane(most))
+    total = vec.floats(_ZERO)
+    for i in range(0, padded, 16):
+        x = vec.exp(vec.load_floats(scores + 4 * i) - largest)
+        vec.store_floats(scores + 4 * i, x)
+        total = total + x
+    return vec.sum_lanes(total)
+
+
+@njit
+def _place(cache, table, index):
+    """Byte offset, within a layer, of the sequence's block `index`."""
+    return np.int64(load_int(table + 4 * index)) * load_long(cache) * _head_bytes(cache)
+
+
+@njit
+def _head_bytes(cache):
+    """Bytes of one head in a block."""
+    return load_long(cache + A_BLOCK) * load_long(cache + A_HEAD_DIM) * element_bytes(cache)
+
+
+@njit
+def _is_fast(cache):
+    return load_long(cache + A_HEAD_DIM) % 16 == 0 and load_long(cache + A_BLOCK) == 16
+
+
+@njit
+def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scores, score_bytes):
+    """Dot products of `rows` queries of each head with its first `context` keys."""
+    keys, each = load_long(cache + A_KEYS) + offset, _head_bytes(cache)
+    blocks, is_bf16 = (context + 15) // 16, load_long(cache + A_IS_BF16) != 0
+    if not _is_fast(cache):
+        for i in range(heads * rows):
+            source = q + i % rows * q_bytes + i // rows * 4 * load_long(cache + A_HEAD_DIM)
+            _scores_any(
+                cache, table, keys + (head + i // rows) * each, context, source, scores + i * score_bytes
+            )
+        return
+    parts = load_long(cache + A_HEAD_DIM) // 16
+    for index in range(blocks):
+        here = keys + _place(cache, table, index) + head * each
+        later = keys + _place(cache, table, min(index + 1, blocks - 1)) + head * each
+        for h in range(heads):
+            target = scores + h * rows * score_bytes + 64 * index
+            source, block, ahead = q + 64 * parts * h, here + h * each, later + h * each
+            if is_bf16 and rows == 1:
+                inner.scores_one_bf16(source, q_bytes, block, parts, target, score_bytes, ahead)
+            elif is_bf16:
+                inner.scores_four_bf16(source, q_bytes, block, parts, target, score_bytes, ahead)
+            elif rows == 1:
+                inner.scores_one_f32(source, q_bytes, block, parts, target, score_bytes, ahead)
+            else:
+                inner.scores_four_f32(source, q_bytes, block, parts, target, score_bytes, ahead)
+
+
+@njit
+def weigh(cache, table, head, heads, offset, context, rows, weights, weight_bytes, sums):
+    """Each head's first `context` values, weighted and summed; `sums` is (heads, rows, padded head dim)."""
+    values, each = load_long(cache + A_VALUES) + offset, _head_bytes(cache)
+    blocks, is_bf16 = (context + 15) // 16, load_long(cache + A_IS_BF16) != 0
+    padded = padded_bytes(load_long(cache + A_HEAD_DIM))
+    for i in range(0, heads * rows * padded, 64):
+        vec.store_floats(sums + i, vec.floats(_ZERO))
+    if not _is_fast(cache):
+        for i in range(heads * rows):
+            source = values + (head + i // rows) * each
+            _weigh_any(cache, table, source, context, weights + i * weight_bytes, sums + i * padded)
+        return
+    parts = load_long(cache + A_HEAD_DIM) // 16
+    for index in range(blocks):
+        here = values + _place(cache, table, index) + head * each
+        later = values + _place(cache, table, min(index + 1, blocks - 1)) + head * each
+        count = min(16, context - 16 * index)
+        for h in range(heads):
+            source, total = weights + h * rows * weight_bytes + 64 * index, sums + h * rows * padded
+            block, ahead = here + h * each, later + h * each
+            if is_bf16 and rows == 1:
+                inner.values_one_bf16(source, weight_bytes, block, parts, count, total, ahead)
+            elif is_bf16:
+                inner.values_four_bf16(source, weight_bytes, block, parts, count, total, ahead)
+            elif rows == 1:
+                inner.values_one_f32(source, weight_bytes, block, parts, count, total, ahead)
+            else:
+                inner.values_four_f32(source, weight_bytes, block, parts, count, total, ahead)
+
+
+@njit
+def _load_where(cache, address, mask):
+    if load_long(cache + A_IS_BF16) != 0:
+        return vec.load_bf16_where(address, mask)
+    return vec.load_floats_where(address, mask)
+
+
+@njit
+def _cached_row(cache, table, position):
+    block, length = load_long(cache + A_BLOCK), load_long(cache + A_HEAD_DIM)
+    return _place(cache, table, position // block) + position % block * length * element_bytes(cache)
+
+
+@njit
+def _scores_any(cache, table, keys, context, q, scores):
+    """`_scores` of one row for any head size."""
+    length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)
+    for position in range(context):
+        key, total = keys + _cached_row(cache, table, position), vec.floats(_ZERO)
+        for i in range(0, length, 16):
+            mask = vec.first_lanes(length - i)
+            x = _load_where(cache, key + each * i, mask)
+            total = vec.multiply_add(vec.load_floats_where(q + 4 * i, mask), x, total)
+        store_float(scores + 4 * position, vec.sum_lanes(total))
+
+
+@njit
+def _weigh_any(cache, table, values, context, weights, sums):
+    """`_weigh` of one row for any head size."""
+    length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)
+    for position in range(context):
+        value = values + _cached_row(cache, table, position)
+        weight = vec.floats(load_float(weights + 4 * position))
+        for i in range(0, length, 16):
+            x = _load_where(cache, value + each * i, vec.first_lanes(length - i))
+            vec.store_floats(sums + 4 * i, vec.multiply_add(weight, x, vec.load_floats(sums + 4 * i)))

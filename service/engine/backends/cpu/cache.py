@@ -1,0 +1,63 @@
+"""Where compiled kernels are kept between runs.
+
+Numba notices a change in the file of a compiled function, but not in the files it calls, so the folder's
+name holds a digest of this whole package. The place is `NUMBA_CACHE_DIR`, which numba itself reads, else
+the user's cache folder. A cache that cannot be written (an image's read-only file system) is copied to a
+temporary folder first; where even that fails, kernels are compiled anew at each start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from numba.core import config
+
+from service.engine.backends.cpu import matrix_tiles
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    digest.update(b"tiles" if matrix_tiles.is_permitted() else b"")  # the same processor may be refused them
+    return digest.hexdigest()[:16]
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def prepare(base: Path) -> Path | None:
+    """A writable folder with whatever this version has compiled already.
+
+    Args:
+        base: the cache folder wished for.
+
+    Returns:
+        The folder for this version's kernels, or None where nothing can be written.
+    """
+    folder = base / _digest()
+    if _is_writable(folder):
+        return folder
+    try:
+        copy = Path(tempfile.mkdtemp(prefix="textgen-kernels-"))
+        if folder.is_dir():
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+    except OSError:
+        return None
+    return copy
+
+
+_folder = prepare(Path(config.CACHE_DIR or os.path.expanduser("~/.cache/textgen-service/kernels")))
+CACHE = _folder is not None
+if _folder is not None:
+    config.CACHE_DIR = str(_folder)

@@ -1,0 +1,102 @@
+"""Whether the compiled kernels agree with torch on the processor they run on; asked once, at start-up.
+
+Small random layers and batches go through the kernels and through the references they stand for. Read
+`linear` and `backends.torch.attention` for what is expected.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from service.engine.backends.cpu import draw, gemm
+from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.linear import CpuLinear
+from service.engine.backends.cpu.pool import pool
+from service.engine.backends.kernel_check import KernelMismatch, compare, ragged_batch
+from service.engine.backends.torch.attention import ReferenceAttention
+from service.engine.linear import Precision, pack_linear
+from service.engine.model import sampler
+from service.engine.model.attention import KVCache
+
+# largest difference allowed, relative to the largest result (torch rounds bfloat16 results, too)
+_TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
+_ROWS = (1, 3, 8, 17, 33)
+
+
+def self_check(precision: Precision) -> str:
+    """Compare the kernels of one precision with their references.
+
+    Returns:
+        One line for the log: instructions in use, threads, time taken.
+
+    Raises:
+        KernelMismatch: they disagree; the caller should use the reference backend, and say so.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    for width, columns, activation in ((96, 200, "gelu_new"), (77, 130, "relu"), (256, 64, None)):
+        check_linear(width, columns, activation, precision, generator)
+    for head_dim in (64, 24):
+        check_attention(head_dim, torch.float32 if precision == "float32" else torch.bfloat16, generator)
+    check_draws(generator)
+    taken = time.perf_counter() - started
+    return (
+        f"{precision} kernels: {instructions(precision)}, {pool().threads} threads, checked in {taken:.2f} s"
+    )
+
+
+def instructions(precision: Precision) -> str:
+    """What multiplies on this processor."""
+    if gemm.HAS_TILES and precision != "float32":
+        return f"AMX {'INT8' if precision == 'int8' else 'BF16'}"
+    if precision == "int8" and gemm.HAS_VNNI:
+        return "AVX-512 VNNI"
+    if precision == "bfloat16" and gemm.HAS_BF16:
+        return "AVX-512 BF16"
+    return "AVX-512" if gemm.HAS_AVX512 else "AVX2" if gemm.HAS_AVX2 else f"generic {precision}"
+
+
+def check_linear(
+    width: int, columns: int, activation: str | None, precision: Precision, generator: torch.Generator
+) -> None:
+    """One layer against its reference, and each row alone against the same row among others."""
+    weight, bias = (torch.randn(shape, generator=generator) for shape in ((width, columns), (columns,)))
+    fast = CpuLinear(weight, bias, precision=precision, activation=activation)
+    slow = pack_linear(weight, bias, precision=precision, activation=activation)
+    for count in _ROWS:
+        x, residual = (torch.randn(count, n, generator=generator) for n in (width, columns))
+        result = fast(x, residual)
+        what = f"{precision} linear {width} x {columns}, {count} rows"
+        compare(what, result, slow(x, residual), _TOLERANCE[precision])
+        if not torch.equal(fast(x[-1:], residual[-1:]), result[-1:]):
+            raise KernelMismatch(f"{what}: the last row differs from the same row alone")
+
+
+def check_attention(head_dim: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """A ragged batch (a decode, a prefill, a chunk with context) against the reference."""
+    batch = ragged_batch([(20, 1), (0, 7), (33, 4)], 16)
+    heads, shape = 3, (2, 12, 3, 16, head_dim)
+    fast, slow = (KVCache.allocate(*shape, dtype, torch.device("cpu")) for _ in range(2))
+    for source, copy in ((fast.k, slow.k), (fast.v, slow.v)):
+        source.copy_(torch.randn(shape, generator=generator))
+        copy.copy_(source)
+    qkv = torch.randn(batch.slots.shape[0], 3 * heads * head_dim, generator=generator)
+    scales = [0.1, 0.2]
+    expected = ReferenceAttention(slow, scales, is_exact=False)(qkv, 1, batch)
+    compare(f"attention, heads of {head_dim}", CpuAttention(fast, scales)(qkv, 1, batch), expected, 1e-5)
+    if not (torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)):
+        raise KernelMismatch(f"attention, heads of {head_dim}: the cache holds other keys or values")
+
+
+def check_draws(generator: torch.Generator) -> None:
+    """Ids drawn from the whole vocabulary, some of it banned, against the reference."""
+    rows, vocabulary = 16, 700
+    logits = 3 * torch.randn(rows, vocabulary, generator=generator)
+    logits[:, :100] = -torch.inf
+    temperatures, floors = [0.5 + i / 8 for i in range(rows)], [0.0, 0.05] * (rows // 2)
+    draws = torch.rand(rows, generator=generator, dtype=torch.float64).numpy()
+    asked = (logits, range(rows), temperatures, floors, draws)
+    if draw.draw_from_all(*asked) != sampler.draw_from_all(*asked):
+        raise KernelMismatch("drawing: an id differs from torch's")

@@ -1,0 +1,229 @@
+"""Batch -> tensors -> next ids. Runs the forward pass it is given, decides nothing.
+
+Lays a batch out as one row of tokens, runs the forward pass, samples the rows that want a token and verifies
+drafts: a draft counts if it is the token the row before it drew. Read `sampler` next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.engine.model.attention import ForwardBatch
+from service.engine.model.logits_processors import SampleRow
+from service.engine.model.sampler import DrawFromAll, draw_from_all, logprobs_of, sample
+from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
+
+Forward = Callable[[ForwardBatch], Tensor]
+
+_NUMPY = {torch.int64: np.int64, torch.int32: np.int32}
+_SCORED_AT_ONCE = 64  # rows of log probabilities held at a time
+
+
+class ModelRunner:
+    """Executes batches.
+
+    Args:
+        forward: the model's forward pass, cache included: a ragged batch -> (R, vocab) float32 logits.
+        block_size: token places in a KV block.
+        end_ids: ids that end a text.
+        device: where a step is laid out.
+        draw_free: see `sampler.sample`.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        block_size: int,
+        end_ids: Sequence[int],
+        device: str = "cpu",
+        draw_free: DrawFromAll = draw_from_all,
+    ) -> None:
+        self._forward = forward
+        self._device = device
+        self._block_size = block_size
+        self._end_ids = tuple(end_ids)
+        self._draw_free = draw_free
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> list[StepOutput]:
+        """Run one step.
+
+        Args:
+            batch: what to compute; blocks for all of its rows are reserved.
+
+        Returns:
+            One output per item, in order.
+        """
+        scored = [_scored_rows(item) for item in batch.items]
+        sampled = [_sampled_rows(item) for item in batch.items]
+        wanted, first = [], 0
+        for item, score, draw in zip(batch.items, scored, sampled, strict=True):
+            wanted += [first + row for row in (*score, *draw)]
+            first += item.num_rows
+        logits = self._forward(self._lay_out(batch, wanted))  # (R, vocab)
+        return self._read(batch, logits, scored, sampled)
+
+    def _lay_out(self, batch: Batch, wanted: list[int]) -> ForwardBatch:
+        """Put all tokens into one row; S sequences, B blocks in the longest table."""
+        size = self._block_size
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for item in batch.items:
+            sequence = item.sequence
+            start = sequence.num_computed_tokens
+            ids += sequence.token_ids[start : start + item.num_tokens] + list(item.draft_ids)
+            table = sequence.block_table
+            places = range(start, start + item.num_rows)
+            positions += places
+            slots += [table[place // size] * size + place % size for place in places]
+        counts = [item.num_rows for item in batch.items]
+        return ForwardBatch(
+            input_ids=self._tensor(ids),
+            positions=self._tensor(positions),
+            slots=self._tensor(slots),
+            query_starts=self._tensor(np.cumsum([0, *counts]), torch.int32),
+            context_lens=self._tensor(
+                [i.sequence.num_computed_tokens + i.num_rows for i in batch.items], torch.int32
+            ),
+            block_tables=self._tensor(_pad([item.sequence.block_table for item in batch.items]), torch.int32),
+            logit_rows=self._tensor(wanted),
+            max_query_len=max(counts),
+        )
+
+    def _tensor(self, values: object, dtype: torch.dtype = torch.int64) -> Tensor:
+        found = torch.from_numpy(np.asarray(values, _NUMPY[dtype]))
+        return found if self._device == "cpu" else found.to(self._device)
+
+    def _read(
+        self, batch: Batch, logits: Tensor, scored: list[range], sampled: list[range]
+    ) -> list[StepOutput]:
+        """Sample all rows at once, then give each item what is its own."""
+        score_at, draw_at = _split(scored, sampled)
+        rows = [
+            row for item, draw in zip(batch.items, sampled, strict=True) if draw for row in _sample_rows(item)
+        ]
+        draw_rows = [at for places in draw_at for at in places]
+        drawn_logits = logits if len(draw_rows) == len(logits) else logits[draw_rows]
+        ids = sample(drawn_logits, rows, self._end_ids, self._draw_free) if rows else []
+        outputs, taken = [], 0
+        for item, score, draw in zip(batch.items, score_at, draw_at, strict=True):
+            drawn = ids[taken : taken + len(draw)]
+            taken += len(draw)
+            new_ids = _verified(item.draft_ids, drawn)
+            outputs.append(
+                StepOutput(
+                    token_ids=new_ids,
+                    logprobs=self._logprobs(item, logits, draw, new_ids),
+                    prompt_logprobs=self._score_prompt(item, logits, score),
+                )
+            )
+        return outputs
+
+    def _logprobs(
+        self, item: Scheduled, logits: Tensor, rows: list[int], ids: tuple[int, ...]
+    ) -> tuple[TokenLogprob, ...]:
+        wanted = item.sequence.params.logprobs
+        return () if wanted is None or not ids else tuple(logprobs_of(logits[rows[: len(ids)]], ids, wanted))
+
+    def _score_prompt(self, item: Scheduled, logits: Tensor, rows: list[int]) -> tuple[TokenLogprob, ...]:
+        """Log probabilities of the prompt tokens that this step's rows predict."""
+        sequence = item.sequence
+        position = sequence.next_scored
+        found: list[TokenLogprob] = []
+        if position == 0:
+            found.append(TokenLogprob(sequence.token_ids[0], None))
+            position = 1
+        for at in range(0, len(rows), _SCORED_AT_ONCE):
+            part = rows[at : at + _SCORED_AT_ONCE]
+            assert position is not None, "scored rows without a position to score"
+            ids = sequence.token_ids[position + at : position + at + len(part)]
+            found += logprobs_of(logits[part], ids, sequence.params.logprobs or 0)
+        return tuple(found)
+
+
+def _scored_rows(item: Scheduled) -> range:
+    """Rows of an item that predict prompt tokens whose log probability is wanted."""
+    sequence = item.sequence
+    if sequence.next_scored is None:
+        return range(0)
+    start = sequence.num_computed_tokens
+    first = max(sequence.next_scored, 1) - 1
+    end = min(start + item.num_tokens, sequence.num_prompt_tokens - 1)
+    return range(max(first - start, 0), max(end - start, 0))
+
+
+def _sampled_rows(item: Scheduled) -> range:
+    """Rows of an item that predict new tokens: the last known one and each draft."""
+    return range(item.num_tokens - 1, item.num_rows) if item.samples else range(0)
+
+
+def _split(scored: list[range], sampled: list[range]) -> tuple[list[list[int]], list[list[int]]]:
+    """Places of each item's scored and sampled rows among the wanted logits."""
+    score_at: list[list[int]] = []
+    draw_at: list[list[int]] = []
+    at = 0
+    for score, draw in zip(scored, sampled, strict=True):
+        score_at.append(list(range(at, at + len(score))))
+        draw_at.append(list(range(at + len(score), at + len(score) + len(draw))))
+        at += len(score) + len(draw)
+    return score_at, draw_at
+
+
+class OutputView(Sequence[int]):
+    """A sequence's output and some drafts behind it, as they are now; copied only by those who read them.
+
+    Args:
+        token_ids: the sequence's prompt and output; may grow afterwards.
+        start: where the output begins.
+        drafts: what is taken for granted behind it.
+    """
+
+    __slots__ = ("_drafts", "_end", "_start", "_token_ids")
+
+    def __init__(self, token_ids: list[int], start: int, drafts: tuple[int, ...]) -> None:
+        self._token_ids, self._start, self._end, self._drafts = token_ids, start, len(token_ids), drafts
+
+    def __len__(self) -> int:
+        return self._end - self._start + len(self._drafts)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        return [*self][place]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([*self._token_ids[self._start : self._end], *self._drafts])
+
+
+def _sample_rows(item: Scheduled) -> list[SampleRow]:
+    """What the sampler sees at the last known token and after each draft."""
+    sequence, request = item.sequence, item.sequence.request
+    prompt, drafts = request.prompt_ids, item.draft_ids
+    views = [OutputView(sequence.token_ids, len(prompt), drafts[:count]) for count in range(len(drafts) + 1)]
+    return [SampleRow(sequence.params, prompt, view, request.ordinal) for view in views]
+
+
+def _verified(draft_ids: tuple[int, ...], drawn: list[int]) -> tuple[int, ...]:
+    """The drawn ids up to and with the first that differs from its draft."""
+    accepted = 0
+    while accepted < len(draft_ids) and draft_ids[accepted] == drawn[accepted]:
+        accepted += 1
+    return tuple(drawn[: accepted + 1])
+
+
+def _pad(tables: list[list[int]]) -> np.ndarray:
+    """Block tables as one array, short rows filled with 0."""
+    padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return padded
