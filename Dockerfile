@@ -5,7 +5,11 @@
 #                                                       torch with CUDA 13 as pip finds it (a 2.7 GB download), and
 #                                                       the compiler that Triton calls when it builds its launchers
 #
-# BASE is any image with Python 3.11 or newer and its venv module.
+#   docker build -t textgen:ray --build-arg EXTRAS=scale --build-arg EXTRA_PACKAGES=wget .
+#                                                       with Ray Serve, for deploy/kubernetes/ray
+#
+# BASE is any image with Python 3.11 or newer and its venv module. It is named by its tag, which gets the fixes of
+# Debian and Python; who must build the same image twice gives a digest: --build-arg BASE=python@sha256:...
 
 ARG BASE=python:3.11-slim-bookworm
 
@@ -18,14 +22,31 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 WORKDIR /src
 RUN python3 -m venv /opt/textgen
 
-# Changes of the source leave this layer alone: it is rebuilt only when a locked version changes.
-COPY requirements.lock ./
-RUN /opt/textgen/bin/pip install -r requirements.lock ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}
+# Changes of the source leave these layers alone: they are rebuilt only when a locked version changes. torch comes from
+# its own index or, with its CUDA libraries, from pip's; all the rest from pip's, by hash. No package has two sources.
+COPY requirements.lock deploy/image.lock ./
+RUN torch=$(grep '^torch==' requirements.lock) && if [ -n "${TORCH_INDEX}" ]; \
+    then /opt/textgen/bin/pip install --no-deps --index-url "${TORCH_INDEX}" "${torch}"; \
+    else /opt/textgen/bin/pip install --constraint requirements.lock "${torch}"; fi
+RUN /opt/textgen/bin/pip install --no-deps --require-hashes -r image.lock
 
 COPY pyproject.toml README.md LICENSE ./
 COPY model_store ./model_store
 COPY service ./service
 RUN /opt/textgen/bin/pip install --no-deps --no-build-isolation .
+
+ARG EXTRAS=""
+COPY requirements-scale.lock ./
+RUN if [ -n "${EXTRAS}" ]; \
+    then /opt/textgen/bin/pip install --no-build-isolation --constraint requirements.lock --constraint requirements-scale.lock ".[${EXTRAS}]"; fi
+
+# A third of a gigabyte that nothing here runs: tests, headers for extensions, the installer. Bytecode stays but for
+# architectures that are not served.
+RUN cd /opt/textgen/lib/python3*/site-packages && \
+    find torch/bin -type f ! -name torch_shm_manager -delete && rm -rf torch/test torch/include torch/lib/*test* \
+      pip pip-* setuptools setuptools-* _distutils_hack distutils-precedence.pth /opt/textgen/bin/pip* && \
+    find . -type d \( -name tests -o -name __tests__ \) -prune -exec rm -rf {} + && \
+    find transformers/models -mindepth 2 -maxdepth 2 -name __pycache__ ! -path '*/auto/*' ! -path '*/gpt2/*' -exec rm -rf {} +
 
 # --- the image that runs ------------------------------------------------------------------------------------
 FROM ${BASE}
@@ -58,6 +79,8 @@ ENV PATH=/opt/textgen/bin:$PATH \
     TEXTGEN_LOG_FORMAT=json
 
 COPY --from=build /opt/textgen /opt/textgen
+# A login shell, in which KubeRay starts Ray, has its own PATH.
+RUN for name in textgen ray serve; do [ ! -e /opt/textgen/bin/$name ] || ln -s /opt/textgen/bin/$name /usr/local/bin/; done
 
 USER 10001:10001
 WORKDIR /tmp
@@ -69,7 +92,7 @@ VOLUME ["/models", "/var/cache/textgen"]
 
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['TEXTGEN_PORT'] + '/readyz', timeout=2)"]
+    CMD ["python3", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['TEXTGEN_PORT'] + '/readyz', timeout=2)"]
 
 # No shell in between: SIGTERM reaches the service, which finishes what runs and exits 0.
 STOPSIGNAL SIGTERM

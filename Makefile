@@ -25,7 +25,7 @@ PIP_INSTALL = $(PY) -m pip install --no-input --disable-pip-version-check \
 PYTEST = $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install install-dev check lint format typecheck layers test test-fast soak bench lock clean supported-python
+.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-deploy test-scale soak bench lock clean supported-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name text; \
@@ -61,7 +61,10 @@ test-fast: $(TOOLS) ## the unit tests
 	$(PYTEST) tests/unit -q -m "not slow" $(ARGS)
 
 test: $(TOOLS) ## every test but the slow ones
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not tools and not scale" $(ARGS)
+
+test-deploy: $(TOOLS) ## deploy/ with the programs it is for (apt install nginx prometheus systemd); what is missing is skipped
+	$(PYTEST) tests/deploy $(ARGS)
 
 soak: $(TOOLS) ## the slow tests: load, storms, long runs
 	$(PYTEST) -m slow --timeout=900 $(ARGS)

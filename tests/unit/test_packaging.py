@@ -18,6 +18,8 @@ from service.settings import Settings, settings_table, variable_name
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME_LOCK = ROOT / "requirements.lock"
 DEV_LOCK = ROOT / "requirements-dev.lock"
+SCALE_LOCK = ROOT / "requirements-scale.lock"
+LOCKS = [RUNTIME_LOCK, DEV_LOCK, SCALE_LOCK]
 PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9-]*)==(?P<version>[0-9][0-9a-z.]*)( ; .+)?$")
 
 
@@ -32,6 +34,12 @@ def pins(lock: Path) -> list[str]:
     """The pinned lines of a lock file, without comments and the reference to the other file."""
     lines = lock.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith(("#", "-r "))]
+
+
+def hashed() -> dict[str, str]:
+    """Versions by package of the lock file that has hashes; of several for one package the last."""
+    found = re.findall(r"^([a-z0-9-]+)==([0-9a-z.]+)", read("deploy/image.lock"), re.MULTILINE)
+    return dict(found)
 
 
 def names(lock: Path) -> set[str]:
@@ -71,18 +79,18 @@ def compose_services() -> dict[str, dict[str, object]]:
     return services
 
 
-@pytest.mark.parametrize("lock", [RUNTIME_LOCK, DEV_LOCK], ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_every_line_of_a_lock_file_is_one_exact_public_version(lock: Path) -> None:
     assert [line for line in pins(lock) if not PIN.match(line)] == []  # no local label, hash, range or option
 
 
-@pytest.mark.parametrize("lock", [RUNTIME_LOCK, DEV_LOCK], ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_a_lock_file_names_no_address(lock: Path) -> None:
     assert not re.search(r"://|index-url|find-links|@", lock.read_text(encoding="utf-8"))
 
 
 def test_the_lock_leaves_the_cuda_libraries_to_torch() -> None:
-    locked = names(RUNTIME_LOCK) | names(DEV_LOCK)
+    locked = set().union(*map(names, LOCKS)) | set(hashed())
     assert not {name for name in locked if name.startswith(("nvidia-", "cuda-", "triton"))}
 
 
@@ -90,17 +98,33 @@ def test_every_runtime_dependency_is_locked() -> None:
     assert declared(None) <= names(RUNTIME_LOCK)
 
 
-@pytest.mark.parametrize("extra", ["train", "dev"])
-def test_every_dependency_of_an_extra_is_locked(extra: str) -> None:
-    assert declared(extra) <= names(RUNTIME_LOCK) | names(DEV_LOCK)
+@pytest.mark.parametrize(
+    ("extra", "lock"), [("train", DEV_LOCK), ("dev", DEV_LOCK), ("otel", DEV_LOCK), ("scale", SCALE_LOCK)]
+)
+def test_every_dependency_of_an_extra_is_locked(extra: str, lock: Path) -> None:
+    assert declared(extra) <= names(RUNTIME_LOCK) | names(lock)
 
 
-def test_serving_installs_no_training_or_test_package() -> None:
-    assert not names(RUNTIME_LOCK) & (declared("train") | declared("dev")) - {"pyyaml"}
+def test_serving_installs_no_package_of_an_extra() -> None:
+    extras = declared("train") | declared("dev") | declared("otel") | declared("scale")
+    assert not names(RUNTIME_LOCK) & extras - {"pyyaml"}
 
 
-def test_no_package_is_pinned_in_both_lock_files() -> None:
-    assert not names(RUNTIME_LOCK) & names(DEV_LOCK)
+@pytest.mark.parametrize("lock", [DEV_LOCK, SCALE_LOCK], ids=lambda lock: lock.name)
+def test_what_serving_needs_is_pinned_once(lock: Path) -> None:
+    assert not names(RUNTIME_LOCK) & names(lock)
+
+
+def test_the_image_has_the_locked_versions_of_everything_and_of_tracing() -> None:
+    locked = dict(line.split(" ;")[0].split("==") for line in pins(RUNTIME_LOCK) + pins(DEV_LOCK))
+    image = hashed()
+    assert {name: locked.get(name) for name in image} == image
+    assert (names(RUNTIME_LOCK) | declared("otel")) - image.keys() == {"torch"}
+
+
+def test_the_image_takes_every_package_by_hash() -> None:
+    blocks = re.split(r"\n(?=[a-z])", read("deploy/image.lock"))[1:]
+    assert [block for block in blocks if "--hash=sha256:" not in block] == []
 
 
 def test_everything_the_service_imports_is_a_runtime_dependency() -> None:
@@ -142,29 +166,37 @@ def test_the_image_starts_the_service_without_a_shell() -> None:
 
 
 def test_compose_gives_the_service_longer_to_stop_than_it_takes_to_drain() -> None:
-    grace = str(compose_services()["textgen"]["stop_grace_period"])
-    assert float(grace.removesuffix("s")) > Settings.model_fields["drain_s"].default
+    grace = re.fullmatch(r"\$\{STOP_GRACE:-(\d+)s\}", str(compose_services()["textgen"]["stop_grace_period"]))
+    assert grace is not None and float(grace[1]) > Settings.model_fields["drain_s"].default
 
 
-@pytest.mark.parametrize("service", ["textgen", "textgen-gpu"])
-def test_compose_runs_the_service_read_only_and_without_capabilities(service: str) -> None:
-    entry = compose_services()[service]
+def test_compose_runs_the_service_read_only_and_without_capabilities() -> None:
+    entry = compose_services()["textgen"]
     assert (entry["read_only"], entry["cap_drop"]) == (True, ["ALL"])
 
 
-def test_compose_starts_the_gpu_variant_only_on_request() -> None:
-    assert [name for name, entry in compose_services().items() if entry.get("profiles") == ["gpu"]] == [
-        "textgen-gpu"
-    ]
+def test_compose_leaves_every_setting_but_the_address_to_the_environment_file() -> None:
+    assert set(compose_services()["textgen"]["environment"]) == {"TEXTGEN_HOST", "TEXTGEN_PORT"}  # type: ignore[call-overload]
 
 
-def test_prometheus_scrapes_a_host_that_both_variants_answer_to() -> None:
-    target = yaml.safe_load(read("deploy/prometheus.yml"))["scrape_configs"][0]["static_configs"][0][
-        "targets"
-    ][0]
-    variants = [compose_services()[name] for name in ("textgen", "textgen-gpu")]
-    aliases = [entry["networks"]["default"]["aliases"] for entry in variants]  # type: ignore[index]
-    assert aliases == [[target.removesuffix(":8000")]] * 2
+def test_no_two_services_of_compose_want_one_port() -> None:
+    ports = [port for entry in compose_services().values() for port in entry["ports"]]  # type: ignore[attr-defined]
+    assert len(ports) == len(set(ports)) == len({re.sub(r".*:-(\d+)\}.*", r"\1", port) for port in ports})
+
+
+def test_the_gpu_file_of_compose_changes_the_one_service_there_is() -> None:
+    assert set(yaml.safe_load(read("deploy/compose.gpu.yml"))["services"]) == {"textgen"}
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "docker-compose.yml"])
+def test_a_health_check_asks_no_proxy(file: str) -> None:
+    assert "r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:" in read(file)
+    assert "urlopen" not in read(file)
+
+
+def test_prometheus_scrapes_the_service_by_its_name_in_compose() -> None:
+    scraped = yaml.safe_load(read("deploy/prometheus.yml"))["scrape_configs"][0]["static_configs"][0]
+    assert scraped["targets"] == ["textgen:8000"] and "textgen" in compose_services()
 
 
 @pytest.mark.parametrize("file", ["deploy/alerts.yml", "docs/operations.md"])
