@@ -28,6 +28,7 @@ from model_store.tokenizer import Tokenizer
 from service.api import native, openai, ops
 from service.api.description import describe
 from service.api.gate import Gate
+from service.api.json_pieces import CompactResponse
 from service.api.openai_schemas import OPENAI_LEGAL
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
@@ -161,6 +162,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
         summary="Continue, summarise and answer with a fine-tuned GPT-2.",
         lifespan=life.span,
         redirect_slashes=False,
+        default_response_class=CompactResponse,
         exception_handlers={
             HTTPException: _pass_on,
             RequestValidationError: _explain,

@@ -79,6 +79,9 @@ class Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             get_logger().info("listening", address=f"http://{shown}:{port}")
+            if links := self.life.state.settings.ignored_variables:
+                names = ", ".join(links)
+                get_logger().info("these variables are Kubernetes' service links, no settings", names=names)
             self._warn_if_open()
 
     def _warn_if_open(self) -> None:

@@ -16,14 +16,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from model_store.layout import default_store
 from service.errors import SettingsError
+from service.service_links import service_links
 
 PREFIX = "TEXTGEN_"
-# Kubernetes sets these for a service that is called `textgen`; they are not ours.
-_FOREIGN = re.compile(r"TEXTGEN_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _UP_TO_AN_HOUR: dict[str, Any] = {"gt": 0, "le": 3600, "allow_inf_nan": False}
 
@@ -80,6 +85,26 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment without Kubernetes' service links."""
+        assert isinstance(env_settings, EnvSettingsSource), "it is what pydantic-settings makes"
+        links = {name.lower() for name in service_links(os.environ)}
+        env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k not in links}
+        return init_settings, env_settings
+
+    @property
+    def ignored_variables(self) -> tuple[str, ...]:
+        """Variables of the environment that look like settings and are Kubernetes' service links."""
+        return service_links(os.environ)
 
     model: str = _setting(
         "",
@@ -217,10 +242,12 @@ class Settings(BaseSettings):
 def _read_keys(path: Path) -> list[str]:
     """Keys of a file, one a line. Raises ValueError naming the setting, never a key."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # sig: some editors write a mark first
+        text = path.read_text(encoding="utf-8-sig")  # sig: some editors write a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{PREFIX}API_KEYS_FILE cannot be read ({type(error).__name__})") from error
-    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    # Lines end as in other text files; `splitlines` would also part a key at U+0085 or U+2028.
+    lines = [line.strip() for line in text.split("\n")]
+    keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ValueError(f"{PREFIX}API_KEYS_FILE holds no key; unset it to serve without keys")
     return keys
@@ -248,11 +275,11 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
 def _unknown_variables() -> list[str]:
     """One line for each `TEXTGEN_*` variable that no setting reads, with the nearest name that one does."""
     known = [variable_name(field) for field in Settings.model_fields]
-    unknown = [
+    unknown = sorted(
         name
-        for name in sorted(os.environ)
-        if name.upper().startswith(PREFIX) and name.upper() not in known and not _FOREIGN.fullmatch(name)
-    ]
+        for name in os.environ.keys() - service_links(os.environ)
+        if name.upper().startswith(PREFIX) and name.upper() not in known
+    )
     return [f"{name} is not a setting" + _nearest(name, known) for name in unknown]
 
 

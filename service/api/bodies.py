@@ -7,6 +7,7 @@ object, nesting without end. Shapes and ranges are `schemas`' concern.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import re
 from collections import Counter
@@ -40,8 +41,12 @@ def body_refusal(headers: Mapping[bytes, bytes], limit: int) -> None:
         limit: most bytes.
 
     Raises:
-        HttpProblem: 415, not JSON; 413, the announced length is above the limit.
+        HttpProblem: 415, not JSON, or compressed; 413, the announced length is above the limit.
     """
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+        raise HttpProblem(
+            "unsupported_media_type", "send the body as it is; a Content-Encoding is not supported"
+        )
     if not _is_json(headers.get(b"content-type", b"").decode("latin-1")):
         raise HttpProblem("unsupported_media_type", "send the body as `Content-Type: application/json`")
     if int(headers.get(b"content-length", b"0")) > limit:
@@ -154,6 +159,8 @@ def parse_json(data: bytes) -> Any:
     Raises:
         HttpProblem: 400, saying where it breaks, never what stands there.
     """
+    if data.startswith(codecs.BOM_UTF8):
+        raise HttpProblem("bad_request", "the body begins with a byte order mark; send UTF-8 without one")
     if _has_many_parts(data):
         raise HttpProblem("bad_request", f"the body has more than {MAX_PARTS} arrays, objects and names")
     try:

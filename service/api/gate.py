@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import body_refusal, drain, read_body
 from service.api.exchange import ClientGone, Exchange, attach
-from service.api.problems import HttpProblem, problem_for
+from service.api.head import check_head
+from service.api.problems import problem_for
 from service.api.security import request_id_from
 from service.api.state import ServiceState
 from service.logs import get_logger
 from service.metrics import ENDPOINTS
 
-MAX_HEADER_BYTES = 8 * 1024
 _TASK = re.compile(r"/tasks/[^/]+")
 _OPEN = {"/livez", "/readyz"}
 _OPS = {"/", "/metrics", "/info", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
@@ -106,8 +106,7 @@ class Gate:
         self, scope: Scope, reply: _Reply, exchange: Exchange, headers: dict[bytes, bytes]
     ) -> None:
         """Refuse what can be refused now, then let the request through."""
-        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-            raise HttpProblem("headers_too_large", f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+        check_head(scope["http_version"], scope["headers"])
         if self._needs_key(scope["path"]):
             exchange.tenant = self._state.keyring.tenant(headers.get(b"authorization", b""))
             exchange.is_alone = self._state.keyring.num_keys == 1

@@ -11,12 +11,30 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # making one costs as much as a frame
+
+# JSON may hold these as they are, but `str.splitlines` and some readers of event streams part lines there.
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def compact(value: Any) -> str:
-    """JSON without spaces, texts as they are."""
-    return _ENCODER.encode(value)
+    """JSON without spaces, texts as they are but for what some clients take for the end of a line."""
+    text = _ENCODER.encode(value)
+    if text.isascii():
+        return text
+    for character, escaped in _LINE_ENDS.items():  # they stand in strings only
+        text = text.replace(character, escaped)
+    return text
+
+
+class CompactResponse(JSONResponse):
+    """A reply of compact JSON."""
+
+    def render(self, content: Any) -> bytes:
+        """See `compact`."""
+        return compact(content).encode()
 
 
 def in_pieces(value: Mapping[str, Any]) -> Iterator[str]:

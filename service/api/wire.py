@@ -16,7 +16,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.gate import MAX_HEADER_BYTES
+from service.api.head import MAX_HEADER_BYTES
 from service.api.problems import STATUSES, Problem
 from service.api.security import request_id_from
 

@@ -115,6 +115,7 @@ def resolve(given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero:
     temperature = 1.0 if task.kind == "generate" else 0.0  # of a task that names none
     values = {"temperature": temperature, **task.sampling, **_numbers(given)}
     max_new_tokens = int(values.pop("max_new_tokens", DEFAULT_NEW_TOKENS))
+    _check_lengths(given, int(values.get("min_new_tokens", 0)), max_new_tokens)
     seed = int(values.pop("seed", secrets.randbelow(DRAWN_SEEDS)))
     other_ends = () if given.ignore_eos else tokenizer.eos_token_ids[1:]  # the engine knows the first
     params = SamplingParams(
@@ -126,6 +127,18 @@ def resolve(given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero:
         ignore_eos=bool(given.ignore_eos),
     )
     return Decoding(params, max_new_tokens, given.max_new_tokens is not None)
+
+
+def _check_lengths(given: SamplingFields, min_new_tokens: int, max_new_tokens: int) -> None:
+    """Raise `InvalidRequest` when a text must be longer than it may be; blames a field that was given."""
+    if min_new_tokens <= max_new_tokens:
+        return
+    if given.min_new_tokens is None and given.max_new_tokens is not None:
+        raise InvalidRequest(
+            f"max_new_tokens must be at least {min_new_tokens} for this task", "max_new_tokens"
+        )
+    legal = f"at most max_new_tokens, which is {max_new_tokens}"
+    raise InvalidRequest(f"min_new_tokens must be {legal}", "min_new_tokens")
 
 
 def _numbers(given: SamplingFields) -> dict[str, float]:
@@ -145,6 +158,8 @@ def _check_given(given: SamplingFields, vocab_size: int, allow_zero: bool) -> No
         check_range("stop_token_ids", token_id, Range(0, vocab_size - 1))
     if len(given.logit_bias or ()) > MAX_BIASES:
         raise InvalidRequest(f"logit_bias must have at most {MAX_BIASES} entries", "logit_bias")
+    if len(dict(given.logit_bias or ())) < len(given.logit_bias or ()):
+        raise InvalidRequest("logit_bias must name each token once", "logit_bias")
     for token_id, bias in given.logit_bias or ():
         if not (0 <= token_id < vocab_size and _BIAS_RANGE.holds(bias)):
             legal = f"token ids from 0 to {vocab_size - 1} to numbers from -100 to 100"

@@ -123,6 +123,15 @@ def test_a_lone_surrogate_is_refused_by_field(live: Live) -> None:
     assert error["param"] == "prompt"
 
 
+def test_a_text_that_must_be_longer_than_it_may_be_is_refused(live: Live) -> None:
+    body = {**PROMPT, "min_new_tokens": 9, "max_new_tokens": 8}
+    error = check(send(live, "/generate", body), 422, "invalid_request")
+    assert (error["param"], error["message"]) == (
+        "min_new_tokens",
+        "min_new_tokens must be at most max_new_tokens, which is 8",
+    )
+
+
 def test_a_nul_character_is_text(live: Live) -> None:
     assert send(live, "/generate", {"prompt": "a\0b", "max_new_tokens": 1}).status_code == 200
 
@@ -188,6 +197,22 @@ def test_a_body_that_does_not_say_json_is_refused(live: Live, content_type: str)
 def test_json_is_json_whatever_else_the_content_type_says(live: Live, content_type: str) -> None:
     body = b'{"prompt": "a", "max_new_tokens": 1}'
     assert send(live, "/generate", body, headers={"content-type": content_type}).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+def test_a_compressed_body_is_refused_as_such(live: Live, encoding: str) -> None:
+    response = send(live, "/generate", b"\x1f\x8b", headers={"content-encoding": encoding})
+    assert "Content-Encoding" in check(response, 415, "unsupported_media_type")["message"]
+
+
+def test_a_body_that_says_it_is_not_encoded_is_read(live: Live) -> None:
+    body = b'{"prompt": "a", "max_new_tokens": 1}'
+    assert send(live, "/generate", body, headers={"content-encoding": "identity"}).status_code == 200
+
+
+def test_a_byte_order_mark_is_named(live: Live) -> None:
+    response = send(live, "/generate", b"\xef\xbb\xbf" + b'{"prompt": "a"}')
+    assert "byte order mark" in check(response, 400, "bad_request")["message"]
 
 
 def test_a_body_that_announces_too_much_is_refused_unread(live: Live) -> None:
@@ -338,6 +363,8 @@ OPENAI = [
     ({"prompt": [300_000]}, 400, "invalid_request"),
     ({"prompt": [2**70]}, 400, "invalid_request"),
     ({"prompt": SECRET, "logit_bias": {"x": 1}}, 400, "invalid_request"),
+    ({"prompt": SECRET, "logit_bias": {"5": 1, "05": 2}}, 400, "invalid_request"),
+    ({"prompt": SECRET, "min_tokens": 17}, 400, "invalid_request"),
     ({"prompt": SECRET, "stream_options": {"include_usage": True}}, 400, "invalid_request"),
     ({"prompt": SECRET, "nothing": 1}, 400, "invalid_request"),
 ]

@@ -72,6 +72,29 @@ def test_broken_http_is_answered_in_the_one_error_body(live: Live, data: bytes) 
     assert json.loads(body)["error"]["code"] == "bad_request"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"Host: x\r\n", b""),
+        (b"Host: x\r\n", b"Host: x\r\nHost: y\r\n"),
+        (b"Host: x\r\n", b"Host: x\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n"),
+        (b"HTTP/1.1", b"HTTP/2.0"),
+    ],
+)
+def test_a_head_with_two_meanings_is_refused(live: Live, old: bytes, new: bytes) -> None:
+    refused = live.metric("textgen_requests_finished_total", outcome="bad_request")
+    reply = live.raw(request().replace(old, new + b"Connection: close\r\n" if old != b"HTTP/1.1" else new))
+    assert reply.startswith(b"HTTP/1.1 400 ") and b'"bad_request"' in reply
+    assert live.metric("textgen_requests_finished_total", outcome="bad_request") == refused + 1
+
+
+def test_a_body_in_chunks_that_are_compressed_is_refused(live: Live) -> None:
+    reply = live.raw(
+        HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    )
+    assert reply.startswith(b"HTTP/1.1 400 ") and b"chunked" in reply
+
+
 def test_what_follows_broken_http_is_not_looked_at(serve: Callable[..., Live], log_lines: list[str]) -> None:
     live = serve()
     before = len(log_lines)

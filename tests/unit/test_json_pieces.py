@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ def test_pieces_joined_are_the_json_made_at_once(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", OBJECTS)
 def test_a_frame_in_pieces_is_the_frame_made_at_once(value: dict[str, Any]) -> None:
     assert b"".join(frame_in_pieces(with_iterators(value), "done")) == frame(value, "done")
+
+
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029"])
+def test_what_ends_a_line_for_some_is_escaped(character: str) -> None:
+    text = f"one{character}é\n"
+    assert compact({"text": text}).splitlines() == [compact({"text": text})]
+    assert json.loads(compact({character: text})) == {character: text}
+    assert len(frame({"text": text}, "token").decode().splitlines()) == 3
 
 
 @pytest.mark.asyncio

@@ -1,6 +1,8 @@
 """The task runner: generation, choices, tasks of the manifest, refusals, and jobs that are left."""
 
 import asyncio
+import threading
+from dataclasses import replace
 
 import pytest
 from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of, running
@@ -68,6 +70,31 @@ async def test_a_drawn_seed_survives_readers_that_know_only_doubles(tokenizer: T
 async def test_an_empty_prompt_is_the_end_of_text_token(tokenizer: Tokenizer) -> None:
     result = await _generate(tokenizer, GenerateCall(("",), sampling=SamplingFields(max_new_tokens=1)))
     assert result.usage.prompt_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "param"),
+    [
+        (SamplingFields(min_new_tokens=9, max_new_tokens=8), "min_new_tokens"),
+        (SamplingFields(min_new_tokens=129), "min_new_tokens"),
+        (SamplingFields(logit_bias=((5, 1.0), (6, 1.0), (5, 2.0))), "logit_bias"),
+    ],
+)
+async def test_fields_that_contradict_each_other_are_refused(
+    tokenizer: Tokenizer, sampling: SamplingFields, param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await _generate(tokenizer, GenerateCall(("Anna",), sampling=sampling))
+    assert caught.value.param == param
+
+
+async def test_a_task_that_wants_long_texts_says_how_long(tokenizer: Tokenizer) -> None:
+    task = replace(default_tasks()["generate"], sampling={"min_new_tokens": 10})
+    call = GenerateCall(("Anna",), sampling=SamplingFields(max_new_tokens=9))
+    async with running(babbling(tokenizer.vocab_size), tokenizer, {"generate": task}) as (runner, _):
+        with pytest.raises(InvalidRequest, match="at least 10") as caught:
+            await runner.prepare_generate(call)
+    assert caught.value.param == "max_new_tokens"
 
 
 async def test_a_default_length_is_clamped_to_what_fits(tokenizer: Tokenizer) -> None:
@@ -285,12 +312,18 @@ async def test_an_unknown_task_is_not_found(tokenizer: Tokenizer) -> None:
             await runner.prepare_task(TaskCall("no-such-task", {}))
 
 
-async def test_a_large_prompt_leaves_the_event_loop_free(tokenizer: Tokenizer) -> None:
+async def test_a_large_prompt_leaves_the_event_loop_free(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, threads = Tokenizer.encode, set()
+
+    def noting(self: Tokenizer, text: str) -> list[int]:
+        if len(text) > 1000:
+            threads.add(threading.current_thread())
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", noting)
     async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _):
-        ticks = 0
-        preparing = asyncio.create_task(runner.prepare_generate(GenerateCall(("the king " * 40000,))))
-        while not preparing.done():
-            await asyncio.sleep(0)
-            ticks += 1
-        assert ticks > 3
-        assert isinstance(preparing.exception(), PromptTooLong)
+        with pytest.raises(PromptTooLong):
+            await runner.prepare_generate(GenerateCall(("the king " * 40000,)))
+    assert threads and threading.main_thread() not in threads

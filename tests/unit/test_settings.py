@@ -80,10 +80,54 @@ def test_a_misspelt_variable_is_named_with_the_nearest_one(monkeypatch: pytest.M
     assert problems() == ["TEXTGEN_MAX_RUNING is not a setting; did you mean TEXTGEN_MAX_RUNNING?"]
 
 
-def test_what_kubernetes_adds_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEXTGEN_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("TEXTGEN_PORT_8000_TCP_ADDR", "10.0.0.1")
+def links_to(service: str) -> dict[str, str]:
+    """What Kubernetes sets for a Service with one port, named `http`."""
+    prefix = service.upper().replace("-", "_")
+    return {
+        f"{prefix}_SERVICE_HOST": "10.100.120.175",
+        f"{prefix}_SERVICE_PORT": "8000",
+        f"{prefix}_SERVICE_PORT_HTTP": "8000",
+        f"{prefix}_PORT": "tcp://10.100.120.175:8000",
+        f"{prefix}_PORT_8000_TCP": "tcp://10.100.120.175:8000",
+        f"{prefix}_PORT_8000_TCP_PROTO": "tcp",
+        f"{prefix}_PORT_8000_TCP_PORT": "8000",
+        f"{prefix}_PORT_8000_TCP_ADDR": "10.100.120.175",
+    }
+
+
+@pytest.mark.parametrize(
+    "service", ["textgen", "textgen-gpu", "textgen-service", "textgen-v2", "textgen-max"]
+)
+def test_service_links_of_kubernetes_are_ignored(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
+    links = links_to(service)
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert settings.port == 8000
+    assert settings.ignored_variables == tuple(sorted(links))
+
+
+def test_service_links_over_udp_and_version_6_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_PORT", "udp://[fd00:10:96::1]:53")
+    monkeypatch.setenv("TEXTGEN_DNS_SERVICE_HOST", "fd00:10:96::1")
+    monkeypatch.setenv("TEXTGEN_DNS_PORT_53_UDP_PROTO", "udp")
     assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize("name", ["TEXTGEN_GPU_PORT", "TEXTGEN_SERVICE_HOST", "TEXTGEN_PORT_8000_TCP_PROTO"])
+def test_what_only_has_the_name_of_a_service_link_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "something else")
+    (line,) = problems()
+    assert line.startswith(f"{name} is not a setting")
+
+
+def test_a_port_beside_service_links_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in links_to("textgen-gpu").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TEXTGEN_PORT", "8080")
+    assert load_settings().port == 8080
 
 
 def test_keys_come_from_the_variable_and_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,6 +163,15 @@ def test_a_key_file_may_come_from_any_editor(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfone\r\n\r\n# ours\r\ntwo  \r\n")
     monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
     assert load_settings().keys() == ("one", "two")
+
+
+@pytest.mark.parametrize("mark", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_key_file_is_parted_at_line_ends_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str
+) -> None:
+    (tmp_path / "keys").write_text(f"left{mark}right\ntwo\n", encoding="utf-8", newline="")
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert load_settings().keys() == (f"left{mark}right", "two")
 
 
 def test_a_key_file_that_is_no_text_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

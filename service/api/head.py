@@ -1,0 +1,40 @@
+"""What the head of a request must be, beyond what the parser checks: one meaning, whoever reads it.
+
+A proxy before the service may read an ambiguous head differently; it is refused. `gate` calls this first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from service.api.problems import HttpProblem
+
+MAX_HEADER_BYTES = 8 * 1024
+_ONCE = (b"host", b"authorization")
+
+
+def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse an ambiguous head.
+
+    Args:
+        http_version: as the client wrote it, "1.1" say.
+        headers: names in lower case, values.
+
+    Raises:
+        HttpProblem: 400, another version of HTTP, no host or two, two keys, an encoding besides chunks; 431,
+            too many bytes.
+    """
+    headers = list(headers)
+    if sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEADER_BYTES:
+        raise HttpProblem("headers_too_large", f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+    names = [name for name, _ in headers]
+    if http_version not in ("1.0", "1.1"):
+        raise HttpProblem("bad_request", "this is not an HTTP/1.1 request")
+    if http_version == "1.1" and b"host" not in names:
+        raise HttpProblem("bad_request", "the request has no Host header")
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise HttpProblem("bad_request", f"the request has more than one {name.decode().title()} header")
+    encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if encodings not in ([], [b"chunked"]):
+        raise HttpProblem("bad_request", "the only Transfer-Encoding that is understood is chunked, once")

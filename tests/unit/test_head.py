@@ -1,0 +1,53 @@
+"""Heads of requests that a proxy and the service could read differently are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.api.head import MAX_HEADER_BYTES, check_head
+from service.api.problems import HttpProblem
+
+HOST = (b"host", b"x")
+
+
+@pytest.mark.parametrize(
+    ("version", "headers"),
+    [
+        ("1.1", [HOST]),
+        ("1.0", []),
+        ("1.1", [HOST, (b"authorization", b"Bearer a"), (b"transfer-encoding", b"Chunked ")]),
+        ("1.1", [HOST, (b"x-a", b"1"), (b"x-a", b"2")]),
+    ],
+)
+def test_a_plain_head_passes(version: str, headers: list[tuple[bytes, bytes]]) -> None:
+    check_head(version, headers)
+
+
+@pytest.mark.parametrize(
+    ("version", "headers", "said"),
+    [
+        ("1.1", [], "no Host"),
+        ("1.1", [HOST, HOST], "more than one Host"),
+        ("1.0", [HOST, (b"host", b"y")], "more than one Host"),
+        ("1.1", [HOST, (b"authorization", b"a"), (b"authorization", b"b")], "more than one Authorization"),
+        ("2.0", [HOST], "HTTP/1.1"),
+        ("0.9", [], "HTTP/1.1"),
+        ("1.2", [HOST], "HTTP/1.1"),
+        ("1.1", [HOST, (b"transfer-encoding", b"gzip, chunked")], "chunked"),
+        ("1.1", [HOST, (b"transfer-encoding", b"gzip"), (b"transfer-encoding", b"chunked")], "chunked"),
+        ("1.1", [HOST, (b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")], "chunked"),
+        ("1.1", [HOST, (b"transfer-encoding", b"identity")], "chunked"),
+    ],
+)
+def test_an_ambiguous_head_is_refused(version: str, headers: list[tuple[bytes, bytes]], said: str) -> None:
+    with pytest.raises(HttpProblem, match=said) as caught:
+        check_head(version, headers)
+    assert caught.value.problem.code == "bad_request"
+
+
+def test_a_head_may_be_as_large_as_the_limit() -> None:
+    rest = MAX_HEADER_BYTES - len(b"hostx") - 4 - len(b"x-a") - 4
+    check_head("1.1", [HOST, (b"x-a", b"a" * rest)])
+    with pytest.raises(HttpProblem) as caught:
+        check_head("1.1", [HOST, (b"x-a", b"a" * (rest + 1))])
+    assert caught.value.problem.code == "headers_too_large"
