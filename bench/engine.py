@@ -74,17 +74,15 @@ def speculation(engine: Engine, vocab_size: int, rounds: int) -> dict[str, float
     not.
     """
     found: dict[str, float] = {}
+    speculator = engine.scheduler.speculator
     for name, temperature in (("copying, greedy", 0.0), ("not copying, drawn", 1.0)):
         ratios = []
         for seed in range(rounds):
             requests = requests_for(random_prompts(4, vocab_size, 7000 + seed), temperature)
             rates, texts = {}, {}
             for is_on in (False, True):
-                drafter = engine.scheduler._draft
-                if not is_on:
-                    engine.scheduler._draft = lambda decoding: {}
+                engine.scheduler.speculator = speculator if is_on else None
                 rates[is_on], texts[is_on] = run(engine, requests, 1)
-                engine.scheduler._draft = drafter
             if texts[False] != texts[True]:
                 raise SystemExit(f"{name}: speculation changed a text")
             ratios.append(rates[True] / rates[False])

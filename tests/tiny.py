@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from service.engine.batch import Batch, StepOutput
 from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
 from service.engine.loader import EngineConfig, build_engine
 from service.engine.model.gpt2 import GPT2
 from service.engine.scheduler import Budget, Scheduler
 from service.engine.sequence import (
-    Batch,
     FinishReason,
     Job,
     SamplingParams,
@@ -35,7 +35,6 @@ from service.engine.sequence import (
     SequenceOutput,
     SequenceRequest,
     SequenceStats,
-    StepOutput,
     TokenLogprob,
 )
 from service.engine.speculator import Speculator
@@ -209,15 +208,27 @@ def fake_engine(
 ) -> Engine:
     """An engine around a `FakeRunner`, blocks of 4 tokens."""
     runner = runner or FakeRunner()
-    cost = StepCost()
+    cost = StepCost(min_prefill_rows=max_rows)  # prefill waits for nobody
     speculator = Speculator(cost, max_rows) if speculation else None
     scheduler = Scheduler(
         BlockPool(num_blocks, runner.block_size),
         Budget(max_rows, max_running, share or max_running),
-        draft=speculator.draft if speculator else lambda decoding: {},
+        cost,
+        speculator,
     )
-    pieces = LetterPieces(runner.vocab_size)
-    return Engine(scheduler, runner, pieces, cost, speculator, clock=Clock())
+    return Engine(scheduler, runner, LetterPieces(runner.vocab_size), clock=Clock())
+
+
+class Guesses:
+    """A drafter that proposes what a test wants."""
+
+    num_drafted = num_accepted = 0
+
+    def __init__(self, draft: Callable[[list[Sequence]], dict[Sequence, tuple[int, ...]]]) -> None:
+        self.draft = draft
+
+    def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+        """Learns nothing."""
 
 
 # ---- running --------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from service.engine.drain_rate import DrainRate
-from service.engine.engine import Engine, News
+from service.engine.engine import Engine, Outputs
 from service.engine.job_stream import JobStream
 from service.engine.sequence import (
     TENANT_SHARE,
@@ -26,6 +26,7 @@ from service.engine.sequence import (
     Sequence,
     SequenceOutput,
     SequenceRequest,
+    Status,
 )
 from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFull
 
@@ -202,8 +203,8 @@ class AsyncEngine:
         if self._streams.pop(stream.job, None) is not None and not self._streams:
             self._drain_rate.idle()
 
-    def _deliver(self, news: list[News]) -> None:
-        for sequence, output in news:
+    def _deliver(self, outputs: Outputs) -> None:
+        for sequence, output in outputs:
             if output.finish_reason is not None:
                 self._drain_rate.finished()
             stream = self._streams.get(sequence.job)
@@ -258,11 +259,11 @@ class AsyncEngine:
 
     def _step(self, engine: Engine) -> None:
         self._step_started_at = time.monotonic()
-        news = engine.step()
+        outputs = engine.step()
         self._step_started_at = None
         self._slowest_step_s = engine.slowest_step_s
-        if news:
-            self._call(self._deliver, news)
+        if outputs:
+            self._call(self._deliver, outputs)
 
     def _add_all(self, engine: Engine, sequences: collections.abc.Sequence[Sequence]) -> None:
         for sequence in sequences:
@@ -270,11 +271,12 @@ class AsyncEngine:
                 engine.add(sequence)
             except Exception as error:
                 engine.on_fault(error)
+                sequence.status = Status.FINISHED
                 failed = SequenceOutput(sequence.index, finish_reason=FinishReason.ERROR)
                 self._call(self._deliver, [(sequence, failed)])
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
-        """Run a function on the event loop; a loop that is gone needs no news."""
+        """Run a function on the event loop; a loop that is gone needs to know nothing."""
         with suppress(RuntimeError):  # it closed, maybe just now
             self._loop.call_soon_threadsafe(function, *args)
 

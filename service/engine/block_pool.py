@@ -1,43 +1,14 @@
-"""KV blocks: who holds which, and which contents are already there (prefix caching).
+"""KV blocks: who holds which, and which contents are still there.
 
 Pure bookkeeping over block ids; the tensors live in the model runner. A block is free when nobody references
 it; a free block keeps its contents, and its key, until it is handed out again (least recently used first).
-Read `scheduler` next.
 """
 
 from __future__ import annotations
 
 import collections.abc
-import hashlib
-from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-
-
-def block_keys(
-    token_ids: collections.abc.Sequence[int],
-    block_size: int,
-    salt: str,
-    known: collections.abc.Sequence[bytes] = (),
-) -> list[bytes]:
-    """Content keys of the full blocks of a sequence: sha256(parent key, ids), rooted in the salt.
-
-    Args:
-        token_ids: the sequence so far.
-        block_size: tokens in a block.
-        salt: keeps caches of different tenants apart.
-        known: keys already computed for the first blocks.
-
-    Returns:
-        One 32-byte key per full block; two equal keys mean equal tokens at equal positions.
-    """
-    keys = list(known)
-    parent = keys[-1] if keys else hashlib.sha256(salt.encode()).digest()
-    for start in range(len(keys) * block_size, len(token_ids) - block_size + 1, block_size):
-        ids = array("q", token_ids[start : start + block_size]).tobytes()
-        parent = hashlib.sha256(parent + ids).digest()
-        keys.append(parent)
-    return keys
 
 
 class BlockPool:
@@ -63,13 +34,13 @@ class BlockPool:
 
     def lookup(self, keys: collections.abc.Sequence[bytes]) -> list[int]:
         """Blocks holding the longest run of `keys` from the first on. Takes no reference."""
-        found: list[int] = []
+        blocks: list[int] = []
         for key in keys:
             block = self._block_of.get(key)
             if block is None:
                 break
-            found.append(block)
-        return found
+            blocks.append(block)
+        return blocks
 
     def count_unreferenced(self, blocks: Iterable[int]) -> int:
         """How many of these are free now, so that acquiring them shrinks the free list."""

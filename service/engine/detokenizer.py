@@ -1,7 +1,7 @@
 """Ids to text, as they come: UTF-8 safe, and stop strings held back no longer than needed.
 
 The deltas of one sequence put together are its text, however many tokens a step brings. Nothing else in the
-service turns generated ids into text. Read `engine` next, which feeds this.
+service turns generated ids into text.
 """
 
 from __future__ import annotations

@@ -11,58 +11,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
-
+from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.detokenizer import Detokenizer, TokenPieces
-from service.engine.observer import NullObserver, Observer, StepStats
+from service.engine.observer import Reporter
 from service.engine.scheduler import Scheduler
-from service.engine.sequence import (
-    Batch,
-    FinishReason,
-    Scheduled,
-    Sequence,
-    SequenceOutput,
-    SequenceStats,
-    StepOutput,
-    TokenLogprob,
-)
-from service.engine.speculator import Speculator
-from service.engine.step_cost import StepCost
+from service.engine.sequence import FinishReason, Sequence, SequenceOutput, Status, TokenLogprob
 
-News = tuple[Sequence, SequenceOutput]
+Outputs = list[tuple[Sequence, SequenceOutput]]
 
 
 class Runner(Protocol):
     """What executes a batch; `ModelRunner`, or a stand-in that fails on purpose in a test."""
 
     def execute(self, batch: Batch) -> list[StepOutput]:
-        """Run one step; one output per item."""
+        """Run one step; one output per item.
+
+        Raises:
+            MemoryError: a batch of fewer rows may fit.
+        """
         ...
-
-
-@dataclass(slots=True)
-class _Text:
-    """A sequence's text while it grows, and what of it has not been told yet."""
-
-    detokenizer: Detokenizer
-    end_ids: frozenset[int]
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    def keep(self, text: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
-        """Add a step's news; of log probabilities, those of `ids`."""
-        self.text += text
-        self.ids += ids
-        self.logprobs += logprobs[: len(ids)]
-
-    def take(self) -> tuple[str, tuple[int, ...], tuple[TokenLogprob, ...]]:
-        """Everything kept since the last time."""
-        taken = self.text, tuple(self.ids), tuple(self.logprobs)
-        self.text = ""
-        self.ids.clear()
-        self.logprobs.clear()
-        return taken
 
 
 @dataclass(slots=True)
@@ -70,34 +37,34 @@ class Engine:
     """See the module's docstring.
 
     Args:
-        scheduler: waiting and running sequences.
+        scheduler: waiting and running sequences, and what steps cost.
         runner: computes batches.
         pieces: the tokenizer's bytes, for texts.
-        cost: learns step times, which scheduler and speculator use.
-        speculator: whose drafts the scheduler puts into batches, if any.
-        observer: watches.
         clock: seconds; never goes back.
+        on_fault: told of every exception in a step.
     """
 
     scheduler: Scheduler
     runner: Runner
     pieces: TokenPieces
-    cost: StepCost = field(default_factory=StepCost)
-    speculator: Speculator | None = None
-    observer: Observer = field(default_factory=NullObserver)
     clock: Callable[[], float] = time.monotonic
-    on_fault: Callable[[BaseException], None] = lambda error: None  # told of every exception in a step
+    on_fault: Callable[[BaseException], None] = lambda error: None
     slowest_step_s: float = 0.0
     facts: dict[str, str | int] = field(default_factory=dict)  # how it was built, for people
-    _texts: dict[Sequence, _Text] = field(default_factory=dict)
+    reporter: Reporter = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nobody watches yet: see `Reporter.observer`."""
+        self.reporter = Reporter(self.scheduler, self.clock)
 
     # ---- coming and going -------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence in; it waits for its turn."""
         params = sequence.params
-        ends = {*params.stop_token_ids} if params.ignore_eos else {self.pieces.eos_id, *params.stop_token_ids}
-        self._texts[sequence] = _Text(Detokenizer(self.pieces, params.stop), frozenset(ends))
+        own_end = () if params.ignore_eos else (self.pieces.eos_id,)
+        sequence.end_ids = frozenset((*own_end, *params.stop_token_ids))
+        sequence.detokenizer = Detokenizer(self.pieces, params.stop)
         self.scheduler.add(sequence)
 
     def abort(self, sequences: Iterable[Sequence]) -> None:
@@ -105,8 +72,9 @@ class Engine:
         alone.
         """
         for sequence in sequences:
-            if sequence in self._texts:
-                self._end(sequence)
+            if sequence.status is not Status.FINISHED:
+                self.scheduler.finish(sequence)
+                self.reporter.finished(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -115,74 +83,79 @@ class Engine:
 
     # ---- one step ---------------------------------------------------------------------------------------
 
-    def step(self) -> list[News]:
+    def step(self) -> Outputs:
         """Advance every sequence of the next batch, or fail it.
 
         Returns:
-            What happened, one entry per sequence with news.
+            What happened, one entry per sequence with something to tell.
         """
         started = self.clock()
         batch = self.scheduler.schedule(started)
-        if not batch.items:
-            return self._give_up()
-        self._tell_starts(batch, started)
+        if not batch.items:  # nothing runs and the next in line cannot start: no later step would change that
+            stuck = list(self.scheduler.waiting.candidates())[:1]
+            return self._fail(stuck, RuntimeError("the sequence is longer than the whole cache"))
+        self.reporter.started(batch, started)
         try:
-            outputs = self.runner.execute(batch)
-        except (MemoryError, torch.OutOfMemoryError) as error:
+            results = self.runner.execute(batch)
+        except MemoryError as error:
             return self._shed(batch, error)
         except Exception as error:
             return self._fail([item.sequence for item in batch.items], error)
-        news = self._commit(batch, outputs)
+        outputs = self._commit(batch, results)
         self.scheduler.grow()
-        self._tell_step(batch, self.clock() - started)
-        return news
+        duration_s = self.clock() - started
+        self.scheduler.cost.note(batch.num_rows, duration_s)
+        self.slowest_step_s = max(self.slowest_step_s, duration_s)
+        self.reporter.stepped(batch, duration_s)
+        return outputs
 
-    def _commit(self, batch: Batch, outputs: list[StepOutput]) -> list[News]:
+    def _commit(self, batch: Batch, results: list[StepOutput]) -> Outputs:
         now = self.clock()
-        news: list[News] = []
-        for item, output in zip(batch.items, outputs, strict=True):
+        outputs: Outputs = []
+        for item, result in zip(batch.items, results, strict=True):
             try:
-                said = self._advance(item, output, now)
+                output = self._advance(item, result, now)
             except Exception as error:
-                news += self._fail([item.sequence], error)
+                outputs += self._fail([item.sequence], error)
             else:
-                news += [] if said is None else [(item.sequence, said)]
-        return news
+                outputs += [] if output is None else [(item.sequence, output)]
+        return outputs
 
-    def _advance(self, item: Scheduled, output: StepOutput, now: float) -> SequenceOutput | None:
+    def _advance(self, item: Scheduled, result: StepOutput, now: float) -> SequenceOutput | None:
         """Give a sequence its tokens, its text, and its end if this is it."""
-        sequence, state = item.sequence, self._texts[item.sequence]
-        self._learn(item, output)
-        sequence.prompt_logprobs += output.prompt_logprobs
-        text, ids, reason = self._read(sequence, output.token_ids)
-        state.keep(text, ids, output.logprobs)
+        sequence = item.sequence
+        if item.draft_ids and self.scheduler.speculator is not None:
+            self.scheduler.speculator.note(sequence, len(item.draft_ids), len(result.token_ids) - 1)
+        sequence.prompt_logprobs += result.prompt_logprobs
+        ids, reason = self._read(sequence, result.token_ids)
+        sequence.unsent.logprobs += result.logprobs[: len(ids)]
         self.scheduler.advance(item, ids)
         if ids:
-            self._tell_tokens(sequence, len(ids), now)
+            self.reporter.said(sequence, len(ids), now)
         if sequence.params.max_new_tokens == 0 and sequence.num_uncomputed_tokens == 0:
             reason = FinishReason.LENGTH
         if reason is not None:
-            return self._finish(sequence, state, reason, now)
+            return self._finish(sequence, reason)
         if not ids or not sequence.request.is_streamed:
             return None
-        text, ids, logprobs = state.take()
+        text, ids, logprobs = sequence.unsent.take()
         return SequenceOutput(sequence.index, text, ids, logprobs, self._scores(sequence, ids))
 
     def _read(
         self, sequence: Sequence, new_ids: tuple[int, ...]
-    ) -> tuple[str, tuple[int, ...], FinishReason | None]:
-        """Text of new tokens up to the one that ends the sequence; tokens behind that one never were."""
-        state, params = self._texts[sequence], sequence.params
-        text = ""
+    ) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Turn new tokens into text up to the one that ends the sequence; tokens behind that never were."""
+        unsent = sequence.unsent
         for count, token_id in enumerate(new_ids, start=1):
-            if token_id in state.end_ids:
-                return text, new_ids[:count], FinishReason.STOP
-            text += state.detokenizer.push(token_id)
-            if state.detokenizer.is_stopped:
-                return text, new_ids[:count], FinishReason.STOP
-            if sequence.num_output_tokens + count >= params.max_new_tokens:
-                return text, new_ids[:count], FinishReason.LENGTH
-        return text, new_ids, None
+            unsent.token_ids.append(token_id)
+            if token_id in sequence.end_ids:
+                return new_ids[:count], FinishReason.STOP
+            unsent.text += sequence.detokenizer.push(token_id)
+            if sequence.detokenizer.is_stopped:
+                return new_ids[:count], FinishReason.STOP
+            if sequence.num_output_tokens + count >= sequence.params.max_new_tokens:
+                return new_ids[:count], FinishReason.LENGTH
+        return new_ids, None
 
     def _scores(self, sequence: Sequence, ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
         """The prompt's log probabilities, once, with the first token."""
@@ -190,85 +163,34 @@ class Engine:
 
     # ---- ends -------------------------------------------------------------------------------------------
 
-    def _finish(self, sequence: Sequence, state: _Text, reason: FinishReason, now: float) -> SequenceOutput:
-        text, ids, logprobs = state.take()
-        text += state.detokenizer.finish()
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> SequenceOutput:
+        text, ids, logprobs = sequence.unsent.take()
+        text += sequence.detokenizer.finish()
         scores = self._scores(sequence, ids)
-        stats = self._end(sequence, now)
+        self.scheduler.finish(sequence)
+        stats = self.reporter.finished(sequence)
         return SequenceOutput(sequence.index, text, ids, logprobs, scores, reason, stats=stats)
 
-    def _end(self, sequence: Sequence, now: float | None = None) -> SequenceStats:
-        """Forget a sequence, give its blocks back, and account for it."""
-        self.scheduler.finish(sequence)
-        del self._texts[sequence]
-        stats = _account(sequence, self.clock() if now is None else now)
-        self.observer.on_finish(stats)
-        return stats
-
-    def _fail(self, sequences: Iterable[Sequence], error: BaseException) -> list[News]:
+    def _fail(self, sequences: Iterable[Sequence], error: BaseException) -> Outputs:
         """End these sequences with an error output; everybody else goes on."""
-        self.on_fault(error)
-        return [(s, _failure(s, type(error).__name__, self._end(s))) for s in sequences]
+        outputs: Outputs = []
+        for sequence in sequences:
+            self.scheduler.finish(sequence)
+            output = SequenceOutput(
+                sequence.index,
+                finish_reason=FinishReason.ERROR,
+                error=type(error).__name__,
+                stats=self.reporter.finished(sequence),
+            )
+            outputs.append((sequence, output))
+        if outputs:
+            self.on_fault(error)
+        return outputs
 
-    def _shed(self, batch: Batch, error: BaseException) -> list[News]:
+    def _shed(self, batch: Batch, error: MemoryError) -> Outputs:
         """Out of memory: the younger half of the batch gives way for a while; a single row fails."""
         if batch.num_rows == 1:
             return self._fail([batch.items[0].sequence], error)
         self.on_fault(error)
         self.scheduler.shrink(batch)
         return []
-
-    def _give_up(self) -> list[News]:
-        """Nothing runs and the next in line cannot start: no later step would change that."""
-        stuck = list(self.scheduler.waiting.candidates())[:1]
-        return self._fail(stuck, RuntimeError("the sequence is longer than the whole cache")) if stuck else []
-
-    # ---- telling ----------------------------------------------------------------------------------------
-
-    def _learn(self, item: Scheduled, output: StepOutput) -> None:
-        if self.speculator is not None and item.draft_ids:
-            self.speculator.note(item.sequence, len(item.draft_ids), len(output.token_ids) - 1)
-
-    def _tell_starts(self, batch: Batch, now: float) -> None:
-        for item in batch.items:
-            if item.sequence.started_at == now:
-                self.observer.on_start(now - item.sequence.arrived_at)
-
-    def _tell_tokens(self, sequence: Sequence, count: int, now: float) -> None:
-        last = sequence.last_token_at
-        self.observer.on_tokens(count, now - (sequence.arrived_at if last is None else last), last is None)
-        if sequence.first_token_at is None:
-            sequence.first_token_at = now
-        sequence.last_token_at = now
-
-    def _tell_step(self, batch: Batch, duration_s: float) -> None:
-        self.cost.note(batch.num_rows, duration_s)
-        self.slowest_step_s = max(self.slowest_step_s, duration_s)
-        scheduler = self.scheduler
-        self.observer.on_step(
-            StepStats(
-                duration_s=duration_s,
-                num_rows=batch.num_rows,
-                num_cache_queries=scheduler.num_cache_queries,
-                num_cache_hits=scheduler.num_cache_hits,
-                num_drafted=self.speculator.num_drafted if self.speculator else 0,
-                num_accepted=self.speculator.num_accepted if self.speculator else 0,
-                num_preemptions=scheduler.num_preemptions,
-            )
-        )
-
-
-def _failure(sequence: Sequence, error: str, stats: SequenceStats) -> SequenceOutput:
-    return SequenceOutput(sequence.index, finish_reason=FinishReason.ERROR, error=error, stats=stats)
-
-
-def _account(sequence: Sequence, now: float) -> SequenceStats:
-    started = now if sequence.started_at is None else sequence.started_at
-    first = now if sequence.first_token_at is None else sequence.first_token_at
-    return SequenceStats(
-        num_prompt_tokens=sequence.num_prompt_tokens,
-        num_output_tokens=sequence.num_output_tokens,
-        num_cached_tokens=sequence.num_cached_tokens,
-        queue_s=started - sequence.arrived_at,
-        prefill_s=first - started,
-    )

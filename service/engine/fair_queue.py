@@ -3,8 +3,7 @@
 A ring of tenants, in each a ring of jobs, in each a line of sequences. A turn takes one sequence and moves
 its tenant and its job to the end of their rings, so a question waits for at most one chunk of each summary
 ahead of it, and a summary of 100 chunks gets its turn once a round however many questions keep coming: with t
-tenants and j jobs of its own tenant waiting, a job's next sequence is at most t * j turns away. Read
-`scheduler` next.
+tenants and j jobs of its own tenant waiting, a job's next sequence is at most t * j turns away.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a caller holds of its job: an async stream of outputs that aborts the rest when it is left.
 
 Lives on the event loop. A reader that is slow costs bounded memory: outputs it has not read are merged, one
-entry per sequence. Read `async_engine` next, which fills it.
+entry per sequence. `async_engine` fills it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class JobStream:
         self._owner = owner
         self._deadline = deadline
         self._clock = clock
-        self._news: dict[int, SequenceOutput] = {}
+        self._unread: dict[int, SequenceOutput] = {}
         self._error: Exception | None = None
         self._changed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
@@ -71,7 +71,7 @@ class JobStream:
     def abort(self, index: int) -> None:
         """Drop one sequence; it gives no further output."""
         sequence = self.unfinished.pop(index, None)
-        self._news.pop(index, None)
+        self._unread.pop(index, None)
         if sequence is not None:
             self._owner.drop(self, [sequence])
         self._changed.set()
@@ -88,7 +88,7 @@ class JobStream:
             self._alarm.cancel()
         left = list(self.unfinished.values())
         self.unfinished.clear()
-        self._news.clear()
+        self._unread.clear()
         self._owner.drop(self, left)
         self._owner.close(self)
 
@@ -96,7 +96,7 @@ class JobStream:
         return self
 
     async def __anext__(self) -> SequenceOutput:
-        """Wait for news of any sequence.
+        """Wait for the next output of any sequence.
 
         Raises:
             DeadlineExceeded: the job's time is over.
@@ -105,13 +105,13 @@ class JobStream:
         """
         if self.unfinished and self._is_late:
             raise DeadlineExceeded
-        while not self._news:
+        while not self._unread:
             if self._error is not None:
                 raise self._error
             if not self.unfinished:
                 raise StopAsyncIteration
             await self._wait()
-        output = self._news.pop(next(iter(self._news)))
+        output = self._unread.pop(next(iter(self._unread)))
         if output.finish_reason is FinishReason.ERROR:
             raise EngineFault
         return output
@@ -119,7 +119,7 @@ class JobStream:
     async def _wait(self) -> None:
         self._changed.clear()
         await self._changed.wait()
-        if self._is_late and not self._news:  # the last news may come at the same moment
+        if self._is_late and not self._unread:  # the last output may come at the same moment
             raise DeadlineExceeded
 
     def _ring(self) -> None:
@@ -133,13 +133,13 @@ class JobStream:
     # ---- the engine's side ------------------------------------------------------------------------------
 
     def put(self, output: SequenceOutput) -> None:
-        """Add news, merged into what the reader has not taken yet. News of aborted sequences is dropped."""
+        """Add an output, merged into what is not read yet; those of aborted sequences are dropped."""
         if output.index not in self.unfinished:
             return
         if output.finish_reason is not None:
             del self.unfinished[output.index]
-        unread = self._news.get(output.index)
-        self._news[output.index] = output if unread is None else _merge(unread, output)
+        earlier = self._unread.get(output.index)
+        self._unread[output.index] = output if earlier is None else _merge(earlier, output)
         self._changed.set()
 
     def fail(self, error: Exception) -> None:

@@ -31,7 +31,6 @@ from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 
 BLOCK_SIZE = 16
-_MAX_STALL = 2.5  # a step with prefill in it takes at most so many times as long as one without
 _MIN_PREFILL_ROWS = 16
 _MIN_PREFILL_ROWS_CUDA = 512  # an eager step costs about the same up to there
 _KV_SHARE_CPU = 0.25  # of the memory left
@@ -79,20 +78,20 @@ def _build(
     forward = make_forward(model, cache, config.max_running)
     layout = "cpu" if numerics.backend == "cuda" else config.device  # graphs copy a whole step at once
     runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], layout, choose_draw(numerics))
-    cost = StepCost()
+    least = _MIN_PREFILL_ROWS_CUDA if numerics.backend == "cuda" else _MIN_PREFILL_ROWS
+    cost = StepCost(least)
     speculates = config.speculation and numerics.backend != "cuda"  # a replayed step beats a longer eager one
     speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
-    least = _MIN_PREFILL_ROWS_CUDA if numerics.backend == "cuda" else _MIN_PREFILL_ROWS
     scheduler = Scheduler(
         BlockPool(cache.k.shape[1] - num_scratch_blocks(numerics), BLOCK_SIZE),
         Budget(config.max_batch_tokens, config.max_running, max(1, int(TENANT_SHARE * config.max_running))),
-        draft=speculator.draft if speculator else lambda decoding: {},
-        prefill_rows=lambda decode_rows: prefill_rows(cost, decode_rows, config.max_batch_tokens, least),
+        cost,
+        speculator,
     )
-    engine = Engine(scheduler, runner, pieces, cost, speculator, on_fault=on_fault)
+    engine = Engine(scheduler, runner, pieces, on_fault=on_fault)
     engine.facts = describe(numerics, cache)
     warm_up(engine, model.architecture, config)
-    engine.observer = observer
+    engine.reporter.observer = observer
     return engine
 
 
@@ -231,14 +230,6 @@ def num_scratch_blocks(numerics: Numerics) -> int:
     return 1 if numerics.backend == "cuda" else 0
 
 
-def prefill_rows(cost: StepCost, decode_rows: int, most: int, least: int = _MIN_PREFILL_ROWS) -> int:
-    """Rows of prefill that may ride along with so many decodes without stalling their streams."""
-    if decode_rows == 0:
-        return most
-    bound = _MAX_STALL * cost.predict(decode_rows)
-    return max(cost.rows_within(bound, most) - decode_rows, least)
-
-
 def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) -> None:
     """Run the sizes of step that will come, so that the first request pays for nothing and costs are
     known.
@@ -252,4 +243,5 @@ def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) ->
             engine.add(Sequence(job, index, request, engine.clock()))
         while engine.has_work:
             engine.step()
-    engine.slowest_step_s = max(engine.cost.predict(longest), engine.cost.predict(1))
+    cost = engine.scheduler.cost
+    engine.slowest_step_s = max(cost.predict(longest), cost.predict(1))

@@ -1,13 +1,14 @@
-"""What the engine tells whoever watches it. It imports no metrics library; `service.metrics` is one
-observer.
-"""
+"""What the engine tells whoever watches it. No metrics library here; `service.metrics` is one observer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.engine.sequence import SequenceStats
+from service.engine.batch import Batch
+from service.engine.scheduler import Scheduler
+from service.engine.sequence import Sequence, SequenceStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,61 @@ class NullObserver:
 
     def on_step(self, stats: StepStats) -> None:
         """See `Observer`."""
+
+
+class Reporter:
+    """Keeps the times of the sequences, and tells an observer what happens to them.
+
+    Args:
+        scheduler: whose counts are told after each step.
+        clock: the engine's.
+    """
+
+    def __init__(self, scheduler: Scheduler, clock: Callable[[], float]) -> None:
+        self.observer: Observer = NullObserver()
+        self._scheduler = scheduler
+        self._clock = clock
+
+    def started(self, batch: Batch, now: float) -> None:
+        """A batch was scheduled: some of its sequences for the first time."""
+        for item in batch.items:
+            if item.sequence.started_at == now:
+                self.observer.on_start(now - item.sequence.arrived_at)
+
+    def said(self, sequence: Sequence, num_tokens: int, now: float) -> None:
+        """A sequence got tokens."""
+        last = sequence.last_token_at
+        since_s = now - (sequence.arrived_at if last is None else last)
+        self.observer.on_tokens(num_tokens, since_s, is_first=last is None)
+        sequence.first_token_at = now if last is None else sequence.first_token_at
+        sequence.last_token_at = now
+
+    def finished(self, sequence: Sequence) -> SequenceStats:
+        """A sequence ended: its account, which the observer gets, too."""
+        now = self._clock()
+        started = now if sequence.started_at is None else sequence.started_at
+        first = now if sequence.first_token_at is None else sequence.first_token_at
+        stats = SequenceStats(
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            queue_s=started - sequence.arrived_at,
+            prefill_s=first - started,
+        )
+        self.observer.on_finish(stats)
+        return stats
+
+    def stepped(self, batch: Batch, duration_s: float) -> None:
+        """A step ended well."""
+        scheduler, speculator = self._scheduler, self._scheduler.speculator
+        self.observer.on_step(
+            StepStats(
+                duration_s=duration_s,
+                num_rows=batch.num_rows,
+                num_cache_queries=scheduler.prefix_cache.num_queries,
+                num_cache_hits=scheduler.prefix_cache.num_hits,
+                num_drafted=speculator.num_drafted if speculator else 0,
+                num_accepted=speculator.num_accepted if speculator else 0,
+                num_preemptions=scheduler.num_preemptions,
+            )
+        )

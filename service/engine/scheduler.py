@@ -6,20 +6,36 @@ that: it always computes its next uncomputed tokens, one while decoding, many wh
 
 When blocks run out the youngest running sequence gives all of its blocks back and waits at the front of the
 queue; what it had is recomputed, and the counter-based draws make it continue with the same text.
-Read `model.runner` next for what becomes of a batch.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from service.engine.block_pool import BlockPool, block_keys
+from service.engine.batch import Batch, Scheduled
+from service.engine.block_pool import BlockPool
 from service.engine.fair_queue import FairQueue
-from service.engine.sequence import Batch, Job, Scheduled, Sequence, Status
+from service.engine.prefix_cache import PrefixCache
+from service.engine.sequence import Job, Sequence, Status
+from service.engine.step_cost import StepCost
 
-Drafter = Callable[[list[Sequence]], dict[Sequence, tuple[int, ...]]]
+
+class Drafter(Protocol):
+    """What proposes drafts and learns what became of them; see `Speculator`."""
+
+    num_drafted: int
+    num_accepted: int
+
+    def draft(self, decoding: list[Sequence]) -> dict[Sequence, tuple[int, ...]]:
+        """Choose drafts for some of the decoding sequences."""
+        ...
+
+    def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+        """Learn from a verified draft."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +44,7 @@ class Budget:
 
     max_rows: int  # rows of a forward pass
     max_running: int  # sequences in flight
-    max_running_share: (
-        int  # of one job, and of one tenant: a long summary, and a busy key, leave room for others
-    )
+    max_running_share: int  # of one job, and of one tenant: a long summary leaves room for others
 
 
 class Scheduler:
@@ -39,29 +53,23 @@ class Scheduler:
     Args:
         pool: the KV blocks.
         budget: limits of one step.
-        draft: proposes draft tokens for decoding sequences; none by default.
-        prefill_rows: rows a step may spend on prefill while this many decode rows run with it.
+        cost: knows what steps take.
+        speculator: proposes drafts, if any.
     """
 
     def __init__(
-        self,
-        pool: BlockPool,
-        budget: Budget,
-        draft: Drafter = lambda decoding: {},
-        prefill_rows: Callable[[int], int] | None = None,
+        self, pool: BlockPool, budget: Budget, cost: StepCost, speculator: Drafter | None = None
     ) -> None:
         self.pool = pool
         self.budget = budget
+        self.cost = cost
+        self.speculator = speculator
+        self.prefix_cache = PrefixCache(pool)
         self.waiting = FairQueue()
         self.running: list[Sequence] = []  # oldest first
         self.max_rows = budget.max_rows  # of the next step; less for a while after memory ran out
         self.num_preemptions = 0
-        self.num_cache_queries = 0  # prompt blocks looked up
-        self.num_cache_hits = 0
-        self._draft = draft
-        self._prefill_rows = prefill_rows or (lambda decode_rows: budget.max_rows)
         self._num_running_of: Counter[str] = Counter()  # by tenant
-        self._being_computed: dict[bytes, Sequence] = {}  # prompt blocks about to be published
 
     # ---- coming and going -------------------------------------------------------------------------------
 
@@ -71,23 +79,16 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a sequence, waiting or running, and give its blocks back. Finished ones are left alone."""
-        if sequence.status is Status.FINISHED:
-            return
         if sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
-        else:
+        elif sequence.status is Status.RUNNING:
             self._stop_running(sequence)
         sequence.status = Status.FINISHED
 
     def _stop_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._count_running(sequence.job, -1)
-        for key in sequence.block_keys[sequence.num_registered_blocks :]:
-            if self._being_computed.get(key) is sequence:
-                del self._being_computed[key]
-        self.pool.release(sequence.block_table)
-        sequence.block_table = []
-        sequence.num_computed_tokens = sequence.num_registered_blocks = 0
+        self.prefix_cache.forget(sequence)
 
     def _count_running(self, job: Job, change: int) -> None:
         job.num_running += change
@@ -132,7 +133,7 @@ class Scheduler:
         items = self._schedule_decodes()
         if len(items) < len(self.running) or self.waiting:
             rows = sum(item.num_rows for item in items)
-            left = min(self.max_rows - rows, self._prefill_rows(rows))
+            left = min(self.max_rows - rows, self.cost.prefill_rows(rows, self.budget.max_rows))
             items += self._schedule_prefills(left)
             left -= sum(item.num_rows for item in items) - rows
             items += self._admit(left, now)
@@ -140,7 +141,7 @@ class Scheduler:
 
     def _schedule_decodes(self) -> list[Scheduled]:
         decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
-        drafts = self._draft(decoding)
+        drafts = self.speculator.draft(decoding) if self.speculator else {}
         for sequence in decoding:
             if sequence.status is Status.RUNNING:
                 self._reserve(sequence, 1)
@@ -192,65 +193,41 @@ class Scheduler:
     # ---- admission --------------------------------------------------------------------------------------
 
     def _admit(self, rows: int, now: float) -> list[Scheduled]:
+        """Start waiting sequences in the order of their turns; one that waits for a block which another is
+        just computing is passed over.
+        """
         items: list[Scheduled] = []
         while rows > 0 and len(self.running) < self.budget.max_running:
-            sequence = next((s for s in self.waiting.candidates() if self._is_admissible(s)), None)
-            if sequence is None or not self._start(sequence, now):
+            may_run = (s for s in self.waiting.candidates() if self._may_run_one_more(s.job))
+            matches = ((s, self.prefix_cache.match(s)) for s in may_run)
+            sequence, cached = next((found for found in matches if found[1] is not None), (None, None))
+            if sequence is None or cached is None or not self._start(sequence, cached, now):
                 break
             count = min(rows, sequence.num_uncomputed_tokens)
             items.append(Scheduled(sequence, count))
             rows -= count
         return items
 
-    def _is_admissible(self, sequence: Sequence) -> bool:
-        """Whether its job and its tenant may run one more and nobody is just computing the block it needs
-        next.
-        """
-        job, most = sequence.job, self.budget.max_running_share
-        if job.num_running >= most or (job.tenant and self._num_running_of[job.tenant] >= most):
-            return False
-        keys = self._prefix_keys(sequence)
-        known = len(self.pool.lookup(keys))
-        return known == len(keys) or keys[known] not in self._being_computed
+    def _may_run_one_more(self, job: Job) -> bool:
+        limit = self.budget.max_running_share
+        return job.num_running < limit and not (job.tenant and self._num_running_of[job.tenant] >= limit)
 
-    def _prefix_keys(self, sequence: Sequence) -> list[bytes]:
-        """Keys a cache hit may use: the last token is always recomputed, and so is every scored row."""
-        size = self.pool.block_size
-        salt = sequence.job.salt
-        sequence.block_keys = block_keys(sequence.token_ids, size, salt, sequence.block_keys)
-        usable = len(sequence.token_ids) - 1
-        if sequence.next_scored is not None:
-            usable = min(usable, max(sequence.next_scored - 1, 0))
-        return sequence.block_keys[: usable // size]
-
-    def _start(self, sequence: Sequence, now: float) -> bool:
+    def _start(self, sequence: Sequence, cached: list[int], now: float) -> bool:
         """Move a sequence from waiting to running with blocks for all of its tokens; false if there are
         too few.
         """
-        keys = self._prefix_keys(sequence)
-        cached = self.pool.lookup(keys)
         missing = self._blocks_for(len(sequence.token_ids)) - len(cached)
         if missing > self.pool.num_free - self.pool.count_unreferenced(cached):
             return False
-        self.pool.acquire(cached)
-        sequence.block_table = cached + (self.pool.allocate(missing) or [])
-        self._count_hits(sequence, len(keys), len(cached), now)
+        self.prefix_cache.claim(sequence, cached)
+        sequence.block_table += self.pool.allocate(missing) or []
         self.waiting.take(sequence)
         sequence.status = Status.RUNNING
         self._count_running(sequence.job, 1)
         self.running.append(sequence)
-        for key in sequence.block_keys[len(cached) :]:
-            self._being_computed.setdefault(key, sequence)
-        return True
-
-    def _count_hits(self, sequence: Sequence, num_keys: int, num_cached: int, now: float) -> None:
-        sequence.num_computed_tokens = num_cached * self.pool.block_size
-        sequence.num_registered_blocks = num_cached
         if sequence.started_at is None:
             sequence.started_at = now
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-            self.num_cache_queries += num_keys
-            self.num_cache_hits += num_cached
+        return True
 
     # ---- after the step ---------------------------------------------------------------------------------
 
@@ -266,22 +243,7 @@ class Scheduler:
         ids = tuple(new_ids)
         sequence.token_ids += ids
         sequence.num_computed_tokens += item.num_tokens + max(len(ids) - 1, 0)
-        self._publish(sequence)
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Offer blocks that became full to the prefix cache."""
-        full = sequence.num_computed_tokens // self.pool.block_size
-        if full == sequence.num_registered_blocks:
-            return
-        if len(sequence.block_keys) < full:
-            size, salt = self.pool.block_size, sequence.job.salt
-            sequence.block_keys = block_keys(sequence.token_ids, size, salt, sequence.block_keys)
-        for place in range(sequence.num_registered_blocks, full):
-            key = sequence.block_keys[place]
-            self.pool.register(sequence.block_table[place], key)
-            if self._being_computed.get(key) is sequence:
-                del self._being_computed[key]
-        sequence.num_registered_blocks = full
+        self.prefix_cache.publish(sequence)
 
     def check(self) -> None:
         """Verify the block accounts against all sequences; for tests and idle moments.
@@ -291,5 +253,4 @@ class Scheduler:
         """
         assert all(not sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
         self.pool.check(sequence.block_table for sequence in self.running)
-        known = set(self.running)
-        assert all(s in known for s in self._being_computed.values()), "a block is computed by nobody"
+        self.prefix_cache.check(self.running)

@@ -1,7 +1,6 @@
-"""The words of the engine: what is asked for, what is computed, what comes back.
+"""The words of the engine: what is asked for, the state while it is computed, what comes back.
 
 Plain data without behaviour worth a test of its own. Nothing here knows tensors, threads or HTTP.
-Read `block_pool` next, then `scheduler`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Protocol, overload
+
+from service.engine.detokenizer import Detokenizer
 
 
 class FinishReason(StrEnum):
@@ -60,9 +61,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = (
-        None  # None: off; 0: the chosen token; k: k alternatives too. Raw, before processors
-    )
+    logprobs: int | None = None  # 0: of the chosen token; k: of k alternatives too. Raw, before processors
     score_from: int | None = None  # also give log p of the prompt tokens from this position on
     allowed_next: AllowedNext | None = None
 
@@ -74,7 +73,7 @@ class SequenceRequest:
     prompt_ids: tuple[int, ...]  # at least one
     params: SamplingParams
     ordinal: int = 0
-    is_streamed: bool = True  # whether each step's news are wanted, or one output with everything at the end
+    is_streamed: bool = True  # tokens are wanted as they come; else one output at the end has everything
 
     def __post_init__(self) -> None:
         """Refuse what could never be computed.
@@ -86,9 +85,8 @@ class SequenceRequest:
             raise ValueError("prompt_ids is empty; an empty prompt is the end-of-text token")
 
 
-TENANT_SHARE = (
-    0.75  # of whatever there is a queue for, for one tenant: the others still get in while it floods
-)
+# Of whatever there is a queue for, for one tenant: the others still get in while it floods.
+TENANT_SHARE = 0.75
 
 
 class Alternatives(collections.abc.Sequence[tuple[int, float]]):
@@ -109,13 +107,13 @@ class Alternatives(collections.abc.Sequence[tuple[int, float]]):
         return len(self._ids)
 
     @overload
-    def __getitem__(self, place: int) -> tuple[int, float]: ...
+    def __getitem__(self, index: int) -> tuple[int, float]: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[tuple[int, float]]: ...
+    def __getitem__(self, index: slice) -> list[tuple[int, float]]: ...
 
-    def __getitem__(self, place: int | slice) -> tuple[int, float] | list[tuple[int, float]]:
-        return [*self][place]
+    def __getitem__(self, index: int | slice) -> tuple[int, float] | list[tuple[int, float]]:
+        return [*self][index]
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         return zip(self._ids, self._logprobs, strict=True)
@@ -149,9 +147,9 @@ class SequenceStats:
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """News of one sequence. The one with a finish_reason is the last."""
+    """What is new of one sequence. The one with a finish_reason is the last."""
 
-    index: int  # place of the sequence within its job
+    index: int  # of the sequence within its job
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -172,7 +170,34 @@ class Job:
     num_running: int = 0
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
+@dataclass(slots=True)
+class Unsent:
+    """What a sequence said and nobody was told yet."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def take(self) -> tuple[str, tuple[int, ...], tuple[TokenLogprob, ...]]:
+        """Everything since the last time."""
+        taken = self.text, tuple(self.token_ids), tuple(self.logprobs)
+        self.text = ""
+        self.token_ids.clear()
+        self.logprobs.clear()
+        return taken
+
+
+@dataclass(slots=True)
+class DraftHistory:
+    """Where a sequence's n-grams stand, and how its drafts fared."""
+
+    followers: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> position behind it
+    num_indexed: int = 0
+    acceptance: float = 0.6  # share of drafts accepted, exponentially averaged; starts hopeful
+    since_probe: int = 0  # chances let pass since a draft was tried in spite of its cost
+
+
+@dataclass(eq=False, slots=True)
 class Sequence:
     """Tokens and state of one sequence inside the engine. Owned by the engine thread once added."""
 
@@ -180,15 +205,24 @@ class Sequence:
     index: int
     request: SequenceRequest
     arrived_at: float  # seconds on the engine's clock
-    token_ids: list[int] = field(init=False)  # prompt and output
     status: Status = Status.WAITING
-    block_table: list[int] = field(default_factory=list)
-    block_keys: list[bytes] = field(default_factory=list)  # content keys of the full blocks, as far as known
-    num_computed_tokens: int = 0  # tokens whose K and V are in the cache
-    num_cached_tokens: int = 0  # of these, how many a prefix-cache hit gave at first admission
-    num_registered_blocks: int = 0  # full blocks already offered to the prefix cache
-    num_preemptions: int = 0
+    token_ids: list[int] = field(init=False)  # prompt and output
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    # its text: `Engine` fills and reads it
+    detokenizer: Detokenizer = field(init=False)
+    end_ids: frozenset[int] = frozenset()  # a token of these is its last
+    unsent: Unsent = field(default_factory=Unsent)
+    # its blocks: `Scheduler` and `PrefixCache`
+    block_table: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0  # tokens whose K and V are in the cache
+    block_keys: list[bytes] = field(default_factory=list)  # content keys of the full blocks, as far as known
+    num_registered_blocks: int = 0  # full blocks that others can find
+    promised_keys: set[bytes] = field(default_factory=set)  # of blocks that others wait for it to compute
+    num_preemptions: int = 0
+    # its drafts: `Speculator`
+    drafts: DraftHistory = field(default_factory=DraftHistory)
+    # its account: `Reporter`; seconds on the engine's clock
+    num_cached_tokens: int = 0  # how many computed tokens it found when it first started
     started_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -234,45 +268,3 @@ class Sequence:
     def is_prefilling(self) -> bool:
         """Whether more than the newest token is missing from the cache, or nothing was generated yet."""
         return self.num_uncomputed_tokens > 1 or self.num_output_tokens == 0
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A sequence's share of a step: its next `num_tokens` known tokens, then drafts to verify."""
-
-    sequence: Sequence
-    num_tokens: int
-    draft_ids: tuple[int, ...] = ()
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the forward pass this sequence fills."""
-        return self.num_tokens + len(self.draft_ids)
-
-    @property
-    def samples(self) -> bool:
-        """Whether the last known token is in this step, so that the next one can be sampled."""
-        sequence = self.sequence
-        end = sequence.num_computed_tokens + self.num_tokens
-        return end == len(sequence.token_ids) and sequence.params.max_new_tokens > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The sequences of one step, decodes first."""
-
-    items: tuple[Scheduled, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the forward pass."""
-        return sum(item.num_rows for item in self.items)
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What a step gave one sequence: verified new ids (none while prefilling) and log probabilities."""
-
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()

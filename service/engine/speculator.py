@@ -3,31 +3,19 @@
 The tokens that followed the last earlier occurrence of the newest n-gram are proposed; the model verifies all
 of them in one pass, and since a draft counts only if it equals the token the draw gives, no text ever
 changes. How many are proposed follows from measured cost and from how often this sequence's drafts were
-right. `scheduler` asks for drafts, `engine` reports what became of them.
+right. `scheduler` asks for drafts, `engine` reports what became of them; a sequence carries what is known of
+it (`Sequence.drafts`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
-
-from service.engine.sequence import Sequence
+from service.engine.sequence import DraftHistory, Sequence
 from service.engine.step_cost import StepCost
 
 _NGRAM = 3
 _MAX_DRAFT = 7
 _MIN_EXPECTED_GAIN = 1.05  # below this a draft is not worth the noise of the measurement
 _PROBE_EVERY = 16  # tokens after which a sequence without luck may try once more
-
-
-@dataclass(slots=True)
-class _History:
-    """What is known of one sequence: where its n-grams stand and how its drafts fared."""
-
-    followers: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> position after it
-    num_indexed: int = 0
-    acceptance: float = 0.6  # share of drafts accepted, exponentially averaged; starts hopeful
-    since_probe: int = 0
 
 
 class Speculator:
@@ -41,7 +29,6 @@ class Speculator:
     def __init__(self, cost: StepCost, max_rows: int) -> None:
         self._cost = cost
         self._max_rows = max_rows
-        self._histories: WeakKeyDictionary[Sequence, _History] = WeakKeyDictionary()
         self.num_drafted = 0
         self.num_accepted = 0
 
@@ -51,7 +38,7 @@ class Speculator:
         """
         candidates = [(sequence, self._lookup(sequence)) for sequence in decoding]
         candidates = [(s, ids) for s, ids in candidates if ids]
-        candidates.sort(key=lambda candidate: -self._histories[candidate[0]].acceptance)
+        candidates.sort(key=lambda candidate: -candidate[0].drafts.acceptance)
         rows, tokens = len(decoding), float(len(decoding))
         chosen: dict[Sequence, tuple[int, ...]] = {}
         for sequence, ids in candidates:
@@ -65,7 +52,7 @@ class Speculator:
         """Learn from a verified draft."""
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
-        history = self._histories[sequence]
+        history = sequence.drafts
         tried = min(num_accepted + 1, num_drafted)  # drafts after the first wrong one say nothing
         for was_right in [True] * num_accepted + [False] * (tried - num_accepted):
             history.acceptance += 0.15 * (was_right - history.acceptance)
@@ -74,23 +61,22 @@ class Speculator:
         """Draft length with the most tokens per second, and the tokens it is expected to add; 0 if none
         pays.
         """
-        history = self._histories[sequence]
-        p = history.acceptance
+        p = sequence.drafts.acceptance
         base = tokens / self._cost.predict(rows)
         best = (0, 0.0)
         best_rate = base * _MIN_EXPECTED_GAIN
         gain = 0.0
-        most = min(available, self._max_rows - rows)
-        for length in range(1, most + 1):
+        longest = min(available, self._max_rows - rows)
+        for length in range(1, longest + 1):
             gain += p**length
             rate = (tokens + gain) / self._cost.predict(rows + length)
             if rate > best_rate:
                 best, best_rate = (length, gain), rate
-        if best[0] or most < 1 or not self._may_probe(history):
+        if best[0] or longest < 1 or not self._may_probe(sequence.drafts):
             return best
         return 1, p
 
-    def _may_probe(self, history: _History) -> bool:
+    def _may_probe(self, history: DraftHistory) -> bool:
         history.since_probe += 1
         if history.since_probe < _PROBE_EVERY:
             return False
@@ -100,13 +86,12 @@ class Speculator:
     def _lookup(self, sequence: Sequence) -> tuple[int, ...]:
         """The tokens that followed the newest n-gram when it last stood in the text."""
         room = sequence.params.max_new_tokens - sequence.num_output_tokens - 1
-        history = self._histories.setdefault(sequence, _History())
         ids = sequence.token_ids
-        self._index(history, ids)
-        at = history.followers.get(tuple(ids[-_NGRAM:]))
+        self._index(sequence.drafts, ids)
+        at = sequence.drafts.followers.get(tuple(ids[-_NGRAM:]))
         return () if at is None or room < 1 else tuple(ids[at : at + min(_MAX_DRAFT, room)])
 
-    def _index(self, history: _History, ids: list[int]) -> None:
+    def _index(self, history: DraftHistory, ids: list[int]) -> None:
         """Note every n-gram that has a follower."""
         for end in range(max(history.num_indexed, _NGRAM), len(ids)):
             history.followers[tuple(ids[end - _NGRAM : end])] = end

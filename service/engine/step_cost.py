@@ -1,7 +1,7 @@
 """How long a step of so many rows takes, learnt from the steps themselves.
 
 Two decisions need it: how much prefill may ride along without stalling running streams, and whether drafts
-pay.
+pay (`speculator`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from itertools import accumulate
 _KNOTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 _WEIGHT = 0.1  # of the newest measurement
 _SHORTEST_S = 1e-9  # a clock too coarse to see the step
+_MAX_STALL = 2.5  # a step with prefill in it takes at most so many times as long as one without
 
 
 class StepCost:
-    """Step seconds by number of rows, averaged per knot and interpolated between them."""
+    """Step seconds by number of rows, averaged per knot and interpolated between them.
 
-    def __init__(self) -> None:
+    Args:
+        min_prefill_rows: rows of prefill that are always worth a step's while.
+    """
+
+    def __init__(self, min_prefill_rows: int = 16) -> None:
+        self._min_prefill_rows = min_prefill_rows
         self._seconds: dict[int, float] = {}
         self._rows: list[int] = []  # knots with data, rising
         self._rising: list[float] = []  # their seconds, each at least those of fewer rows
 
     def note(self, rows: int, seconds: float) -> None:
-        """Learn from a step. Seldom outliers (a page fault, a neighbour on the machine) are damped to
-        twice.
-        """
+        """Learn from a step. A rare outlier, as a page fault makes, is clamped to twice."""
         knot = _KNOTS[min(bisect_left(_KNOTS, rows), len(_KNOTS) - 1)]
         seconds = max(seconds, _SHORTEST_S)
         known = self._seconds.get(knot)
@@ -52,7 +56,15 @@ class StepCost:
         share = (rows - row) / (self._rows[above] - row)
         return seconds + share * (self._rising[above] - seconds)
 
-    def rows_within(self, seconds: float, most: int) -> int:
-        """The most rows, of the sizes measured, whose step is expected to take at most so long."""
-        fitting = [rows for rows in _KNOTS if rows <= most and self.predict(rows) <= seconds]
-        return max(fitting, default=0)
+    def prefill_rows(self, decode_rows: int, max_rows: int) -> int:
+        """Rows of prefill that may ride along with so many decodes without stalling their streams.
+
+        Args:
+            decode_rows: rows of the step without prefill.
+            max_rows: rows of any step.
+        """
+        if decode_rows == 0:
+            return max_rows
+        limit_s = _MAX_STALL * self.predict(decode_rows)
+        fitting = [rows for rows in _KNOTS if rows <= max_rows and self.predict(rows) <= limit_s]
+        return max(max(fitting, default=0) - decode_rows, self._min_prefill_rows)

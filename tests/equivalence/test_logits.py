@@ -15,11 +15,12 @@ from tiny import WIDE, checkpoint, draw_model, loaded_gpt2, reference_logits
 
 from service.engine.architecture import ACTIVATIONS, UnsupportedCheckpoint, read_architecture
 from service.engine.backends.torch.attention import ReferenceAttention
+from service.engine.batch import Batch, Scheduled
 from service.engine.model.attention import KVCache
 from service.engine.model.gpt2 import GPT2, Numerics
 from service.engine.model.runner import Forward, ModelRunner
 from service.engine.model.weights import read_weights
-from service.engine.sequence import Batch, Job, SamplingParams, Scheduled, Sequence, SequenceRequest
+from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 
 TOLERANCE = 1e-4
 EXACT = Numerics(is_deterministic=True)

@@ -145,14 +145,14 @@ def test_with_speculation(case: Case) -> None:
     engine = case.engine(speculation=True)
     draft_always(engine)
     outcomes = run_all(engine, separate(case.requests))
-    assert engine.speculator is not None and engine.speculator.num_drafted > 0
+    assert engine.scheduler.speculator is not None and engine.scheduler.speculator.num_drafted > 0
     case.check(outcomes)
 
 
 def draft_always(engine: Engine) -> None:
     """Draft whenever there is something to draft, whether it pays or not: guess the prompt again."""
-    assert engine.speculator is not None
-    speculator = engine.speculator
+    assert engine.scheduler.speculator is not None
+    speculator = engine.scheduler.speculator
     lookup = speculator._lookup
 
     def guess(sequence: Any) -> tuple[int, ...]:

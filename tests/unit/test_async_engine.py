@@ -11,10 +11,11 @@ import pytest
 from tiny import FakeRunner, LetterPieces, Outcome, ask, fake_engine
 
 from service.engine.async_engine import AsyncEngine
+from service.engine.batch import Batch
 from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
-from service.engine.sequence import Batch, FinishReason, SequenceRequest
+from service.engine.sequence import FinishReason, SequenceRequest
 from service.errors import DeadlineExceeded, Draining, EngineDead, EngineFault, NotReady, QueueFull
 
 pytestmark = pytest.mark.asyncio

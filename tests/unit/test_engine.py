@@ -3,6 +3,7 @@ step cost learn."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny import (
     FakeRunner,
+    Guesses,
     Outcome,
     Watch,
     ask,
@@ -21,10 +23,19 @@ from tiny import (
     run_all,
     run_alone,
     separate,
+    sequences,
 )
 
+from service.engine.batch import Batch
 from service.engine.observer import NullObserver, StepStats
-from service.engine.sequence import Batch, FinishReason, SequenceOutput, SequenceRequest, SequenceStats
+from service.engine.sequence import (
+    FinishReason,
+    Job,
+    Sequence,
+    SequenceOutput,
+    SequenceRequest,
+    SequenceStats,
+)
 from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 
@@ -87,16 +98,18 @@ def test_the_end_token_at_the_length_limit_is_an_end_and_no_cut() -> None:
 
 def test_tokens_verified_behind_the_end_never_were() -> None:
     engine = fake_engine(runner=Script([0, 1, 12, 2, 3, 4]))
-    engine.scheduler._draft = lambda decoding: {
-        s: (1, 12, 2, 3) for s in decoding if s.num_output_tokens == 1
-    }
+    engine.scheduler.speculator = Guesses(
+        lambda decoding: {s: (1, 12, 2, 3) for s in decoding if s.num_output_tokens == 1}
+    )
     assert run_alone(engine, ask([1, 2, 3])).token_ids == [0, 1, 12]
 
 
 def test_drafts_that_are_right_come_in_one_step() -> None:
     runner = Script([0, 1, 2, 3, 4, 5])
     engine = fake_engine(runner=runner)
-    engine.scheduler._draft = lambda decoding: {s: (1, 2, 9) for s in decoding if s.num_output_tokens == 1}
+    engine.scheduler.speculator = Guesses(
+        lambda decoding: {s: (1, 2, 9) for s in decoding if s.num_output_tokens == 1}
+    )
     run_alone(engine, ask([1, 2, 3], max_new_tokens=6))
     assert len(runner.batches) == 4  # 0 | 1 2 3 | 4 | 5
 
@@ -267,15 +280,31 @@ def test_one_text_that_cannot_be_read_fails_alone() -> None:
     engine = fake_engine()
     watch, asked = Watch(engine), separate([ask([i, 1], max_new_tokens=4, ignore_eos=True) for i in range(3)])
     outcomes = watch.add(asked)
-    engine._texts[asked[1]].detokenizer.push = _raise  # type: ignore[assignment, method-assign]
+    asked[1].detokenizer.push = _raise  # type: ignore[assignment, method-assign]
     watch.finish()
     assert [o.finish_reason and o.finish_reason.value for o in outcomes] == ["length", "error", "length"]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError()], ids=repr)
-@pytest.mark.parametrize("most_rows", [1, 3, 10])
-def test_everybody_finishes_where_memory_holds_few_rows(error: Exception, most_rows: int) -> None:
-    engine = fake_engine(runner=failing(error, lambda batch: batch.num_rows > most_rows))
+@pytest.mark.parametrize("max_rows", [1, 3, 10])
+def test_everybody_finishes_where_memory_holds_few_rows(max_rows: int) -> None:
+    engine = fake_engine(runner=failing(MemoryError(), lambda batch: batch.num_rows > max_rows))
+    outcomes = run_all(
+        engine, separate([ask([i, *range(9)], max_new_tokens=6, ignore_eos=True) for i in range(6)])
+    )
+    assert {o.finish_reason for o in outcomes} == {FinishReason.LENGTH}
+
+
+def test_everybody_finishes_where_a_device_holds_few_rows() -> None:
+    engine = real_engine(checkpoint(3))
+    forward = engine.runner._forward  # type: ignore[attr-defined]
+
+    def short(batch: Any) -> torch.Tensor:
+        if len(batch.input_ids) > 3:
+            raise torch.OutOfMemoryError
+        logits: torch.Tensor = forward(batch)
+        return logits
+
+    engine.runner._forward = short  # type: ignore[attr-defined]
     outcomes = run_all(
         engine, separate([ask([i, *range(9)], max_new_tokens=6, ignore_eos=True) for i in range(6)])
     )
@@ -307,17 +336,14 @@ def test_a_single_row_that_never_fits_fails() -> None:
 
 def test_nothing_of_a_finished_sequence_is_kept() -> None:
     engine = fake_engine(speculation=True)
-    run_all(engine, separate([ask([1, 2, 3] * 4, max_new_tokens=20, ignore_eos=True)] * 5))
-    assert (len(engine._texts), len(engine.scheduler._being_computed)) == (0, 0)
-
-
-def test_the_speculator_forgets_with_the_last_reference() -> None:
-    engine = fake_engine(speculation=True)
-    run_all(engine, separate([ask([1, 2, 3] * 4, max_new_tokens=20, ignore_eos=True)] * 5))
+    asked = [ask([1, 2, 3] * 4, max_new_tokens=20, ignore_eos=True)] * 5
+    run_all(engine, sequences(asked, Job("gone")))
     runner = engine.runner
-    assert isinstance(runner, FakeRunner) and engine.speculator is not None
+    assert isinstance(runner, FakeRunner)
     runner.batches.clear()
-    assert len(engine.speculator._histories) == 0
+    gc.collect()
+    kept = [held for held in gc.get_objects() if type(held) is Sequence and held.job.tenant == "gone"]
+    assert (kept, len(engine.scheduler.prefix_cache._promised)) == ([], 0)
 
 
 class Notes(NullObserver):
@@ -352,7 +378,7 @@ class Notes(NullObserver):
 def notes() -> Notes:
     """What an observer saw of ten sequences in a pool too small for them."""
     engine, seen = fake_engine(num_blocks=12, speculation=True), Notes()
-    engine.observer = seen
+    engine.reporter.observer = seen
     run_all(engine, separate([ask([i, *range(8)], max_new_tokens=20, ignore_eos=True) for i in range(10)]))
     return seen
 

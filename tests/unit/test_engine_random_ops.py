@@ -24,7 +24,7 @@ class Chaos:
             num_blocks=12, max_rows=16, max_running=6, share=4, speculation=speculation, runner=runner
         )
         if speculation:
-            engine.speculator._best_length = lambda s, available, rows, tokens: (  # type: ignore[union-attr]
+            engine.scheduler.speculator._best_length = lambda s, available, rows, tokens: (  # type: ignore[union-attr]
                 self.random.randint(0, max(0, min(available, 16 - rows))),
                 0.5,
             )
@@ -81,7 +81,11 @@ def chaos(request: pytest.FixtureRequest) -> Chaos:
 
 def test_nothing_is_left_over_after_random_operations(chaos: Chaos) -> None:
     engine = chaos.watch.engine
-    left = (len(engine.scheduler.running), len(engine.scheduler.waiting), len(engine._texts))
+    left = (
+        len(engine.scheduler.running),
+        len(engine.scheduler.waiting),
+        len(engine.scheduler.prefix_cache._promised),
+    )
     assert (engine.scheduler.pool.num_free, left) == (12, (0, 0, 0))
 
 
@@ -100,7 +104,7 @@ def test_random_operations_did_preempt(chaos: Chaos) -> None:
 
 
 def test_random_operations_did_hit_the_prefix_cache(chaos: Chaos) -> None:
-    assert chaos.watch.engine.scheduler.num_cache_hits > 20
+    assert chaos.watch.engine.scheduler.prefix_cache.num_hits > 20
 
 
 def test_texts_do_not_depend_on_what_happened_around_them(chaos: Chaos) -> None:

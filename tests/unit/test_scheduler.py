@@ -6,11 +6,12 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from tiny import FakeRunner, Outcome, Watch, ask, fake_engine, separate, sequences
+from tiny import FakeRunner, Guesses, Outcome, Watch, ask, fake_engine, separate, sequences
 
-from service.engine.block_pool import BlockPool, block_keys
+from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
 from service.engine.fair_queue import FairQueue
+from service.engine.prefix_cache import block_keys
 from service.engine.sequence import Job, Sequence, Status
 
 
@@ -223,7 +224,7 @@ def test_another_salt_shares_nothing() -> None:
     for salt in "ab":
         watch.add(sequences([request], Job(salt=salt)))
         watch.finish()
-    assert engine.scheduler.num_cache_hits == 0
+    assert engine.scheduler.prefix_cache.num_hits == 0
 
 
 def test_the_last_prompt_token_is_always_computed() -> None:
@@ -270,7 +271,7 @@ def test_the_oldest_is_never_preempted() -> None:
 def test_guesses_preempt_nobody() -> None:
     engine = fake_engine(num_blocks=8)
     first, second = separate([ask([1, 2, 3, 4, 5, 6, 7], max_new_tokens=9, ignore_eos=True)] * 2)
-    engine.scheduler._draft = lambda decoding: dict.fromkeys(decoding, (1,) * 7)
+    engine.scheduler.speculator = Guesses(lambda decoding: dict.fromkeys(decoding, (1,) * 7))
     watch = Watch(engine)
     watch.add([first, second])
     for _ in range(3):

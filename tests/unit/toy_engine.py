@@ -14,13 +14,15 @@ from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from model_store.tokenizer_files import LoadedTokenizer
 from service.engine.async_engine import AsyncEngine
+from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
 from service.engine.model.logits_processors import SampleRow
 from service.engine.model.sampler import logprobs_of, sample
 from service.engine.scheduler import Budget, Scheduler
-from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
 from service.engine.sequence import Sequence as EngineSequence
+from service.engine.sequence import TokenLogprob
+from service.engine.step_cost import StepCost
 from service.tasks.calls import ModelLimits
 from service.tasks.events import Done, Event
 from service.tasks.job import Prepared
@@ -131,7 +133,7 @@ async def running(
     max_sequences: int = 1024,
 ) -> AsyncIterator[tuple[TaskRunner, AsyncEngine]]:
     """A task runner over a running engine."""
-    scheduler = Scheduler(BlockPool(512, BLOCK_SIZE), Budget(256, 32, 24))
+    scheduler = Scheduler(BlockPool(512, BLOCK_SIZE), Budget(256, 32, 24), StepCost(min_prefill_rows=256))
     engine = AsyncEngine(lambda: Engine(scheduler, ToyRunner(language_model), tokenizer), max_sequences)
     await engine.start()
     runner = TaskRunner(engine, tokenizer, tasks or default_tasks(), limits or ModelLimits(128, 64))

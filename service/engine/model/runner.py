@@ -1,7 +1,7 @@
 """Batch -> tensors -> next ids. Runs the forward pass it is given, decides nothing.
 
 Lays a batch out as one row of tokens, runs the forward pass, samples the rows that want a token and verifies
-drafts: a draft counts if it is the token the row before it drew. Read `sampler` next.
+drafts: a draft counts if it is the token the row before it drew.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.model.attention import ForwardBatch
 from service.engine.model.logits_processors import SampleRow
 from service.engine.model.sampler import DrawFromAll, draw_from_all, logprobs_of, sample
-from service.engine.sequence import Batch, Scheduled, StepOutput, TokenLogprob
+from service.engine.sequence import TokenLogprob
 
 Forward = Callable[[ForwardBatch], Tensor]
 
@@ -58,7 +59,16 @@ class ModelRunner:
 
         Returns:
             One output per item, in order.
+
+        Raises:
+            MemoryError: the device's memory does not suffice for so many rows.
         """
+        try:
+            return self._execute(batch)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+
+    def _execute(self, batch: Batch) -> list[StepOutput]:
         scored = [_scored_rows(item) for item in batch.items]
         sampled = [_sampled_rows(item) for item in batch.items]
         wanted, first = [], 0

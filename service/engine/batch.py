@@ -1,0 +1,52 @@
+"""What one step computes and gives: which tokens of which sequences, and what came of each.
+
+The scheduler makes a `Batch`, the model runner gives one `StepOutput` for each of its items, in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.engine.sequence import Sequence, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A sequence's share of a step: its next `num_tokens` known tokens, then drafts to verify."""
+
+    sequence: Sequence
+    num_tokens: int
+    draft_ids: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the forward pass this sequence fills."""
+        return self.num_tokens + len(self.draft_ids)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the last known token is in this step, so that the next one can be sampled."""
+        sequence = self.sequence
+        end = sequence.num_computed_tokens + self.num_tokens
+        return end == len(sequence.token_ids) and sequence.params.max_new_tokens > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The sequences of one step, decodes first."""
+
+    items: tuple[Scheduled, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the forward pass."""
+        return sum(item.num_rows for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step gave one sequence: verified new ids (none while prefilling) and log probabilities."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
