@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from model_store.errors import InvalidFields, InvalidTask
 from model_store.evidence import Evidence, for_question, for_summary, whole
-from model_store.sampling_ranges import SAMPLING_RANGES
+from model_store.sampling import MAX_STOPS, SAMPLING, TASK_DEFAULTS
 from model_store.steps import Steps, finish
 from model_store.template import parse, render
 
@@ -24,7 +24,6 @@ TASK_KINDS: tuple[str, ...] = get_args(TaskKind)
 
 ENDPOINT_FIELDS: Mapping[str, set[str]] = {"summarize": {"text"}, "qa": {"question", "context"}}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_MAX_STOPS = 8
 _MAX_PENALTY = 1000
 
 
@@ -220,8 +219,8 @@ def _check_strings(task: Task) -> None:
     for key in ("template", "no_answer", "description"):
         if not isinstance(getattr(task, key), str):
             raise InvalidTask(key, "must be a string")
-    if len(task.stop) > _MAX_STOPS or not all(task.stop):
-        raise InvalidTask("stop", f"must be at most {_MAX_STOPS} non-empty strings")
+    if len(task.stop) > MAX_STOPS or not all(task.stop):
+        raise InvalidTask("stop", f"must be at most {MAX_STOPS} non-empty strings")
 
 
 def _check_template(task: Task) -> None:
@@ -273,7 +272,7 @@ def _check_sampling(sampling: Mapping[str, float | int]) -> None:
     if not isinstance(sampling, Mapping):
         raise InvalidTask("sampling", "must be an object")
     for key, value in sampling.items():
-        if key not in SAMPLING_RANGES:
-            raise InvalidTask(f"sampling.{key}", f"is unknown; legal are {', '.join(SAMPLING_RANGES)}")
-        if problem := SAMPLING_RANGES[key].problem(value):
+        if key not in TASK_DEFAULTS:
+            raise InvalidTask(f"sampling.{key}", f"is unknown; legal are {', '.join(TASK_DEFAULTS)}")
+        if problem := SAMPLING[key].problem(value):
             raise InvalidTask(f"sampling.{key}", problem)

@@ -5,33 +5,25 @@ What is accepted for compatibility only (`best_of`, `suffix`) must be neutral, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas import Body, Stops, body_field
+from model_store.sampling import OPTIONS, SAMPLING
+from service.api.fields import IDS_SCHEMA, Body, are_ids, body_field, sampling_fields, table_field
 from service.errors import InvalidRequest
-from service.tasks.calls import GenerateCall, Origin, SamplingFields
-from service.tasks.sampling import MAX_BIASES, MAX_STOP_IDS
+from service.tasks.calls import GenerateCall, Origin
 
-_INTS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        {**_INTS, "minItems": 1},
-        {"type": "array", "items": _INTS, "minItems": 1},
+        {**IDS_SCHEMA, "minItems": 1},
+        {"type": "array", "items": IDS_SCHEMA, "minItems": 1},
     ]
 }
-_BIAS_SCHEMA = {
-    "type": "object",
-    "patternProperties": {"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}},
-    "additionalProperties": False,
-    "maxProperties": MAX_BIASES,
-}
-
 PromptValue = tuple[str, ...] | tuple[tuple[int, ...], ...]
 
 
@@ -42,32 +34,11 @@ def _prompts(value: object) -> PromptValue:
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
             return tuple(value)
-        if _are_ids(value):
+        if are_ids(value):
             return (tuple(value),)
-        if all(isinstance(item, list) and _are_ids(item) for item in value):
+        if all(isinstance(item, list) and are_ids(item) for item in value):
             return tuple(map(tuple, value))
     raise PydanticCustomError("prompt", "not a prompt")
-
-
-def _are_ids(value: list[Any]) -> bool:
-    return set(map(type, value)) <= {int} and min(value, default=0) >= 0  # a body holds two million of them
-
-
-def _ids(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > MAX_STOP_IDS or not _are_ids(value):
-        raise PydanticCustomError("ids", "not token ids")
-    return tuple(value)
-
-
-def _biases(value: object) -> tuple[tuple[int, float], ...]:
-    """Read `{"50256": -100}`."""
-    if not isinstance(value, Mapping) or len(value) > MAX_BIASES:
-        raise PydanticCustomError("logit_bias", "not a map of biases")
-    for key, bias in value.items():
-        is_id = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
-        if not is_id or type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise PydanticCustomError("logit_bias", "not a map of biases")
-    return tuple((int(key), float(bias)) for key, bias in value.items())
 
 
 class OpenAIBody(Body):
@@ -88,7 +59,22 @@ class StreamOptions(OpenAIBody):
     include_obfuscation: bool = body_field(False, "true or false; accepted, nothing is obfuscated")
 
 
-class CompletionBody(OpenAIBody):
+# What the fields of the table are called here, and their defaults: the tasks' own do not apply.
+OURS = {name: name for name in SAMPLING if name != "no_repeat_ngram_size"}
+OURS |= {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+_DEFAULTS = {name: field.neutral for name, field in SAMPLING.items()}
+
+if TYPE_CHECKING:
+    _SamplingFields = OpenAIBody
+else:
+    _SamplingFields = create_model(
+        "_SamplingFields",
+        __base__=OpenAIBody,
+        **sampling_fields({name: OURS.get(name) for name in SAMPLING}, _DEFAULTS),
+    )
+
+
+class CompletionBody(_SamplingFields):
     """A completion as OpenAI's clients ask for it."""
 
     model_config = ConfigDict(
@@ -104,32 +90,17 @@ class CompletionBody(OpenAIBody):
         ..., "a string, a list of strings, a list of token ids, or a list of such lists"
     )
     model: str = body_field("", "the served model's name, or left out")
-    max_tokens: int = body_field(16, "an integer from 1 (0 with echo) to what fits", ge=0, le=2**20)
-    temperature: float = body_field(1.0, "a number from 0 (greedy) to 2", ge=0, le=2)
-    top_p: float = body_field(1.0, "a number above 0, up to 1", gt=0, le=1)
-    n: int = body_field(1, "an integer from 1 to 16", ge=1, le=16)
+    max_tokens: int = table_field(
+        replace(SAMPLING["max_new_tokens"], min=0), 16, "an integer from 1 (0 with echo) to what fits"
+    )
+    n: int = table_field(OPTIONS["n"], 1)
     stream: bool = body_field(False, "true or false")
     stream_options: StreamOptions = body_field(None, "an object, with stream only")
-    logprobs: int = body_field(None, "an integer from 0 (the chosen token) to 10", ge=0, le=10)
+    logprobs: int = table_field(OPTIONS["logprobs"], None, "an integer from 0 (the chosen token) to 10")
     echo: bool = body_field(False, "true or false")
-    stop: Stops = body_field((), "a string, or at most 8, of 1 to 1000 characters each")
-    presence_penalty: float = body_field(0.0, "a number from -2 to 2", ge=-2, le=2)
-    frequency_penalty: float = body_field(0.0, "a number from -2 to 2", ge=-2, le=2)
     best_of: int = body_field(None, "left out, or equal to n")
     suffix: str = body_field("", "left out, or empty")
-    logit_bias: Annotated[
-        tuple[tuple[int, float], ...], BeforeValidator(_biases), WithJsonSchema(_BIAS_SCHEMA)
-    ] = body_field((), f"at most {MAX_BIASES} token ids, each with a number from -100 to 100")
     user: str = body_field("", "a string; not used")
-    seed: int = body_field(None, "an integer from 0 to 2^63-1", ge=0, le=2**63 - 1)
-    top_k: int = body_field(0, "an integer from 0 (off) on", ge=0, le=2**31 - 1)
-    min_p: float = body_field(0.0, "a number from 0 to 1", ge=0, le=1)
-    repetition_penalty: float = body_field(1.0, "a number above 0, up to 1000000", gt=0, le=1e6)
-    min_tokens: int = body_field(0, "an integer from 0 on", ge=0, le=2**20)
-    ignore_eos: bool = body_field(False, "true or false")
-    stop_token_ids: Annotated[
-        tuple[int, ...], BeforeValidator(_ids), WithJsonSchema({**_INTS, "maxItems": MAX_STOP_IDS})
-    ] = body_field((), f"a list of at most {MAX_STOP_IDS} token ids")
 
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call.
@@ -138,24 +109,17 @@ class CompletionBody(OpenAIBody):
             InvalidRequest: `best_of` or `suffix` asks for something, or options contradict each other.
         """
         self._refuse_unsupported()
-        sampling = SamplingFields(
-            max_new_tokens=self.max_tokens,
-            min_new_tokens=self.min_tokens,
-            ignore_eos=self.ignore_eos,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            no_repeat_ngram_size=0,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-            seed=self.seed,
-            logit_bias=self.logit_bias,
+        given = {ours: getattr(self, theirs) for ours, theirs in OURS.items()}
+        sampling = {name: value for name, value in given.items() if value is not None}
+        return GenerateCall(
+            self.prompt,
+            self.n,
+            self.echo,
+            self.logprobs,
+            allow_zero=self.echo,
+            sampling=sampling,
+            origin=origin,
         )
-        return GenerateCall(self.prompt, self.n, self.echo, self.logprobs, sampling=sampling, origin=origin)
 
     def _refuse_unsupported(self) -> None:
         if self.best_of not in (None, self.n):

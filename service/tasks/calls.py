@@ -1,39 +1,21 @@
 """What a task is asked for and what it gives back: frozen data between the HTTP dialects and the task runner.
 
-A field that is `None` was not given; the task's own default (`model_store.task.Task.sampling`), then the
-contract's, fills it in `service.tasks.sampling`. Nothing here validates: the HTTP layer checks types and
-shapes, the runner checks ranges and lengths. Read `events` next, then `run`.
+A sampling field that is not given takes the task's own default (`model_store.task.Task.sampling`), then the
+contract's, in `service.tasks.sampling`. Nothing here validates: the HTTP layer checks types and shapes, the
+runner checks ranges and lengths. Read `events` next, then `run`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Overflow = Literal["error", "truncate_left"]
 Strategy = Literal["auto", "single", "map_reduce"]
 
-
-@dataclass(frozen=True, slots=True)
-class SamplingFields:
-    """The sampling fields of a body, as given. `None` means not given."""
-
-    max_new_tokens: int | None = None  # 0 only with `GenerateCall.echo`: score the prompt
-    min_new_tokens: int | None = None
-    ignore_eos: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    stop: tuple[str, ...] | None = None
-    stop_token_ids: tuple[int, ...] | None = None
-    seed: int | None = None
-    logit_bias: tuple[tuple[int, float], ...] | None = None
+# The sampling fields of a request as given, by the names of `model_store.sampling.SAMPLING`.
+SamplingFields = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +36,9 @@ class GenerateCall:
     n: int = 1
     echo: bool = False
     logprobs: int | None = None  # None off, 0 the chosen token, k alternatives too
+    allow_zero: bool = False  # whether `max_new_tokens` may be 0: the prompt is only scored
     overflow: Overflow = "error"
-    sampling: SamplingFields = field(default_factory=SamplingFields)
+    sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 
 
@@ -66,7 +49,7 @@ class SummarizeCall:
     text: str
     strategy: Strategy = "auto"
     overflow: Overflow = "error"  # truncate_left concerns strategy "single" only: the others fit any text
-    sampling: SamplingFields = field(default_factory=SamplingFields)
+    sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 
 
@@ -80,7 +63,7 @@ class QaCall:
     no_answer: bool = True
     grounded: bool = True
     overflow: Overflow = "error"  # contexts are windowed, so only a question can be too long; it is never cut
-    sampling: SamplingFields = field(default_factory=SamplingFields)
+    sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 
 
@@ -98,7 +81,7 @@ class TaskCall:
     no_answer: bool | None = None  # qa
     grounded: bool | None = None  # qa
     overflow: Overflow = "error"
-    sampling: SamplingFields = field(default_factory=SamplingFields)
+    sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Mapping
 
+from model_store.sampling import SAMPLING
 from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
@@ -19,29 +20,17 @@ from service.tasks.calls import ChoiceResult, ModelLimits, Overflow, SamplingFie
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import Fitted, fit_fields
 from service.tasks.job import Job
-from service.tasks.sampling import Decoding, given_names
+from service.tasks.sampling import Decoding
 from service.tasks.search import total_logprob
-
-_NEUTRAL = {
-    "temperature": (0, 1),
-    "min_new_tokens": (0,),
-    "ignore_eos": (False,),
-    "top_k": (0,),
-    "top_p": (1,),
-    "min_p": (0,),
-    "repetition_penalty": (1,),
-    "no_repeat_ngram_size": (0,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-}
 
 
 def check_neutral(sampling: SamplingFields) -> None:
     """Raise `InvalidRequest` for sampling fields that would change nothing: labels are scored, not
     generated.
     """
-    for name in given_names(sampling):
-        if name != "seed" and getattr(sampling, name) not in _NEUTRAL.get(name, ()):
+    for name, value in sampling.items():
+        is_greedy = name == "temperature" and value == 0
+        if name != "seed" and value != SAMPLING[name].neutral and not is_greedy:
             raise InvalidRequest(
                 f"{name} has no effect on a task of kind choice and must be left out or neutral", name
             )

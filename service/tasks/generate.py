@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SequenceOutput, SequenceRequest, TokenLogprob
-from service.errors import InvalidRequest
 from service.tasks.calls import Choice, GenerateCall, GenerateResult, TokenScore
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import Fitted
 from service.tasks.job import Job
-from service.tasks.sampling import LOGPROBS_RANGE, N_RANGE, Decoding, check_range
+from service.tasks.sampling import Decoding, check_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +26,11 @@ class Prompt:
     echo: str = ""
 
 
-def check_options(n: int, echo: bool, logprobs: int | None, decoding: Decoding) -> None:
-    """Raise `InvalidRequest` for options out of range, or no new token without anything to echo."""
-    check_range("n", n, N_RANGE)
-    if logprobs is not None:
-        check_range("logprobs", logprobs, LOGPROBS_RANGE)
-    if decoding.max_new_tokens == 0 and not echo:
-        raise InvalidRequest("max_new_tokens must be at least 1 (0 only with echo)", "max_new_tokens")
+def check_options(call: GenerateCall) -> None:
+    """Raise `InvalidRequest` for options out of range."""
+    check_option("n", call.n)
+    if call.logprobs is not None:
+        check_option("logprobs", call.logprobs)
 
 
 def echo_of(tokenizer: Tokenizer, fitted: Fitted, text: str | None) -> str:
@@ -49,8 +46,12 @@ def build_requests(
     is_streamed = call.origin.is_streamed
     requests: list[SequenceRequest] = []
     for prompt in prompts:
-        params = decoding.params_for(prompt.fitted.max_new_tokens)
-        params = replace(params, logprobs=call.logprobs, score_from=score_from)
+        params = replace(
+            decoding.params,
+            max_new_tokens=prompt.fitted.max_new_tokens,
+            logprobs=call.logprobs,
+            score_from=score_from,
+        )
         for _ in range(call.n):
             ids, ordinal = prompt.fitted.prompt_ids, len(requests)
             requests.append(SequenceRequest(ids, params, ordinal, is_streamed))

@@ -79,7 +79,7 @@ class Reader:
 
     def rules(self, call: QaCall) -> Rules:
         """Sampling parameters of the rollouts."""
-        params = self.decoding.params_for(self.max_output(call))
+        params = replace(self.decoding.params, max_new_tokens=self.max_output(call))
         end_ids: tuple[int, ...] = (self.end_id,)
         if call.grounded:
             # The automaton keeps away from stop strings, and a task's defaults are for free text.
@@ -150,7 +150,7 @@ class Reader:
         evidence = yield from read(self.task, fields)
         automaton = None
         if call.grounded:
-            stop = (call.sampling.stop or ()) + ((SEPARATOR,) if self.task.evidence else ())
+            stop = call.sampling.get("stop", ()) + ((SEPARATOR,) if self.task.evidence else ())
             longest = self.decoding.max_new_tokens
             automaton = SpanAutomaton(evidence.text, self.vocabulary, self.end_id, longest, stop)
         ids = yield from render_read(self.task, self.tokenizer, fields, evidence)
@@ -190,13 +190,8 @@ def _fields(context: str, question: str) -> dict[str, str]:
     return {"context": context, "question": question.strip()}
 
 
-# Fields without meaning for a span, which repeats the prompt by nature, and their neutral values.
-_FREE_ONLY = {
-    "min_new_tokens": 0,
-    "ignore_eos": False,
-    "repetition_penalty": 1,
-    "no_repeat_ngram_size": 0,
-}
+# Fields without meaning for a span, which repeats the prompt by nature.
+_FREE_ONLY = ("min_new_tokens", "ignore_eos", "repetition_penalty", "no_repeat_ngram_size")
 
 
 def check_sampling(call: QaCall) -> None:

@@ -35,7 +35,7 @@ from service.tasks.fitting import (
 from service.tasks.generate import Prompt
 from service.tasks.job import Prepared, Submitter, submit
 from service.tasks.offload import Offloader
-from service.tasks.sampling import NUM_ANSWERS_RANGE, Decoding, Range, check_range, resolve
+from service.tasks.sampling import Decoding, check_option, resolve
 from service.tasks.vocabulary import Vocabulary
 
 _OPTIONS: dict[str, set[str]] = {
@@ -90,15 +90,16 @@ class TaskRunner:
             Refused: the engine takes no more work now.
         """
         task = self.task("generate")
-        decoding = self._resolve(call.sampling, task, allow_zero=call.echo)
-        generate.check_options(call.n, call.echo, call.logprobs, decoding)
+        decoding = self._resolve(call.sampling, task, call.allow_zero)
+        generate.check_options(call)
         self._check_prompts(call)
         texts = [prompt for prompt in call.prompts if isinstance(prompt, str)]
         prompts = await self._offloader.run(texts, self._fit_prompts(call, decoding), call.origin)
         return self._submit_generate(call, prompts, decoding)
 
     def _check_prompts(self, call: GenerateCall) -> None:
-        check_range("n", call.n, Range(1, self.limits.max_job_sequences))
+        if call.n > self.limits.max_job_sequences:
+            raise InvalidRequest(f"n must be at least 1 and at most {self.limits.max_job_sequences}", "n")
         most = self.limits.max_job_sequences // call.n
         if not 0 < len(call.prompts) <= most:
             raise InvalidRequest(f"prompt must be 1 to {most} prompts with n = {call.n}", "prompt")
@@ -153,8 +154,8 @@ class TaskRunner:
     async def _summarize(self, task: Task, call: SummarizeCall) -> Prepared:
         check_unicode("text", call.text)
         check_not_blank("text", call.text)
-        summarize.check_sampling(call, task)
         decoding = self._resolve(call.sampling, task)
+        summarize.check_sampling(call, task)
         summarizer = summarize.Summarizer(
             task, self._tokenizer, decoding, self.limits, call.origin.is_streamed
         )
@@ -180,9 +181,9 @@ class TaskRunner:
         for name, text in (("question", call.question), ("context", call.context)):
             check_unicode(name, text)
             check_not_blank(name, text)
-        check_range("num_answers", call.num_answers, NUM_ANSWERS_RANGE)
-        qa.check_sampling(call)
+        check_option("num_answers", call.num_answers)
         decoding = self._resolve(call.sampling, task)
+        qa.check_sampling(call)
         assert self._vocabulary is not None, "a model with a qa task has its vocabulary indexed"
         reader = qa.Reader(task, self._tokenizer, self._vocabulary, decoding, self.limits)
         texts = [call.context, call.question]
@@ -210,8 +211,8 @@ class TaskRunner:
 
     async def _continue(self, task: Task, call: TaskCall) -> Prepared:
         as_generate = _as_generate(call)
-        decoding = self._resolve(call.sampling, task, allow_zero=as_generate.echo)
-        generate.check_options(as_generate.n, as_generate.echo, as_generate.logprobs, decoding)
+        decoding = self._resolve(call.sampling, task)
+        generate.check_options(as_generate)
         work = self._render(task, call, decoding, as_generate.echo)
         prompt = await self._offloader.run(call.fields.values(), work, call.origin)
         return self._submit_generate(as_generate, [prompt], decoding)
@@ -225,8 +226,8 @@ class TaskRunner:
         return self._prompt(fitted, text, has_echo)
 
     async def _choose(self, task: Task, call: TaskCall) -> Prepared:
-        choice.check_neutral(call.sampling)
         seed = self._resolve(call.sampling, task).params.seed
+        choice.check_neutral(call.sampling)
         work = choice.build_requests(task, self._tokenizer, call.fields, self.limits, call.overflow)
         requests, num_dropped = await self._offloader.run(call.fields.values(), work, call.origin)
         job = submit(self._engine, requests, call.origin, self.limits, "labels", num_dropped)

@@ -38,7 +38,7 @@ class Plotted:
 
 
 # Fields without meaning where the text's sentences alone say how long a summary can be.
-_FREE_ONLY = {"min_new_tokens": 0, "ignore_eos": False}
+_FREE_ONLY = ("min_new_tokens", "ignore_eos")
 
 
 def check_sampling(call: SummarizeCall, task: Task) -> None:
@@ -175,7 +175,7 @@ class Summarizer:
         evidence = yield from read(self._task, self._fields(text))
         ids = yield from render_read(self._task, self._tokenizer, self._fields(text), evidence)
         room = self._n_positions - len(ids)
-        params = self._decoding.params_for(min(self._decoding.max_new_tokens, room))
+        params = replace(self._decoding.params, max_new_tokens=min(self._decoding.max_new_tokens, room))
         if self._task.extractive:
             automaton = SentenceAutomaton(evidence.text.split(SEPARATOR), self._tokenizer)
             params = replace(params, allowed_next=automaton, min_new_tokens=0)

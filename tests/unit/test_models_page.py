@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store.sampling_ranges import SAMPLING_RANGES
+from model_store.sampling import TASK_DEFAULTS
 from model_store.task import TASK_KINDS, Task
 from model_store.task_files import tasks_from_list
 
@@ -21,7 +21,7 @@ def test_every_key_of_a_task_is_in_the_table() -> None:
     assert table_keys() == set(Task.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("name", [*SAMPLING_RANGES, *TASK_KINDS])
+@pytest.mark.parametrize("name", [*TASK_DEFAULTS, *TASK_KINDS])
 def test_every_kind_and_sampling_default_is_named(name: str) -> None:
     assert f"`{name}`" in PAGE
 

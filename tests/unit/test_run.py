@@ -127,7 +127,7 @@ async def test_truncation_drops_the_start_of_the_prompt_and_says_how_much(tokeni
 
 async def test_scoring_a_prompt_generates_nothing(tokenizer: Tokenizer) -> None:
     sampling = SamplingFields(max_new_tokens=0)
-    call = GenerateCall(("Anna lives in Paris",), echo=True, logprobs=2, sampling=sampling)
+    call = GenerateCall(("Anna lives in Paris",), echo=True, logprobs=2, allow_zero=True, sampling=sampling)
     choice = (await _generate(tokenizer, call)).choices[0]
     assert choice.text == "Anna lives in Paris"
     assert "".join(score.text for score in choice.logprobs) == choice.text
@@ -170,6 +170,7 @@ async def test_no_new_tokens_without_echo_is_refused(tokenizer: Tokenizer) -> No
         ("seed", 2**63),
         ("stop", ("",)),
         ("stop", tuple("abcdefghi")),
+        ("stop", ("x" * 1001,)),
         ("stop_token_ids", (10_000,)),
         ("logit_bias", ((-1, 1.0),)),
         ("max_new_tokens", 0),
@@ -183,7 +184,9 @@ async def test_a_value_out_of_range_names_its_field(tokenizer: Tokenizer, field:
 
 @pytest.mark.parametrize("n", [0, 17])
 async def test_n_out_of_range_is_refused(tokenizer: Tokenizer, n: int) -> None:
-    with pytest.raises(InvalidRequest, match="n must be at least 1 and at most 16"):
+    with pytest.raises(
+        InvalidRequest, match="n has a value that is not legal; legal: an integer from 1 to 16"
+    ):
         await _generate(tokenizer, GenerateCall(("a",), n=n))
 
 

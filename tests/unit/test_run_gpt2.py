@@ -82,7 +82,11 @@ async def test_the_score_of_an_answer_is_what_scoring_the_text_gives(folder: Pat
         async def logprob(text: str) -> float:
             ids = tokenizer.encode(" " + text) + newline
             call = GenerateCall(
-                ((*prompt, *ids),), echo=True, logprobs=0, sampling=SamplingFields(max_new_tokens=0)
+                ((*prompt, *ids),),
+                echo=True,
+                logprobs=0,
+                allow_zero=True,
+                sampling=SamplingFields(max_new_tokens=0),
             )
             scores = (await result_of(await runner.prepare_generate(call))).choices[0].logprobs
             return sum(score.logprob for score in scores[len(prompt) :])

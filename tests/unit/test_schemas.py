@@ -22,7 +22,7 @@ def test_fields_that_were_not_given_stay_open() -> None:
 
 def test_a_given_default_is_given() -> None:
     call = GenerateBody.model_validate({"prompt": "a", "min_new_tokens": 0}).to_call(ORIGIN)
-    assert call.sampling.min_new_tokens == 0
+    assert call.sampling["min_new_tokens"] == 0
 
 
 @pytest.mark.parametrize(("prompt", "prompts"), [("a", ("a",)), (["a", "b"], ("a", "b")), ("", ("",))])
@@ -33,11 +33,11 @@ def test_a_prompt_is_one_or_many(prompt: Any, prompts: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(("stop", "stops"), [("x", ("x",)), (["x", "y"], ("x", "y")), ([], ())])
 def test_stop_is_one_or_many(stop: Any, stops: tuple[str, ...]) -> None:
     body = GenerateBody.model_validate({"prompt": "a", "stop": stop})
-    assert body.to_call(ORIGIN).sampling.stop == stops
+    assert body.to_call(ORIGIN).sampling["stop"] == stops
 
 
-@pytest.mark.parametrize("stop", [["x"] * 9, [""], [1], "x" * 1001, {"x": 1}])
-def test_stop_has_limits(stop: Any) -> None:
+@pytest.mark.parametrize("stop", [[1], {"x": 1}, [["x"]], 5, ["\ud800"]])
+def test_stop_is_strings(stop: Any) -> None:
     with pytest.raises(ValidationError):
         GenerateBody.model_validate({"prompt": "a", "stop": stop})
 
@@ -96,7 +96,7 @@ def test_other_openai_prompts_are_refused(prompt: Any) -> None:
 
 def test_openai_defaults_hide_the_tasks_own() -> None:
     sampling = CompletionBody.model_validate({"prompt": "a"}).to_call(ORIGIN).sampling
-    assert (sampling.max_new_tokens, sampling.temperature, sampling.stop) == (16, 1.0, ())
+    assert (sampling["max_new_tokens"], sampling["temperature"], sampling["stop"]) == (16, 1.0, ())
 
 
 @pytest.mark.parametrize("extra", [{"best_of": 2}, {"suffix": "x"}, {"stream_options": {}}])
@@ -108,7 +108,7 @@ def test_what_is_not_supported_is_refused_by_name(extra: dict[str, Any]) -> None
 
 def test_neutral_values_are_accepted() -> None:
     body = {"prompt": "a", "n": 2, "best_of": 2, "suffix": "", "logit_bias": {"5": -100}, "user": "me"}
-    assert CompletionBody.model_validate(body).to_call(ORIGIN).sampling.logit_bias == ((5, -100.0),)
+    assert CompletionBody.model_validate(body).to_call(ORIGIN).sampling["logit_bias"] == ((5, -100.0),)
 
 
 def test_null_means_absent_within_stream_options_too() -> None:
