@@ -162,7 +162,7 @@ class _Builder:
     def _read_examples(self, source: Source, file: Path) -> None:
         task = self._plan.tasks[source.task]
         window: list[Pair] = []
-        for pair in self._sample(source, self._pairs(source, task, file)):
+        for pair in self._pairs(source, task, file):
             window.append(pair)
             if len(window) >= WINDOW:
                 self._add_shuffled(task, window)
@@ -170,7 +170,7 @@ class _Builder:
         self._add_shuffled(task, window)
 
     def _pairs(self, source: Source, task: Task, file: Path) -> Iterator[Pair]:
-        for line, record in records(file):
+        for line, record in self._sample(source, records(file)):
             if any(record.get(key) in values for key, values in source.skip.items()):
                 self._counts["skipped"] += 1
                 continue

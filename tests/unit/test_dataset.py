@@ -282,6 +282,12 @@ def test_an_empty_answer_becomes_the_no_answer_text(tmp_path: Path, tokenizer: T
     assert tokenizer.decode([i for i in rows[0]["labels"].tolist() if i > 0]).strip() == "unanswerable"
 
 
+def test_what_a_share_leaves_out_is_not_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = questions(tmp_path / "a.jsonl", [{"context": "Tom.", "question": "Who?", "answer": ""}] * 40)
+    counts = built(tmp_path, tokenizer, replace(source, share=0.5)).counts
+    assert 0 < counts["unanswerable"] == counts["qa pairs"] < 40
+
+
 def test_a_share_of_the_documents_is_kept_for_validation(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text("Tom has a ring.\n<|endoftext|>\n" * 200, encoding="utf-8")
     result = built(tmp_path, tokenizer, Source(tmp_path / "a.txt"), valid=0.3)
