@@ -23,9 +23,10 @@ endif
 PIP_INSTALL = $(PY) -m pip install --no-input --disable-pip-version-check \
 	$(if $(strip $(TORCH_INDEX)),--extra-index-url $(TORCH_INDEX))
 PYTEST = $(PY) -m pytest
+AXE = .page-tools/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-deploy test-scale soak bench lock clean supported-python
+.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-page browser test-deploy test-scale soak bench lock clean supported-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name text; \
@@ -65,6 +66,17 @@ test: $(TOOLS) ## every test but the slow ones
 
 test-deploy: $(TOOLS) ## deploy/ with the programs it is for (apt install nginx prometheus systemd); what is missing is skipped
 	$(PYTEST) tests/deploy $(ARGS)
+
+test-page: $(TOOLS) browser $(AXE) ## the page in a real browser; installs Chromium (as root, by apt-get) and axe-core
+	$(PYTEST) tests/page -q $(ARGS)
+
+$(AXE): | browser
+	npm install --silent --no-save --prefix .page-tools axe-core@4.14.1
+
+browser: # Chromium, its driver, and npm for axe-core
+	@for tool in chromium chromedriver npm; do command -v $$tool >/dev/null || missing=1; done; [ -z "$$missing" ] \
+	  || apt-get install --yes --no-install-recommends chromium chromium-driver npm \
+	  || { echo "error: the tests of the page need chromium, chromedriver and npm; apt-get installs them as root" >&2; exit 1; }
 
 soak: $(TOOLS) ## the slow tests: load, storms, long runs
 	$(PYTEST) -m slow --timeout=900 $(ARGS)

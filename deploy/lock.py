@@ -65,7 +65,7 @@ def _resolve(extras: list[str], constraints: str, *options: str) -> list[str]:
             str(wanted),
             *options,
         ]
-        command += [part for extra in extras for part in ("--extra", extra)] + [*options]
+        command += [part for extra in extras for part in ("--extra", extra)]
         done = subprocess.run(
             [*command, "pyproject.toml"], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE
         )

@@ -25,7 +25,7 @@ from model_store.entry import ModelEntry
 from model_store.errors import StoreError
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
-from service.api import native, openai, ops
+from service.api import native, openai, ops, page
 from service.api.description import describe
 from service.api.gate import Gate
 from service.api.json_pieces import CompactResponse
@@ -163,6 +163,8 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
         lifespan=life.span,
         redirect_slashes=False,
         default_response_class=CompactResponse,
+        docs_url=None,  # its own need the internet; `page` has them
+        redoc_url=None,
         exception_handlers={
             HTTPException: _pass_on,
             RequestValidationError: _explain,
@@ -172,6 +174,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     app.add_middleware(Gate, state=state)
     for router in (native.router, openai.router, ops.router):
         app.include_router(router)
+    page.mount(app)
     describe(app)
     return app
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.bodies import body_refusal, drain, read_body
 from service.api.exchange import ClientGone, Exchange, attach
 from service.api.head import check_head
+from service.api.page import is_page
 from service.api.problems import problem_for
 from service.api.security import request_id_from
 from service.api.state import ServiceState
@@ -27,7 +28,7 @@ from service.metrics import ENDPOINTS
 
 _TASK = re.compile(r"/tasks/[^/]+")
 _OPEN = {"/livez", "/readyz"}
-_OPS = {"/", "/metrics", "/info", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+_OPS = {"/", "/metrics", "/info", "/docs", "/redoc", "/openapi.json"}
 
 
 def endpoint_of(path: str) -> str:
@@ -107,7 +108,7 @@ class Gate:
     ) -> None:
         """Refuse what can be refused now, then let the request through."""
         check_head(scope["http_version"], scope["headers"])
-        if self._needs_key(scope["path"]):
+        if self._needs_key(scope["path"], headers):
             exchange.tenant = self._state.keyring.tenant(headers.get(b"authorization", b""))
             exchange.is_alone = self._state.keyring.num_keys == 1
         if scope["method"] == "HEAD":  # as GET; the server leaves the body out
@@ -140,7 +141,9 @@ class Gate:
         served.engine.check_room(exchange.party)
         await self._app(scope, _replay(body, reply.receive), reply.send)
 
-    def _needs_key(self, path: str) -> bool:
+    def _needs_key(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        if is_page(path, headers.get(b"accept", b"")):
+            return False
         if path in _OPS:
             return self._state.settings.ops_require_key
         return path not in _OPEN

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.native import json_response
+from service.api.page import is_page, page
 from service.api.reply_models import LOOK
 from service.api.state import ServiceState, service_of
 from service.errors import EngineDead, NotReady
@@ -52,9 +53,12 @@ async def info(request: Request) -> Response:
     return await json_response(_facts(service_of(request)))
 
 
-@router.get("/", responses=LOOK)
-async def index() -> dict[str, str]:
-    """Where to look."""
+@router.get("/", responses=LOOK, response_model=dict[str, str])
+async def index(request: Request, response: Response) -> Response | dict[str, str]:
+    """Where to look; the page for a browser."""
+    if is_page("/", request.headers.get("accept", "").encode()):
+        return page()
+    response.headers["Vary"] = "Accept"
     return {"service": "textgen", "version": version("textgen-service"), "docs": "/docs", "info": "/info"}
 
 

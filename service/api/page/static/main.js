@@ -1,0 +1,96 @@
+// Starts the page: asks the service what it is, shows the tabs that its model can fill, and stays when it goes away.
+
+import { getJson, useKey } from "./api.js";
+import { askPanel } from "./ask.js";
+import { chatPanel, dialectOf } from "./chat.js";
+import { watch } from "./live.js";
+import { summarizePanel } from "./summarize.js";
+import { tabs } from "./tabs.js";
+import { tasksPanel } from "./tasks.js";
+import { writePanel } from "./write.js";
+
+const RETRY_MS = 2000;
+const by = (id) => document.getElementById(id);
+const panels = {
+  write: writePanel(by("write")),
+  summarize: summarizePanel(by("summarize")),
+  ask: askPanel(by("ask")),
+  chat: chatPanel(by("chat")),
+  tasks: tasksPanel(by("tasks")),
+};
+const { show } = tabs(by("tabs"));
+let retry = null;
+
+/** What the service says of itself: { openapi, info, tasks, model }. */
+async function askFacts() {
+  const [openapi, info, { tasks }] = await Promise.all([getJson("/openapi.json"), getJson("/info"), getJson("/tasks")]);
+  return { openapi, info, tasks, model: info.model.name };
+}
+
+const canFill = {
+  write: ({ tasks }) => tasks.some(({ name, kind }) => name === "generate" && kind === "generate"),
+  summarize: ({ tasks }) => tasks.some(({ name, kind }) => name === "summarize" && kind === "summarize"),
+  ask: ({ tasks }) => tasks.some(({ name, kind }) => name === "qa" && kind === "qa"),
+  chat: (facts) => dialectOf(facts) !== null,
+  tasks: ({ tasks }) => tasks.length > 0,
+};
+
+async function refresh() {
+  clearTimeout(retry);
+  let facts;
+  try {
+    facts = await askFacts();
+  } catch (refusal) {
+    return explain(refusal);
+  }
+  notice("");
+  say("ready");
+  by("model").textContent = facts.info.model.version ? `${facts.model} ${facts.info.model.version}` : facts.model;
+  document.title = `${facts.model} · textgen`;
+  for (const [name, panel] of Object.entries(panels)) {
+    const can = canFill[name](facts);
+    if (can) panel.update(facts);
+    show(name, can);
+  }
+}
+
+/** Why the service cannot be used now; tried again by itself unless a person has to act. */
+function explain(refusal) {
+  if (refusal.status === 401) {
+    say("wants a key");
+    openKey(true);
+    notice(refusal.message);
+    return;
+  }
+  say(refusal.code === "not_ready" ? "loading" : "away");
+  notice(refusal.message);
+  retry = setTimeout(refresh, RETRY_MS);
+}
+
+function say(state) {
+  const place = by("live-state");
+  if (place.textContent !== state) place.textContent = state;
+  by("live").dataset.state = state;
+}
+
+function notice(text) {
+  by("away").textContent = text;
+  by("away").hidden = text === "";
+}
+
+function openKey(isOpen) {
+  by("key-form").hidden = !isOpen;
+  by("key-button").setAttribute("aria-expanded", String(isOpen));
+  if (isOpen) by("key").focus();
+}
+
+by("key-button").addEventListener("click", () => openKey(by("key-form").hidden));
+by("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(by("key").value);
+  openKey(false);
+  refresh();
+});
+
+refresh();
+watch({ onAway: explain, onBack: refresh });

@@ -1,0 +1,108 @@
+"""A real browser and the built-in model, for the tests of the page. `make test-page` installs what they need.
+
+Without Chromium, its driver or axe-core the tests are skipped, with a line that says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_store.task import Task
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+AXE = ROOT / ".page-tools" / "node_modules" / "axe-core" / "axe.min.js"
+sys.path.insert(0, str(ROOT / "tests" / "api"))
+
+from live_service import COLD_START_S, Live, running  # noqa: E402  the path is known now
+
+MOOD = Task(
+    name="mood",
+    kind="choice",
+    template="{text}\nMood:",
+    labels=("good", "bad", "mixed"),
+    description="The mood of a text.",
+)
+
+
+def _missing() -> str:
+    """Why there is no browser to test with; "" when there is one."""
+    tools = {"chromium": shutil.which("chromium"), "chromedriver": shutil.which("chromedriver")}
+    tools["selenium"] = importlib.util.find_spec("selenium")
+    tools["axe-core"] = AXE.exists() or None
+    return ", ".join(name for name, tool in tools.items() if tool is None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a browser where there is none."""
+    missing = _missing()
+    for item in items:
+        if item.path.parent != Path(__file__).parent:
+            continue
+        item.add_marker(pytest.mark.timeout(COLD_START_S + 60))
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"`make test-page` installs what is missing: {missing}"))
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[Live]:
+    """The built-in model, with one more task: a choice among labels."""
+    with running(Settings(port=0, threads=2)) as service:
+        served = service.state.served
+        assert served is not None
+        served.runner.tasks[MOOD.name] = MOOD
+        service.state.served = replace(served, tasks={**served.tasks, MOOD.name: MOOD})
+        yield service
+
+
+@pytest.fixture(scope="session")
+def start_browser() -> Callable[..., Any]:
+    """Opens a browser: a context manager that gives a `Browser`."""
+    from browser import Browser
+
+    @contextmanager
+    def start(url: str, **options: Any) -> Iterator[Browser]:
+        browser = Browser(**options)
+        try:
+            browser.open(url)
+            yield browser
+        finally:
+            browser.driver.quit()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def shared(live: Live, start_browser: Callable[..., Any]) -> Iterator[Any]:
+    """One browser at the page of `live` for the tests of a module."""
+    with start_browser(live.url) as browser:
+        browser.wait_for_state("ready")
+        yield browser
+
+
+@pytest.fixture
+def page(shared: Any, live: Live) -> Any:
+    """The page, loaded anew."""
+    shared.open("about:blank")
+    shared.open(live.url)
+    shared.wait_for_state("ready")
+    return shared
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port

@@ -1,0 +1,266 @@
+"""Each tab of the page does what it says, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Live
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+LIGHTHOUSE = "The lighthouse was built by two brothers in 1894. It burned down in 1921."
+
+
+def without_colours(page: Any) -> None:
+    if page.one("#write [name=colours]").is_selected():
+        page.one("#write [name=colours]").click()
+
+
+def test_a_text_streams_and_its_time_is_told(page: Any) -> None:
+    page.run("write")
+    assert page.text("#write .continuation").strip()
+    assert re.search(
+        r"first token [\d.]+ m?s · [\d,]+ tokens/s · [\d,]+ tokens · .* in all", page.text("#write .status")
+    )
+
+
+def test_the_page_shows_what_the_api_gives(page: Any, live: Live) -> None:
+    without_colours(page)
+    page.write("#write [name=seed]", "9223372036854775807")
+    page.write("#write [name=max_new_tokens]", "20")
+    page.run("write")
+    body = {"prompt": "Once upon a time", "max_new_tokens": 20, "seed": 2**63 - 1}
+    assert page.text("#write .continuation") == live.post("/generate", body).json()["choices"][0]["text"]
+
+
+def test_an_answer_can_be_stopped_and_what_came_is_kept(page: Any) -> None:
+    without_colours(page)
+    page.write("#write [name=max_new_tokens]", "1000")
+    page.start("write")
+    page.wait(lambda: page.text("#write .continuation"))
+    page.start("write")
+    page.wait_until_done("write")
+    assert page.text("#write .status").startswith("Stopped")
+    assert page.text("#write .continuation")
+
+
+def test_a_stopped_request_frees_the_engine(page: Any, live: Live) -> None:
+    page.write("#write [name=max_new_tokens]", "1000")
+    page.start("write")
+    page.wait(lambda: page.text("#write .status") == "Writing")
+    page.press(Keys.ESCAPE)
+    page.wait(lambda: live.num_sequences() == 0)
+
+
+def test_tokens_are_coloured_and_show_their_alternatives(page: Any) -> None:
+    page.run("write")
+    page.wait(lambda: len(page.all("#write .t")) > 20)
+    page.driver.execute_script("arguments[0].click()", page.all("#write .t")[3])
+    shares = [float(item.text.split("\n")[1].rstrip(" %")) for item in page.all("#write .alternatives li")]
+    assert len(shares) == 5 and shares == sorted(shares, reverse=True)
+
+
+def test_coloured_tokens_are_the_text(page: Any) -> None:
+    page.write("#write [name=seed]", "5")
+    without_colours(page)
+    page.run("write")
+    plain = page.text("#write .continuation")
+    page.one("#write [name=colours]").click()
+    page.run("write")
+    page.wait(lambda: page.all("#write .t"))
+    page.wait(lambda: page.text("#write .continuation") == plain)
+
+
+def test_samples_stand_side_by_side(page: Any) -> None:
+    page.write("#write [name=n]", "3")
+    page.run("write")
+    tops = {card.rect["y"] for card in page.all("#write .card")[:2]}
+    assert len(page.all("#write .card")) == 3 and len(tops) == 1
+
+
+def test_a_seed_repeats_a_text(page: Any) -> None:
+    page.run("write")
+    first = page.text("#write .continuation")
+    page.one("#write .seed button").click()
+    page.run("write")
+    assert page.text("#write .continuation") == first
+
+
+def test_ranges_are_the_apis_own(page: Any, live: Live) -> None:
+    schema = live.http.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"]["properties"]
+    temperature, tokens = page.one("#write [name=temperature]"), page.one("#write [name=max_new_tokens]")
+    assert float(temperature.get_attribute("max")) == schema["temperature"]["maximum"]
+    assert float(temperature.get_attribute("min")) == schema["temperature"]["minimum"]
+    assert int(tokens.get_attribute("max")) == live.http.get("/info").json()["limits"]["n_positions"]
+
+
+def test_every_field_of_the_api_has_a_control(page: Any, live: Live) -> None:
+    schema = live.http.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"]["properties"]
+    shown = {control.get_attribute("name") for control in page.all("#write [name]")}
+    assert set(schema) - shown == {"stream", "logprobs"}  # the page sets these itself
+
+
+def test_a_refusal_names_its_field_in_the_apis_words(page: Any, live: Live) -> None:
+    page.write("#write [name=top_p]", "0")
+    page.run("write")
+    message = live.post("/generate", {"prompt": "a", "top_p": 0}).json()["error"]["message"]
+    assert page.text("#write .paper > .problem") == message
+    assert page.one("#write [name=top_p]").get_attribute("aria-invalid") == "true"
+    assert page.focused() == page.one("#write [name=top_p]")
+
+
+def test_a_refused_document_is_marked(page: Any) -> None:
+    page.tab("summarize")
+    page.run("summarize")
+    assert page.one("#summarize textarea").get_attribute("aria-invalid") == "true"
+    assert "text" in page.text("#summarize .paper > .problem")
+
+
+def test_a_summary_leads_back_to_its_document(page: Any) -> None:
+    page.tab("summarize")
+    page.write("#summarize textarea", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    page.run("summarize")
+    sentence = page.one("#summarize .sentence")
+    sentence.click()
+    marked = page.text("#summarize mark.current")
+    assert marked.split() == page.text("#summarize .sentence").split()
+    assert page.all("#summarize .bar-map .current")
+
+
+def test_offsets_count_characters_outside_the_basic_plane_once(page: Any) -> None:
+    page.tab("ask")
+    page.write("#ask textarea", "🗼🗼🗼 " + LIGHTHOUSE)
+    page.write("#ask-question", "Who built the lighthouse?")
+    page.run("ask")
+    assert page.text("#ask mark.best") == page.text("#ask .answer-text") == "two brothers"
+
+
+def test_an_answer_is_marked_and_its_rivals_have_scores(page: Any, live: Live) -> None:
+    page.tab("ask")
+    page.write("#ask textarea", LIGHTHOUSE)
+    page.write("#ask-question", "Who built the lighthouse?")
+    page.run("ask")
+    body = {"question": "Who built the lighthouse?", "context": LIGHTHOUSE, "num_answers": 5}
+    answers = live.post("/qa", body).json()["answers"]
+    rows = [row.text.split("\n") for row in page.all("#ask .candidates li")]
+    assert rows == [[each["answer"] or "no answer", f"{each['score']:.1f}"] for each in answers]
+    assert page.text("#ask mark.best") == answers[0]["answer"]
+
+
+def test_no_answer_is_said_plainly(page: Any) -> None:
+    page.tab("ask")
+    page.write("#ask textarea", LIGHTHOUSE)
+    page.write("#ask-question", "What is the capital of Peru?")
+    page.run("ask")
+    assert page.text("#ask .card .text") == "The text does not answer this."
+    assert page.text("#ask .card footer").startswith("Score -")
+
+
+def test_a_text_file_can_be_opened(page: Any, tmp_path: Path) -> None:
+    file = tmp_path / "report.txt"
+    file.write_text(LIGHTHOUSE, encoding="utf-8")
+    page.tab("ask")
+    page.one("#ask input[type=file]").send_keys(str(file))
+    page.wait(lambda: page.one("#ask textarea").get_property("value") == LIGHTHOUSE)
+    assert "report.txt, 73 characters" in page.text("#ask [data-part=document] .hint")
+
+
+def test_a_conversation_goes_on(page: Any) -> None:
+    page.tab("chat")
+    for message in ("Hello, how are you?", "What did you do today?"):
+        page.one("#chat-message").send_keys(message, Keys.ENTER)
+        page.wait(lambda: page.text("#chat .status"))
+        page.wait_until_done("chat")
+    who = [turn.get_attribute("class") for turn in page.all("#chat .turn")]
+    assert who == ["turn you", "turn model"] * 2
+    page.one("#chat .code summary").click()
+    code = page.text("#chat .code code")
+    assert "A: Hello, how are you?" in code and code.count("\\nB: ") == 1
+    page.one("#chat .new").click()
+    assert page.all("#chat .turn") == []
+
+
+def test_every_declared_task_has_a_form(page: Any, live: Live) -> None:
+    page.tab("tasks")
+    for task in live.http.get("/tasks").json()["tasks"]:
+        page.one(f"#tasks-name option[value='{task['name']}']").click()
+        shown = [box.get_attribute("name") for box in page.all("#tasks [data-part=task-fields] textarea")]
+        assert shown == task["fields"]
+
+
+def test_a_choice_has_a_bar_for_each_label(page: Any, live: Live) -> None:
+    page.tab("tasks")
+    page.one("#tasks-name option[value=mood]").click()
+    page.write("#tasks [data-part=task-fields] textarea", "What a day!")
+    page.run("tasks")
+    scores = live.post("/tasks/mood", {"text": "What a day!"}).json()["scores"]
+    rows = {row.find_element(By.TAG_NAME, "th").text: row for row in page.all("#tasks .bars tr")}
+    best = page.text("#tasks .bars .best th")
+    assert list(rows) == list(scores) and best == max(scores, key=lambda label: scores[label])
+
+
+@pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
+def test_a_request_as_code_runs(page: Any, language: str, tmp_path: Path) -> None:
+    page.write("#write-prompt", 'It\'s a "test" of \\ and $HOME,\nand of é')
+    page.write("#write [name=seed]", str(2**62))
+    page.write("#write [name=max_new_tokens]", "8")
+    page.write("#write [name=stop]", "zzz")
+    without_colours(page)
+    page.run("write")
+    text = page.text("#write .continuation")
+    page.one("#write .code summary").click()
+    (button,) = [each for each in page.all("#write .snippet .row button") if each.text == language]
+    button.click()
+    code = page.text("#write .code code")
+    file = tmp_path / {"curl": "a.sh", "Python": "a.py", "JavaScript": "a.mjs"}[language]
+    file.write_text(code, encoding="utf-8")
+    program = {"curl": "bash", "Python": sys.executable, "JavaScript": shutil.which("node")}[language]
+    if program is None:
+        pytest.skip("there is no node here")
+    output = subprocess.run([program, str(file)], capture_output=True, text=True, check=True).stdout
+    if language == "Python":
+        said = [eval(line) for line in output.splitlines()]
+    else:
+        said = [json.loads(line[6:]) for line in output.splitlines() if line.startswith("data: ")]
+    assert "".join(each["text"] for each in said if "text" in each) == text
+    assert said[-1]["seed"] == 2**62
+
+
+def test_ten_thousand_tokens_do_not_freeze_the_page(page: Any) -> None:
+    page.driver.execute_script(
+        """window.longest = 0; window.looked = 0; let last = performance.now();
+        const look = () => {
+            const now = performance.now();
+            window.longest = Math.max(window.longest, now - last);
+            last = now; window.looked += 1; setTimeout(look, 10);
+        };
+        look();"""
+    )
+    for name, value in {"n": "16", "max_new_tokens": "640"}.items():
+        page.write(f"#write [name={name}]", value)
+    page.driver.execute_script("document.querySelector('#write [name=ignore_eos]').checked = true")
+    page.run("write")
+    page.wait(lambda: len(page.all("#write .t")) > 10_000)
+    assert page.driver.execute_script("return window.looked") > 50
+    assert page.driver.execute_script("return window.longest") < 1500  # the machine is shared
+
+
+def test_a_megabyte_of_text_can_be_asked(page: Any) -> None:
+    page.tab("ask")
+    text = "The sea was calm that day and nobody spoke. " * 23_000 + LIGHTHOUSE
+    data = f"const data = new DataTransfer(); data.setData('text', {json.dumps(text)});"
+    page.driver.execute_script(
+        data + "document.querySelector('#ask textarea').dispatchEvent("
+        "new ClipboardEvent('paste', {clipboardData: data, cancelable: true, bubbles: true}))"
+    )
+    assert "1,012,073 characters" in page.text("#ask [data-part=document] .hint")
+    page.write("#ask-question", "Who built the lighthouse?")
+    page.run("ask")
+    assert page.text("#ask .answer-text") == page.text("#ask mark.best") != ""
