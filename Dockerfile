@@ -40,13 +40,16 @@ COPY requirements-scale.lock ./
 RUN if [ -n "${EXTRAS}" ]; \
     then /opt/textgen/bin/pip install --no-build-isolation --constraint requirements.lock --constraint requirements-scale.lock ".[${EXTRAS}]"; fi
 
-# A third of a gigabyte that nothing here runs: tests, headers for extensions, the installer. Bytecode stays but for
-# architectures that are not served.
+# Nearly half a gigabyte that nothing here runs: tests, headers for extensions, the installer, and the bytecode of all
+# but what a start and an import load.
 RUN cd /opt/textgen/lib/python3*/site-packages && \
     find torch/bin -type f ! -name torch_shm_manager -delete && rm -rf torch/test torch/include torch/lib/*test* \
       pip pip-* setuptools setuptools-* _distutils_hack distutils-precedence.pth /opt/textgen/bin/pip* && \
     find . -type d \( -name tests -o -name __tests__ \) -prune -exec rm -rf {} + && \
-    find transformers/models -mindepth 2 -maxdepth 2 -name __pycache__ ! -path '*/auto/*' ! -path '*/gpt2/*' -exec rm -rf {} +
+    find . -type d -name __pycache__ -prune -exec rm -rf {} + && \
+    /opt/textgen/bin/python -m compileall -q service model_store && \
+    /opt/textgen/bin/python -c "import service.server, service.app, service.api.wire, service.engine.loader, service.cli, \
+      model_store.cli, model_store.importer, transformers.models.gpt2.modeling_gpt2, transformers.models.auto.tokenization_auto"
 
 # --- the image that runs ------------------------------------------------------------------------------------
 FROM ${BASE}

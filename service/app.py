@@ -33,6 +33,7 @@ from service.api.openai_schemas import OPENAI_LEGAL
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
 from service.api.state import Served, ServiceState
+from service.engine.container import memory_limit_bytes
 from service.errors import Draining, EngineDead, SettingsError
 from service.logs import get_logger
 from service.settings import Settings
@@ -46,6 +47,9 @@ if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open li
 
 _LAST_FRAMES_S = 3.0  # for streams to get their error frame when the engine is gone
 _POLL_S = 0.02
+# Of the built-in model, libraries included. With less the system may end the process while it loads,
+# without a word.
+MIN_MEMORY_BYTES = 384 << 20
 
 
 class Life:
@@ -99,6 +103,9 @@ class Life:
         log, started = get_logger(), time.monotonic()
         settings = self.state.settings
         log.info("loading", model=settings.model or "the default one")
+        if (limit := memory_limit_bytes()) is not None and limit < MIN_MEMORY_BYTES:
+            needed, given = MIN_MEMORY_BYTES >> 20, limit >> 20
+            log.warning(f"memory is limited to {given} MiB; the smallest model needs {needed} MiB")
         entry = await asyncio.to_thread(resolve, settings.model, settings.store)
         for warning in entry.warnings:
             log.warning(warning)

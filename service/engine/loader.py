@@ -16,6 +16,7 @@ from service.engine.architecture import Architecture, UnsupportedCheckpoint
 from service.engine.backends.cuda.build import KV_SHARE, build_forward, checked, one_line_without_memory
 from service.engine.backends.torch.attention import ReferenceAttention
 from service.engine.block_pool import BlockPool
+from service.engine.container import usable_processors
 from service.engine.detokenizer import TokenPieces
 from service.engine.engine import Engine
 from service.engine.linear import Backend, Precision, auto_precision
@@ -102,9 +103,10 @@ def choose_numerics(config: EngineConfig) -> Numerics:
     precision = config.precision or auto_precision(config.device, backend)
     is_exact = config.is_deterministic or (precision == "float32" and config.device == "cpu")
     if backend == "cpu":
-        torch.set_num_threads(
-            1
-        )  # the kernels have threads of their own; two pools would fight over the cores
+        # The kernels have threads of their own; two pools would fight over the cores.
+        torch.set_num_threads(1)
+    elif config.device == "cpu":
+        torch.set_num_threads(config.num_threads or usable_processors())
     return Numerics(precision, config.device, backend, is_exact)
 
 
@@ -117,10 +119,13 @@ def _checked_backend(precision: Precision, config: EngineConfig) -> Backend:
         if config.device != "cpu":
             config.report(checked(precision, config.device))
             return "cuda"
+        from service.engine.backends.cpu import cache
         from service.engine.backends.cpu.pool import set_threads
         from service.engine.backends.cpu.self_check import self_check
 
         set_threads(config.num_threads or None)
+        if cache.COMPLAINT:
+            config.report(cache.COMPLAINT)
         config.report(self_check(precision))
         return "cpu"
     except Exception as error:

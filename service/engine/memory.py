@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from service.engine.architecture import UnsupportedCheckpoint
-
-_CGROUP = Path("/sys/fs/cgroup")
+from service.engine.container import memory_left_bytes
 
 
 def free_memory_bytes(device: str) -> int:
@@ -24,26 +23,8 @@ def free_memory_bytes(device: str) -> int:
         return 4 << 30
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    left = left_in_container(_CGROUP)
+    left = memory_left_bytes()
     return free if left is None else min(free, left)
-
-
-def left_in_container(cgroup: Path) -> int | None:
-    """Bytes below the container's limit; None without one.
-
-    Args:
-        cgroup: where control groups are mounted: version 2, or version 1 with a folder `memory`.
-    """
-    if (cgroup / "memory").is_dir():
-        folder, names = cgroup / "memory", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
-    else:
-        folder, names = cgroup, ("max", "current", "inactive_file")
-    limit, used, stat = (folder / f"memory.{name}" for name in (*names[:2], "stat"))
-    if not limit.exists() or not used.exists() or not limit.read_text().strip().isdigit():
-        return None
-    counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
-    cached = int(counts.get(names[2], 0))  # of files read, the model's too; given back when asked for
-    return max(int(limit.read_text()) - int(used.read_text()) + cached, 0)
 
 
 @contextmanager

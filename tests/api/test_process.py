@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from live_service import COLD_START_S, WAIT_S, events, expect
+from live_service import COLD_START_S, WAIT_S, events, expect, running
 
 from service.errors import SettingsError
 from service.server import open_listeners
+from service.settings import Settings
 
 LONG = {"prompt": "go on", "max_new_tokens": 240, "ignore_eos": True, "stream": True}
 
@@ -212,3 +213,14 @@ def test_a_process_whose_standard_streams_are_closed_serves(tiny_model: Path) ->
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("limit", "is_told"), [(256 << 20, True), (512 << 20, False), (None, False)])
+def test_a_limit_of_memory_that_no_model_fits_is_told_before_the_load(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str], limit: int | None, is_told: bool
+) -> None:
+    monkeypatch.setattr("service.app.memory_limit_bytes", lambda: limit)
+    start = len(log_lines)
+    with running(Settings(model=str(tiny_model), port=0, threads=1)):
+        told = [line for line in log_lines[start:] if "memory is limited to 256 MiB" in line]
+    assert bool(told) == is_told

@@ -57,7 +57,14 @@ def prepare(base: Path) -> Path | None:
     return copy
 
 
-_folder = prepare(Path(config.CACHE_DIR or os.path.expanduser("~/.cache/textgen-service/kernels")))
+_base = Path(config.CACHE_DIR or os.path.expanduser("~/.cache/textgen-service/kernels"))
+_folder = prepare(_base)
 CACHE = _folder is not None
+# Why kernels compiled now are compiled again at the next start; "" if they are kept.
+COMPLAINT = (
+    ""
+    if _folder is not None and _folder.parent == _base
+    else f"compiled kernels are not kept: user {os.getuid()} may not write to {_base} (NUMBA_CACHE_DIR)"
+)
 if _folder is not None:
     config.CACHE_DIR = str(_folder)
