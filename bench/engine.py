@@ -19,8 +19,9 @@ from pathlib import Path
 
 from model_store.tokenizer import Tokenizer
 from service.engine.architecture import read_architecture
+from service.engine.config import EngineConfig
 from service.engine.engine import Engine
-from service.engine.loader import EngineConfig, build_engine
+from service.engine.loader import build_engine
 from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 90, 64

@@ -26,8 +26,9 @@ import torch  # noqa: E402
 from checkpoint import SHAPES, make_weights  # noqa: E402
 from transformers import GenerationConfig, GPT2LMHeadModel  # noqa: E402
 
+from service.engine.config import EngineConfig  # noqa: E402
 from service.engine.engine import Engine  # noqa: E402
-from service.engine.loader import EngineConfig, build_engine  # noqa: E402
+from service.engine.loader import build_engine  # noqa: E402
 from service.engine.sequence import (  # noqa: E402
     Job,
     SamplingParams,

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
-from service.engine.loader import EngineConfig, build_engine
+from service.engine.config import EngineConfig
+from service.engine.loader import build_engine
 from service.engine.sequence import (
     Job,
     SamplingParams,

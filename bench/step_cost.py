@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from service.engine.architecture import Architecture
-from service.engine.backends.cpu.attention import CpuAttention
-from service.engine.backends.cpu.forward import FusedForward
-from service.engine.backends.cpu.pool import set_threads
-from service.engine.backends.cpu.self_check import self_check
+from service.engine.backends.cpu.backend import CpuBackend
 from service.engine.backends.kernel_check import ragged_batch
-from service.engine.linear import Precision
-from service.engine.model.attention import ForwardBatch, KVCache
-from service.engine.model.gpt2 import GPT2, Numerics
+from service.engine.backends.torch.backend import TorchBackend
+from service.engine.container import usable_processors
+from service.engine.model.attention import ForwardBatch, KVCache, cache_dtype
+from service.engine.model.gpt2 import GPT2
 
 DECODES = [(1, 96), (4, 96), (8, 96), (32, 96), (64, 96), (8, 512), (32, 512)]
 PREFILLS = [64, 128, 512, 1024]
@@ -35,14 +33,15 @@ WIDTH, VOCABULARY = 768, 50257
 def main() -> None:
     """Measure and print."""
     options = parse()
-    threads = set_threads(options.threads or None)
+    threads = options.threads or usable_processors()
     torch.set_num_threads(threads)
     theirs = f"torch oneDNN {str(onednn_dtype()).removeprefix('torch.')}"
     results: dict[str, dict[str, float]] = {theirs: onednn(options.layers, options.repeats)}
     show(f"{theirs}, linear layers only", results[theirs])
     for precision in options.precision.split(","):
-        print(self_check(precision))
-        results[precision] = measure(precision, options.layers, options.repeats)
+        backend = CpuBackend(precision, threads)
+        print(backend.self_check(TorchBackend(precision)))
+        results[precision] = measure(backend, options.layers, options.repeats)
         show(f"{precision}, whole steps", results[precision])
         show_ratios(precision, results[precision], results[theirs])
     print(json.dumps({"unit": "ms", "threads": threads, "layers": options.layers, **results}))
@@ -87,24 +86,23 @@ def median_ms(run: Callable[[], object], repeats: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def measure(precision: Precision, layers: int, repeats: int) -> dict[str, float]:
+def measure(backend: CpuBackend, layers: int, repeats: int) -> dict[str, float]:
     """Whole steps: embedding, all layers, attention, head."""
-    model = build(precision, layers)
-    a = model.architecture
-    dtype = model.numerics.cache_dtype
-    cache = KVCache.allocate(layers, 1100, a.n_head, 16, a.head_dim, dtype, torch.device("cpu"))
-    fused = FusedForward(model, CpuAttention(cache, a.attention_scales))
+    model = build(backend, layers)
+    a, dtype = model.architecture, cache_dtype(backend.precision)
+    cache = KVCache.allocate(layers, 1100, a.n_head, 16, a.head_dim, dtype, backend.device)
+    forward = backend.forward(model, cache, max_rows=64)
     table = {}
     for rows, context in DECODES:
         batch = with_ids(ragged_batch([(context - 1, 1)] * rows, 16))
-        table[f"decode {rows} x {context}"] = median_ms(lambda batch=batch: fused(batch), repeats)
+        table[f"decode {rows} x {context}"] = median_ms(lambda batch=batch: forward(batch), repeats)
     for length in PREFILLS:
         batch = with_ids(ragged_batch([(0, length)], 16))
-        table[f"prefill {length}"] = median_ms(lambda batch=batch: fused(batch), max(3, repeats // 5))
+        table[f"prefill {length}"] = median_ms(lambda batch=batch: forward(batch), max(3, repeats // 5))
     return table
 
 
-def build(precision: Precision, layers: int) -> GPT2:
+def build(backend: CpuBackend, layers: int) -> GPT2:
     """GPT-2 124M's shape with random weights."""
     architecture = Architecture(
         vocab_size=VOCABULARY, n_positions=1024, n_embd=WIDTH, n_layer=layers, n_head=12, n_inner=4 * WIDTH,
@@ -121,7 +119,7 @@ def build(precision: Precision, layers: int) -> GPT2:
             shapes |= {f"h.{i}.{name}.weight": (k, n), f"h.{i}.{name}.bias": (n,)}
         shapes |= {f"h.{i}.{ln}.{part}": (c,) for ln in ("ln_1", "ln_2") for part in ("weight", "bias")}
     weights = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
-    return GPT2(architecture, weights, Numerics(precision, "cpu", "cpu"))
+    return GPT2(architecture, weights, backend)
 
 
 def with_ids(batch: ForwardBatch) -> ForwardBatch:

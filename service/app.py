@@ -36,14 +36,15 @@ from service.api.state import Served, ServiceState
 from service.engine.container import memory_limit_bytes
 from service.errors import Draining, EngineDead, SettingsError
 from service.logs import get_logger
-from service.settings import Settings
+from service.settings import Settings, with_variables
 from service.tasks.calls import ModelLimits
 from service.tasks.run import TaskRunner
 
 if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
     from service.engine.async_engine import AsyncEngine
+    from service.engine.config import EngineConfig, Precision
     from service.engine.engine import Engine
-    from service.engine.loader import EngineConfig
+    from service.engine.observer import Observer
 
 _LAST_FRAMES_S = 3.0  # for streams to get their error frame when the engine is gone
 _POLL_S = 0.02
@@ -218,21 +219,31 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
 
 def _make_engine(state: ServiceState, folder: Path, tokenizer: Tokenizer) -> AsyncEngine:
     """An engine that loads when started, on its own thread."""
-    from service.engine.architecture import UnsupportedCheckpoint
     from service.engine.async_engine import AsyncEngine
-    from service.engine.loader import build_engine
 
     config = engine_config(state.settings, folder)
 
     def make() -> Engine:
-        try:
-            engine = build_engine(config, tokenizer, state.metrics, on_fault=_log_fault)
-        except UnsupportedCheckpoint as error:
-            raise SettingsError(f"the model cannot be served: {error}") from error
+        engine = _build_engine(config, tokenizer, state.metrics)
         state.metrics.levels = lambda: _levels(engine)
         return engine
 
     return AsyncEngine(make, config.max_running + state.settings.max_waiting)
+
+
+def _build_engine(config: EngineConfig, tokenizer: Tokenizer, observer: Observer | None = None) -> Engine:
+    """Load and warm up in this thread.
+
+    Raises:
+        SettingsError: the model cannot be served here.
+    """
+    from service.engine.architecture import UnsupportedCheckpoint
+    from service.engine.loader import build_engine
+
+    try:
+        return build_engine(config, tokenizer, observer, on_fault=_log_fault)
+    except UnsupportedCheckpoint as error:
+        raise SettingsError(f"the model cannot be served: {with_variables(str(error))}") from error
 
 
 def _levels(engine: Engine) -> tuple[int, int, float]:
@@ -251,14 +262,8 @@ def warm_up(settings: Settings) -> dict[str, str | int]:
     Raises:
         SettingsError, StoreError: the model cannot be served.
     """
-    from service.engine.architecture import UnsupportedCheckpoint
-    from service.engine.loader import build_engine
-
     entry = resolve(settings.model, settings.store)
-    try:
-        engine = build_engine(engine_config(settings, entry.path), Tokenizer.load(entry.path))
-    except UnsupportedCheckpoint as error:
-        raise SettingsError(f"the model cannot be served: {error}") from error
+    engine = _build_engine(engine_config(settings, entry.path), Tokenizer.load(entry.path))
     return {"model": entry.label, **engine.facts}
 
 
@@ -266,42 +271,34 @@ def _log_fault(error: BaseException) -> None:
     get_logger().error("a step failed", exc_info=error)
 
 
-_GPU_LIMITS = {
-    "max_batch_tokens": 2048,
-    "max_running": 256,
-}  # where nothing else is set: a GPU takes more at once
-
-
 def engine_config(settings: Settings, folder: Path) -> EngineConfig:
-    """What the engine is built from; settings that say `auto` are decided here or left to the engine.
+    """What the engine is built from; settings that say `auto` are decided by the device or the engine.
 
     Raises:
         SettingsError: the device does not exist here.
     """
-    import torch
+    from service.engine.config import EngineConfig
+    from service.engine.devices import DEVICES, NoSuchDevice, find_device
 
-    from service.engine.loader import EngineConfig
-
-    has_cuda = torch.cuda.is_available()
-    on_gpu = has_cuda and settings.device != "cpu"
-    if settings.device == "cuda" and not has_cuda:
-        raise SettingsError("TEXTGEN_DEVICE is cuda, and no CUDA device can be used here")
-    chosen: dict[str, Any] = {
-        "device": "cuda" if on_gpu else "cpu",
-        "precision": _precision(settings),
-        "is_deterministic": settings.deterministic,
-        "kv_cache_bytes": settings.kv_cache_bytes,
-        "max_batch_tokens": settings.max_batch_tokens,
-        "max_running": settings.max_running,
-        "num_threads": settings.threads,
-        "speculation": settings.speculation,
-        "report": get_logger().info,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return EngineConfig(folder, **{**(_GPU_LIMITS if on_gpu else {}), **given})
+    try:
+        name = find_device(settings.device)
+    except NoSuchDevice as error:
+        raise SettingsError(with_variables(str(error))) from error
+    return EngineConfig(
+        folder,
+        device=name,
+        precision=_precision(settings),
+        is_deterministic=settings.deterministic,
+        kv_cache_bytes=settings.kv_cache_bytes or 0,
+        max_batch_tokens=settings.max_batch_tokens or DEVICES[name].max_batch_tokens,
+        max_running=settings.max_running or DEVICES[name].max_running,
+        num_threads=settings.threads or 0,
+        speculation=settings.speculation,
+        report=get_logger().info,
+    )
 
 
-def _precision(settings: Settings) -> str | None:
+def _precision(settings: Settings) -> Precision | None:
     """One word for dtype and quantization; None leaves it to the machine."""
     if settings.quantization == "int8":
         return "int8"

@@ -303,6 +303,12 @@ def variable_name(field: str) -> str:
     return PREFIX + field.upper()
 
 
+def with_variables(text: str) -> str:
+    """An engine's message in a person's words: each `name` of a setting becomes its variable."""
+    known = "|".join(Settings.model_fields)
+    return re.sub(rf"`({known})`", lambda name: variable_name(name[1]), text)
+
+
 def legal_values(field: FieldInfo) -> str:
     """The legal values of a setting in words, as Markdown."""
     extra = field.json_schema_extra

@@ -15,8 +15,9 @@ import httpx
 
 from model_store.tokenizer import Tokenizer
 from service.api.state import ServiceState
+from service.engine.config import EngineConfig
 from service.engine.engine import Engine
-from service.engine.loader import EngineConfig, build_engine
+from service.engine.loader import build_engine
 from service.server import Server, make_server
 from service.settings import Settings
 

@@ -23,8 +23,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from service.engine.batch import Batch, StepOutput
 from service.engine.block_pool import BlockPool
+from service.engine.config import EngineConfig
 from service.engine.engine import Engine
-from service.engine.loader import EngineConfig, build_engine
+from service.engine.loader import build_engine
 from service.engine.model.gpt2 import GPT2
 from service.engine.scheduler import Budget, Scheduler
 from service.engine.sequence import (
@@ -123,7 +124,7 @@ def real_engine(folder: Path, *, num_blocks: int = 64, **config: Any) -> Engine:
     width = GPT2Config.from_pretrained(folder)
     element = 4 if settings["precision"] == "float32" else 2
     block_bytes = 16 * 2 * width.n_layer * width.n_embd * element
-    config_ = EngineConfig(folder=folder, kv_cache_bytes=num_blocks * block_bytes, num_threads=1, **settings)
+    config_ = EngineConfig(folder=folder, kv_cache_bytes=num_blocks * block_bytes, **settings)
     return build_engine(config_, BytePieces(width.vocab_size))
 
 
@@ -333,6 +334,6 @@ def _loaded(folder: Path) -> GPT2LMHeadModel:
 
 
 @functools.cache
-def loaded_gpt2(folder: Path, numerics: Any) -> GPT2:
+def loaded_gpt2(folder: Path, backend: Any) -> GPT2:
     """This project's model of a checkpoint."""
-    return GPT2.load(folder, numerics)
+    return GPT2.load(folder, backend)

@@ -1,4 +1,4 @@
-"""How much memory there is, and what to say when there is not enough. Used by `loader`, at start only."""
+"""How much of the machine's memory is left, and what to say when that is not enough. Used at start only."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from service.engine.architecture import UnsupportedCheckpoint
 from service.engine.container import memory_left_bytes
 
 
-def free_memory_bytes(device: str) -> int:
-    """Memory left on the device, or in the machine or container this process may use."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()  # what loading left behind counts as free
-        return int(torch.cuda.mem_get_info(device)[0])
+def free_host_bytes() -> int:
+    """Memory left in the machine, or in the container that this process may use."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return 4 << 30
@@ -40,8 +35,8 @@ def one_line_without_host_memory() -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         raise UnsupportedCheckpoint(
-            f"out of memory at start: {free_memory_bytes('cpu') >> 20} MiB are left; free some, "
-            "lower TEXTGEN_KV_CACHE_BYTES or TEXTGEN_MAX_RUNNING, or serve a smaller model"
+            f"out of memory at start: {free_host_bytes() >> 20} MiB are left; free some, "
+            "lower `kv_cache_bytes` or `max_running`, or serve a smaller model"
         ) from error
 
 

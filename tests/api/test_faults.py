@@ -12,8 +12,9 @@ from live_service import Live, events, expect, read_all, running
 
 from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
+from service.engine.config import EngineConfig
 from service.engine.engine import Engine
-from service.engine.loader import EngineConfig, build_engine
+from service.engine.loader import build_engine
 from service.server import make_server
 from service.settings import Settings
 

@@ -14,18 +14,23 @@ from llvmlite.binding import FeatureMap, get_host_cpu_features, get_host_cpu_nam
 from service.engine.architecture import Architecture
 from service.engine.backends.cpu import draw, gemm, self_check
 from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.backend import CpuBackend
 from service.engine.backends.cpu.forward import FusedForward, can_fuse
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import set_threads
 from service.engine.backends.torch.attention import ReferenceAttention
-from service.engine.linear import Precision, UnsupportedLinear, pack_linear
-from service.engine.model.attention import ForwardBatch, KVCache
-from service.engine.model.gpt2 import GPT2, Numerics
+from service.engine.backends.torch.backend import TorchBackend
+from service.engine.backends.torch.linear import pack_linear
+from service.engine.config import Precision
+from service.engine.devices import DEVICES
+from service.engine.model.attention import ForwardBatch, KVCache, cache_dtype
+from service.engine.model.gpt2 import GPT2
+from service.engine.model.linear import Packer, UnsupportedLinear
 from service.engine.model.sampler import draw_from_all
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
-CPU = torch.device("cpu")
+CPU = DEVICES["cpu"]
 
 
 def randoms(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
@@ -88,7 +93,7 @@ def test_a_row_of_nan_draws_an_id_and_leaves_the_others_alone() -> None:
 )
 def test_linear_agrees_with_torch(precision: Precision, width: int, columns: int, rows: int) -> None:
     weight, bias, x, residual = randoms((width, columns), (columns,), (rows, width), (rows, columns))
-    fast = pack_linear(weight, bias, precision=precision, activation="gelu_new", backend="cpu")
+    fast = CpuLinear(weight, bias, precision=precision, activation="gelu_new")
     slow = pack_linear(weight, bias, precision=precision, activation="gelu_new")
     expected = slow(x, residual)
     assert (fast(x, residual) - expected).abs().max() <= TOLERANCE[precision] * expected.abs().max()
@@ -232,7 +237,7 @@ def relocated(batch: ForwardBatch, tables: torch.Tensor) -> ForwardBatch:
 # ---- the whole forward pass ----
 
 
-def small_model(precision: Precision, backend: str, activation: str = "gelu_new", width: int = 128) -> GPT2:
+def small_model(packer: Packer, activation: str = "gelu_new", width: int = 128) -> GPT2:
     architecture = Architecture(
         vocab_size=517, n_positions=512, n_embd=width, n_layer=2, n_head=2, n_inner=4 * width,
         activation_function=activation, layer_norm_epsilon=1e-5, scale_attn_weights=True,
@@ -253,7 +258,7 @@ def small_model(precision: Precision, backend: str, activation: str = "gelu_new"
         for name in ("ln_1", "ln_2"):
             shapes |= {f"h.{i}.{name}.weight": (width,), f"h.{i}.{name}.bias": (width,)}
     weights = dict(zip(shapes, (0.1 * x for x in randoms(*shapes.values())), strict=True))
-    return GPT2(architecture, weights, Numerics(precision, "cpu", backend))  # type: ignore[arg-type]
+    return GPT2(architecture, weights, packer)
 
 
 def with_ids(batch: ForwardBatch) -> ForwardBatch:
@@ -261,18 +266,23 @@ def with_ids(batch: ForwardBatch) -> ForwardBatch:
     return replace(batch, input_ids=torch.randint(0, 517, batch.slots.shape, generator=generator))
 
 
-def cache_for(model: GPT2) -> KVCache:
-    a = model.architecture
-    return KVCache.allocate(a.n_layer, 200, a.n_head, 16, a.head_dim, model.numerics.cache_dtype, CPU)
+def cache_for(model: GPT2, precision: Precision) -> KVCache:
+    a, dtype = model.architecture, cache_dtype(precision)
+    return KVCache.allocate(a.n_layer, 200, a.n_head, 16, a.head_dim, dtype, CPU)
+
+
+def fused_pass(model: GPT2, precision: Precision) -> FusedForward:
+    return FusedForward(model, CpuAttention(cache_for(model, precision), model.architecture.attention_scales))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("width", [128, 50])
 def test_the_fused_pass_agrees_with_the_layers_in_torch(precision: Precision, width: int) -> None:
-    fast, slow = (small_model(precision, backend, width=width) for backend in ("cpu", "reference"))
+    fast = small_model(CpuBackend(precision), width=width)
+    slow = small_model(TorchBackend(precision), width=width)
     batch, scales = with_ids(self_check.ragged_batch(MIXED, 16)), fast.architecture.attention_scales
-    result = FusedForward(fast, CpuAttention(cache_for(fast), scales))(batch)
-    expected = slow.forward(batch, ReferenceAttention(cache_for(slow), scales, is_exact=False))
+    result = fused_pass(fast, precision)(batch)
+    expected = slow.forward(batch, ReferenceAttention(cache_for(slow, precision), scales, is_exact=False))
     bound = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.03}[
         precision
     ]  # one int8 code of difference cascades
@@ -281,8 +291,10 @@ def test_the_fused_pass_agrees_with_the_layers_in_torch(precision: Precision, wi
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_sequence_has_the_same_logits_alone_and_in_company(precision: Precision) -> None:
-    model = small_model(precision, "cpu")
-    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    model = small_model(CpuBackend(precision))
+    fused = FusedForward(
+        model, CpuAttention(cache_for(model, precision), model.architecture.attention_scales)
+    )
     crowd = with_ids(self_check.ragged_batch([(0, 21), (0, 1), (0, 33), (0, 5), (0, 16)], 16))
     together = fused(crowd)
     for index in range(5):
@@ -296,8 +308,10 @@ def test_a_sequence_has_the_same_logits_alone_and_in_company(precision: Precisio
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_steps_on_crowded_processors_change_no_bit(threads: int) -> None:
     """With more threads than processors most of them come late to most phases."""
-    model = small_model("bfloat16", "cpu", width=256)
-    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    model = small_model(CpuBackend("bfloat16"), width=256)
+    fused = FusedForward(
+        model, CpuAttention(cache_for(model, "bfloat16"), model.architecture.attention_scales)
+    )
     prompts = [[(0, 1)], [(0, 5), (0, 37), (0, 1)], [(0, 9)] * 9]
     batches = [with_ids(self_check.ragged_batch(sequences, 16)) for sequences in prompts]
     usual = [fused(batch) for batch in batches]
@@ -312,8 +326,11 @@ def test_steps_on_crowded_processors_change_no_bit(threads: int) -> None:
 
 def test_engines_that_step_at_the_same_time_change_no_bit_of_each_other() -> None:
     """The threads are the process's, and a process may hold many applications."""
-    models = [small_model("bfloat16", "cpu", width=width) for width in (256, 128)]
-    steps = [FusedForward(m, CpuAttention(cache_for(m), m.architecture.attention_scales)) for m in models]
+    models = [small_model(CpuBackend("bfloat16"), width=width) for width in (256, 128)]
+    steps = [
+        FusedForward(m, CpuAttention(cache_for(m, "bfloat16"), m.architecture.attention_scales))
+        for m in models
+    ]
     batch = with_ids(self_check.ragged_batch([(0, 5), (0, 37), (0, 1)], 16))
     usual = [step(batch) for step in steps]
 
@@ -325,22 +342,26 @@ def test_engines_that_step_at_the_same_time_change_no_bit_of_each_other() -> Non
 
 
 def test_little_work_stays_on_one_thread() -> None:
-    model = small_model("bfloat16", "cpu", width=50)
-    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    model = small_model(CpuBackend("bfloat16"), width=50)
+    fused = FusedForward(
+        model, CpuAttention(cache_for(model, "bfloat16"), model.architecture.attention_scales)
+    )
     assert [fused.threads_for(tokens) > 1 for tokens in (1, 6, 512)] == [False, False, True]
 
 
 def test_an_id_outside_the_vocabulary_is_refused() -> None:
-    model = small_model("float32", "cpu")
-    fused = FusedForward(model, CpuAttention(cache_for(model), model.architecture.attention_scales))
+    model = small_model(CpuBackend("float32"))
+    fused = FusedForward(
+        model, CpuAttention(cache_for(model, "float32"), model.architecture.attention_scales)
+    )
     batch = self_check.ragged_batch([(0, 3)], 16)
     with pytest.raises(IndexError, match="input_ids"):
         fused(replace(batch, input_ids=torch.tensor([1, 517, 2])))
 
 
 def test_an_activation_without_kernel_is_not_fused() -> None:
-    model = small_model("float32", "cpu", activation="gelu")
-    assert not can_fuse(model, CpuAttention(cache_for(model), [1.0, 1.0]))
+    model = small_model(CpuBackend("float32"), activation="gelu")
+    assert not can_fuse(model, CpuAttention(cache_for(model, "float32"), [1.0, 1.0]))
 
 
 # ---- start-up ----
@@ -348,20 +369,23 @@ def test_an_activation_without_kernel_is_not_fused() -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_self_check_passes_here(precision: Precision) -> None:
-    assert precision in self_check.self_check(precision)
+    assert precision in CpuBackend(precision).self_check(TorchBackend(precision))
 
 
 def test_the_self_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     right = CpuLinear.__call__
     monkeypatch.setattr(CpuLinear, "__call__", lambda self, x, residual=None: 1.1 * right(self, x, residual))
     with pytest.raises(self_check.KernelMismatch, match="differs from torch"):
-        self_check.self_check("float32")
+        CpuBackend("float32").self_check(TorchBackend("float32"))
 
 
 def self_checks_with(name: str, features: str) -> str:
     """What the self-checks of a process say whose code is compiled for another processor."""
-    program = "from service.engine.backends.cpu.self_check import self_check\n" + "\n".join(
-        f"print(self_check({precision!r}))" for precision in PRECISIONS
+    program = (
+        "from service.engine.backends.cpu.backend import CpuBackend\n"
+        "from service.engine.backends.torch.backend import TorchBackend\n"
+        f"for precision in {PRECISIONS}:\n"
+        "    print(CpuBackend(precision).self_check(TorchBackend(precision)))\n"
     )
     environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     done = subprocess.run(

@@ -21,12 +21,15 @@ from tiny import ask, checkpoint, loaded_gpt2, real_engine, run_all, separate
 
 from service.engine.backends.cuda import attend, self_check
 from service.engine.backends.cuda.attention import CudaAttention
+from service.engine.backends.cuda.backend import CudaBackend
 from service.engine.backends.cuda.forward import CudaForward
 from service.engine.backends.torch.attention import ReferenceAttention
+from service.engine.backends.torch.backend import TorchBackend
+from service.engine.devices import DEVICES
 from service.engine.model.attention import ForwardBatch, KVCache
-from service.engine.model.gpt2 import Numerics
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+REFERENCE = TorchBackend("float32", DEVICES[DEVICE.type], is_exact=True)
 TYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2e-2)}
 DECODES = [(0, 1), (15, 1), (127, 1), (128, 1), (260, 1)]  # cached tokens around pages and splits
 MIXED = [(20, 1), (0, 17), (0, 1), (60, 40), (63, 2)]
@@ -72,7 +75,7 @@ def generator() -> torch.Generator:
 @pytest.mark.parametrize("head_dim", [64, 24])
 def test_attention_agrees_with_torch(sequences: Any, head_dim: int, precision: str) -> None:
     dtype, tolerance = TYPES[precision]
-    self_check.check_attention(sequences, head_dim, dtype, DEVICE, tolerance, generator())
+    self_check.check_attention(sequences, head_dim, dtype, DEVICE, tolerance, generator(), REFERENCE)
 
 
 @pytest.mark.parametrize("precision", TYPES)
@@ -133,7 +136,7 @@ def test_the_self_check_finds_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(CudaAttention, "_decode", off)
     with pytest.raises(self_check.KernelMismatch, match="attention"):
-        self_check.check_attention(DECODES, 24, torch.float32, DEVICE, 1e-5, generator())
+        self_check.check_attention(DECODES, 24, torch.float32, DEVICE, 1e-5, generator(), REFERENCE)
 
 
 # ---- forward pass and engine ----------------------------------------------------------------------------
@@ -144,11 +147,11 @@ def test_the_self_check_finds_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyP
 )
 def test_the_forward_pass_agrees_with_the_reference(switch: dict[str, Any]) -> None:
     folder = checkpoint(1, **switch)
-    fast = loaded_gpt2(folder, Numerics("float32", str(DEVICE), "cuda"))
-    slow = loaded_gpt2(folder, Numerics("float32", str(DEVICE), "reference"))
+    fast = loaded_gpt2(folder, CudaBackend("float32", DEVICES[DEVICE.type]))
+    slow = loaded_gpt2(folder, TorchBackend("float32", DEVICES[DEVICE.type]))
     batch = self_check.move(self_check.ragged_batch([(0, 7), (20, 1), (3, 9)], 16), DEVICE)
     batch = replace(batch, input_ids=batch.positions * 5 + 3)
-    caches = [KVCache.allocate(2, 8, 4, 16, 8, torch.float32, DEVICE) for _ in range(2)]
+    caches = [KVCache.allocate(2, 8, 4, 16, 8, torch.float32, DEVICES[DEVICE.type]) for _ in range(2)]
     scales = fast.architecture.attention_scales
     found = CudaForward(fast, CudaAttention(caches[0], scales, 96))(batch)
     expected = slow.forward(batch, ReferenceAttention(caches[1], scales))

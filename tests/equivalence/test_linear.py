@@ -1,16 +1,16 @@
 """The reference linear layer says what the precisions mean, and runs row by row where it promises to."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from service.engine.linear import (
-    Precision,
-    UnsupportedLinear,
-    auto_precision,
-    pack_linear,
-    quantise_rows,
-    quantise_weight,
-)
+from service.engine.backends.cpu.backend import CpuBackend
+from service.engine.backends.cuda.backend import CudaBackend
+from service.engine.backends.torch.backend import TorchBackend
+from service.engine.backends.torch.linear import pack_linear
+from service.engine.config import EngineConfig, Precision
+from service.engine.model.linear import UnsupportedLinear, quantise_rows, quantise_weight
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
@@ -32,7 +32,7 @@ def test_every_precision_approximates_the_float32_product(precision: Precision, 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_deterministic_row_does_not_feel_its_batch(precision: Precision) -> None:
     weight, bias, x = make(768, 192, 40)
-    layer = pack_linear(weight, bias, precision=precision, deterministic=True)
+    layer = pack_linear(weight, bias, precision=precision, is_deterministic=True)
     together = layer(x)
     assert all(torch.equal(layer(x[i : i + 1])[0], together[i]) for i in range(0, 40, 7))
 
@@ -71,7 +71,8 @@ def test_an_unknown_activation_is_named() -> None:
 
 
 def test_a_graphics_card_gets_bfloat16() -> None:
-    assert auto_precision("cuda") == "bfloat16"
+    config = EngineConfig(Path(), device="cuda")
+    assert TorchBackend.for_config(config).precision == CudaBackend.for_config(config).precision == "bfloat16"
 
 
 @pytest.mark.parametrize(("is_native", "expected"), [(True, "bfloat16"), (False, "float32")])
@@ -79,5 +80,6 @@ def test_torch_gets_bfloat16_only_where_the_processor_has_it_and_our_kernels_alw
     monkeypatch: pytest.MonkeyPatch, is_native: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_native)
-    assert auto_precision("cpu", "reference") == expected
-    assert auto_precision("cpu", "cpu") == auto_precision("cpu") == "bfloat16"
+    config = EngineConfig(Path())
+    assert TorchBackend.for_config(config).precision == expected
+    assert CpuBackend.for_config(config).precision == "bfloat16"

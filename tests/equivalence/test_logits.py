@@ -15,15 +15,17 @@ from tiny import WIDE, checkpoint, draw_model, loaded_gpt2, reference_logits
 
 from service.engine.architecture import ACTIVATIONS, UnsupportedCheckpoint, read_architecture
 from service.engine.backends.torch.attention import ReferenceAttention
+from service.engine.backends.torch.backend import TorchBackend
 from service.engine.batch import Batch, Scheduled
+from service.engine.devices import DEVICES
 from service.engine.model.attention import KVCache
-from service.engine.model.gpt2 import GPT2, Numerics
+from service.engine.model.gpt2 import GPT2
 from service.engine.model.runner import Forward, ModelRunner
 from service.engine.model.weights import read_weights
 from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 
 TOLERANCE = 1e-4
-EXACT = Numerics(is_deterministic=True)
+EXACT = TorchBackend("float32", is_exact=True)
 SWITCHES: dict[str, dict[str, Any]] = {
     "plain": {},
     **{f"activation {name}": {"activation_function": name} for name in ACTIVATIONS},
@@ -60,7 +62,7 @@ def ids_of(count: int, vocabulary: int = 259, seed: int = 0) -> list[int]:
 def forward_of(model: GPT2, *, is_exact: bool = True) -> Forward:
     """The model's forward pass with the reference attention and an empty cache."""
     a = model.architecture
-    cache = KVCache.allocate(a.n_layer, 16, a.n_head, 16, a.head_dim, torch.float32, torch.device("cpu"))
+    cache = KVCache.allocate(a.n_layer, 16, a.n_head, 16, a.head_dim, torch.float32, DEVICES["cpu"])
     return partial(model.forward, attention=ReferenceAttention(cache, a.attention_scales, is_exact=is_exact))
 
 
@@ -144,7 +146,7 @@ def test_chunks_and_single_steps_give_the_same_bits_as_one_pass(chunks: list[int
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 def test_the_quick_reference_agrees_with_transformers_too(chunks: list[int]) -> None:
     folder, ids = checkpoint(1), ids_of(70)
-    found = logits_in_chunks(loaded_gpt2(folder, Numerics()), ids, chunks, is_exact=False)
+    found = logits_in_chunks(loaded_gpt2(folder, TorchBackend("float32")), ids, chunks, is_exact=False)
     assert distance(found, reference_logits(folder, ids)) <= TOLERANCE
 
 
@@ -164,7 +166,7 @@ def test_a_model_as_wide_as_gpt2_agrees_with_transformers(chunks: list[int]) -> 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_a_step_without_wanted_logits_runs(precision: Any) -> None:
-    model = loaded_gpt2(checkpoint(1), Numerics(precision, is_deterministic=True))
+    model = loaded_gpt2(checkpoint(1), TorchBackend(precision, is_exact=True))
     runner = ModelRunner(forward_of(model), 16, [0])
     s = Sequence(Job(), 0, SequenceRequest((1, 2, 3), SamplingParams()), 0.0)
     s.block_table = [0]

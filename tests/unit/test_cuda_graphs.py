@@ -11,12 +11,16 @@ import torch
 from tiny import checkpoint, loaded_gpt2
 
 from service.engine.architecture import UnsupportedCheckpoint
-from service.engine.backends.cuda.build import one_line_without_memory, out_of_memory
+from service.engine.backend import Reference
+from service.engine.backends import choose
+from service.engine.backends.cuda.backend import CudaBackend
 from service.engine.backends.cuda.graphs import BUCKETS, GraphedForward, bucket_for, to_device
 from service.engine.backends.torch.attention import ReferenceAttention
-from service.engine.loader import EngineConfig, allocate_cache, choose_numerics
+from service.engine.backends.torch.backend import TorchBackend
+from service.engine.config import EngineConfig
+from service.engine.devices import DEVICES, out_of_memory
+from service.engine.loader import allocate_cache
 from service.engine.model.attention import ForwardBatch, KVCache
-from service.engine.model.gpt2 import Numerics
 
 CPU = torch.device("cpu")
 SCRATCH = 12  # the last block of the cache
@@ -26,9 +30,11 @@ class Lab:
     """A tiny model with a reference cache, plain and replayed."""
 
     def __init__(self) -> None:
-        model = loaded_gpt2(checkpoint(1), Numerics(is_deterministic=True))
+        model = loaded_gpt2(checkpoint(1), TorchBackend("float32", is_exact=True))
         a = model.architecture
-        self.cache = KVCache.allocate(a.n_layer, SCRATCH + 1, a.n_head, 16, a.head_dim, torch.float32, CPU)
+        self.cache = KVCache.allocate(
+            a.n_layer, SCRATCH + 1, a.n_head, 16, a.head_dim, torch.float32, DEVICES["cpu"]
+        )
         self.plain = partial(model.forward, attention=ReferenceAttention(self.cache, a.attention_scales))
         self.num_recorded = 0
         self.replayed = GraphedForward(
@@ -122,28 +128,29 @@ def test_every_tensor_of_a_packed_step_starts_at_16_bytes() -> None:
 
 
 def test_without_usable_kernels_torch_computes_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(precision: str, device: str) -> str:
+    def fail(self: CudaBackend, reference: Reference) -> str:
         raise ImportError("No module named 'triton'")
 
-    monkeypatch.setattr("service.engine.loader.checked", fail)
+    monkeypatch.setattr(CudaBackend, "self_check", fail)
     said: list[str] = []
-    numerics = choose_numerics(EngineConfig(checkpoint(1), device="cuda", report=said.append))
-    assert (numerics.backend, numerics.is_deterministic) == ("reference", False)
+    backend = choose(EngineConfig(checkpoint(1), device="cuda", report=said.append))
+    assert isinstance(backend, TorchBackend) and not backend.is_exact
     assert "slower" in said[0] and "triton" in said[0]
 
 
 def test_the_scratch_block_is_within_the_configured_bytes() -> None:
     folder, per_block = checkpoint(1), 16 * 2 * 2 * 32 * 4
-    architecture = loaded_gpt2(folder, Numerics(is_deterministic=True)).architecture
-    numerics = Numerics("float32", "cpu", "cuda")
-    cache = allocate_cache(EngineConfig(folder, kv_cache_bytes=7 * per_block), architecture, numerics)
+    architecture = loaded_gpt2(folder, TorchBackend("float32", is_exact=True)).architecture
+    backend = CudaBackend("float32", DEVICES["cpu"])
+    cache = allocate_cache(EngineConfig(folder, kv_cache_bytes=7 * per_block), architecture, backend)
     assert cache.k.shape[1] == 7
     with pytest.raises(UnsupportedCheckpoint, match=str(7 * per_block)):
-        allocate_cache(EngineConfig(folder, kv_cache_bytes=6 * per_block), architecture, numerics)
+        allocate_cache(EngineConfig(folder, kv_cache_bytes=6 * per_block), architecture, backend)
 
 
 def test_too_little_memory_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 8 << 30))
-    with pytest.raises(UnsupportedCheckpoint, match=r"1\.0 of 8\.0 GiB"), one_line_without_memory("cuda"):
+    explained = DEVICES["cuda"].out_of_memory_explained()
+    with pytest.raises(UnsupportedCheckpoint, match=r"1\.0 of 8\.0 GiB"), explained:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
     assert "\n" not in out_of_memory(1, 2)

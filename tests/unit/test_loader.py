@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 from tiny import checkpoint
 
-from service.engine import loader
 from service.engine.architecture import UnsupportedCheckpoint, read_architecture
-from service.engine.loader import BLOCK_SIZE, EngineConfig, allocate_cache
-from service.engine.model.gpt2 import Numerics
+from service.engine.backends.torch.backend import TorchBackend
+from service.engine.config import EngineConfig
+from service.engine.devices import Host
+from service.engine.loader import BLOCK_SIZE, allocate_cache
 
-NUMERICS = Numerics("float32", "cpu", "reference")
+BACKEND = TorchBackend("float32", is_exact=True)
 
 
 def num_blocks(max_running: int, free: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Blocks of a cache of automatic size, with so many bytes of memory free."""
-    monkeypatch.setattr(loader, "free_memory_bytes", lambda device: free)
+    monkeypatch.setattr(Host, "free_bytes", lambda self: free)
     config = EngineConfig(checkpoint(1), max_running=max_running)
-    return int(allocate_cache(config, read_architecture(config.folder), NUMERICS).k.shape[1])
+    return int(allocate_cache(config, read_architecture(config.folder), BACKEND).k.shape[1])
 
 
 def test_the_cache_holds_half_of_the_running_texts_at_full_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +35,7 @@ def test_the_cache_takes_a_quarter_of_the_free_memory_at_most(monkeypatch: pytes
 def test_a_cache_larger_than_the_free_memory_is_refused_with_what_is_legal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loader, "free_memory_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(Host, "free_bytes", lambda self: 1 << 30)
     config = EngineConfig(checkpoint(1), kv_cache_bytes=(1 << 30) + 1)
-    with pytest.raises(UnsupportedCheckpoint, match=r"^TEXTGEN_KV_CACHE_BYTES .* auto, or \d+ … 1073741824$"):
-        allocate_cache(config, read_architecture(config.folder), NUMERICS)
+    with pytest.raises(UnsupportedCheckpoint, match=r"^`kv_cache_bytes` .* auto, or \d+ … 1073741824$"):
+        allocate_cache(config, read_architecture(config.folder), BACKEND)

@@ -14,7 +14,8 @@ from model_store.default_tasks import default_tasks
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
-from service.engine.loader import EngineConfig, build_engine
+from service.engine.config import EngineConfig
+from service.engine.loader import build_engine
 from service.tasks.calls import GenerateCall, ModelLimits, QaCall, SamplingFields, SummarizeCall, TaskCall
 from service.tasks.events import Token
 from service.tasks.run import TaskRunner

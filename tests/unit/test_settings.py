@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import SettingsError
-from service.settings import Settings, load_settings, settings_table, variable_name
+from service.settings import Settings, load_settings, settings_table, variable_name, with_variables
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -209,6 +209,14 @@ def test_int8_beside_bfloat16_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGEN_QUANTIZATION", "int8")
     monkeypatch.setenv("TEXTGEN_DTYPE", "bfloat16")
     assert load_settings().quantization == "int8"
+
+
+def test_an_engines_message_is_told_with_the_variables_names() -> None:
+    said = "lower `kv_cache_bytes` or `max_running`, or convert with `textgen model import`; a smaller model"
+    assert with_variables(said) == (
+        "lower TEXTGEN_KV_CACHE_BYTES or TEXTGEN_MAX_RUNNING, or convert with `textgen model import`; "
+        "a smaller model"
+    )
 
 
 def test_printing_settings_shows_no_key() -> None:

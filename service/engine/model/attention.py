@@ -6,14 +6,15 @@ This module holds the ragged batch and the paged KV cache that every implementat
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from service.engine.huge_pages import huge_array
+from service.engine.config import Precision
+from service.engine.devices import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +61,22 @@ class KVCache:
         block_size: int,
         head_dim: int,
         dtype: torch.dtype,
-        device: torch.device,
+        device: Device,
     ) -> KVCache:
         """Zero-filled, so that every page is touched before the first request and memory stays flat after
         it.
         """
         shape = (layers, blocks, heads, block_size, head_dim)
-        return cls(_allocate(shape, dtype, device), _allocate(shape, dtype, device))
+        return cls(device.zeros(shape, dtype), device.zeros(shape, dtype))
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(huge_array(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
+def cache_dtype(precision: Precision) -> torch.dtype:
+    """What keys and values are kept in: as precise as the weights, at least bfloat16."""
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+# the model's forward pass, cache included: a ragged batch -> (R, vocab) float32 logits
+Forward = Callable[[ForwardBatch], Tensor]
 
 
 class Attention(Protocol):

@@ -1,8 +1,8 @@
 """GPT-2's forward pass over a ragged batch: all tokens of all sequences in one row.
 
 No padding, no batch dimension: matrix products see T rows, and only attention knows which rows belong
-together. What multiplies is chosen by `linear`, what attends by `attention`; this file is the architecture
-and nothing else. Read `runner` next, which builds the batch and samples from the logits.
+together. What multiplies and what attends is handed in by a backend; this file is the architecture and
+nothing else. `runner` builds the batch and samples from the logits.
 """
 
 from __future__ import annotations
@@ -15,26 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from service.engine.architecture import Architecture, read_architecture
-from service.engine.linear import Backend, Linear, Precision, pack_linear
 from service.engine.model.attention import Attention, ForwardBatch
+from service.engine.model.linear import Linear, Packer
 from service.engine.model.weights import read_weights
-
-
-@dataclass(frozen=True, slots=True)
-class Numerics:
-    """How the arithmetic is done."""
-
-    precision: Precision = "float32"  # of the weights in matrix products
-    device: str = "cpu"
-    backend: Backend = "reference"
-    is_deterministic: bool = (
-        False  # reference backend: fixed row buckets, so that a row never feels its batch
-    )
-
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        """Keys and values: as precise as the weights, at least bfloat16."""
-        return torch.float32 if self.precision == "float32" else torch.bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +51,12 @@ class GPT2:
     Args:
         architecture: shape and switches.
         weights: float32 tensors as `read_weights` gives them.
-        numerics: precision, device and kernels.
+        packer: packs the layers for the processor that multiplies by them.
     """
 
-    def __init__(self, architecture: Architecture, weights: dict[str, Tensor], numerics: Numerics) -> None:
+    def __init__(self, architecture: Architecture, weights: dict[str, Tensor], packer: Packer) -> None:
         self.architecture = architecture
-        self.numerics = numerics
+        self._packer = packer
         self._weights = weights
         self.token_embedding = self._take("wte.weight")
         self.position_embedding = self._take("wpe.weight")
@@ -84,32 +67,25 @@ class GPT2:
         del self._weights
 
     @classmethod
-    def load(cls, folder: Path, numerics: Numerics) -> GPT2:
+    def load(cls, folder: Path, packer: Packer) -> GPT2:
         """Read a checkpoint folder.
 
         Raises:
             UnsupportedCheckpoint: naming what this engine does not serve.
         """
         architecture = read_architecture(folder)
-        return cls(architecture, read_weights(folder, architecture), numerics)
+        return cls(architecture, read_weights(folder, architecture), packer)
 
     def _take(self, name: str) -> Tensor:
-        return self._weights[name].to(self.numerics.device)
+        return self._weights[name].to(self._packer.device.name)
 
     def _norm(self, name: str) -> LayerNorm:
         epsilon = self.architecture.layer_norm_epsilon
         return LayerNorm(self._take(f"{name}.weight"), self._take(f"{name}.bias"), epsilon)
 
     def _pack(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Linear:
-        n = self.numerics
-        return pack_linear(
-            weight.to(n.device),
-            None if bias is None else bias.to(n.device),
-            precision=n.precision,
-            activation=activation,
-            backend=n.backend,
-            deterministic=n.is_deterministic,
-        )
+        device = self._packer.device.name
+        return self._packer.linear(weight.to(device), None if bias is None else bias.to(device), activation)
 
     def _linear(self, name: str, activation: str | None = None) -> Linear:
         return self._pack(self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], activation)

@@ -6,7 +6,7 @@ drafts: a draft counts if it is the token the row before it drew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from service.engine.batch import Batch, Scheduled, StepOutput
-from service.engine.model.attention import ForwardBatch
+from service.engine.model.attention import Forward, ForwardBatch
 from service.engine.model.logits_processors import SampleRow
-from service.engine.model.sampler import DrawFromAll, draw_from_all, logprobs_of, sample
+from service.engine.model.sampler import Draw, logprobs_of, sample
 from service.engine.sequence import TokenLogprob
-
-Forward = Callable[[ForwardBatch], Tensor]
 
 _NUMPY = {torch.int64: np.int64, torch.int32: np.int32}
 _SCORED_AT_ONCE = 64  # rows of log probabilities held at a time
@@ -32,8 +30,8 @@ class ModelRunner:
         forward: the model's forward pass, cache included: a ragged batch -> (R, vocab) float32 logits.
         block_size: token places in a KV block.
         end_ids: ids that end a text.
-        device: where a step is laid out.
-        draw_free: see `sampler.sample`.
+        layout: the device where a step is laid out.
+        draw: see `sampler.sample`.
     """
 
     def __init__(
@@ -41,14 +39,14 @@ class ModelRunner:
         forward: Forward,
         block_size: int,
         end_ids: Sequence[int],
-        device: str = "cpu",
-        draw_free: DrawFromAll = draw_from_all,
+        layout: str = "cpu",
+        draw: Draw = Draw(),  # noqa: B008 - frozen
     ) -> None:
         self._forward = forward
-        self._device = device
+        self._layout = torch.device(layout)
         self._block_size = block_size
         self._end_ids = tuple(end_ids)
-        self._draw_free = draw_free
+        self._draw = draw
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[StepOutput]:
@@ -107,8 +105,7 @@ class ModelRunner:
         )
 
     def _tensor(self, values: object, dtype: torch.dtype = torch.int64) -> Tensor:
-        found = torch.from_numpy(np.asarray(values, _NUMPY[dtype]))
-        return found if self._device == "cpu" else found.to(self._device)
+        return torch.from_numpy(np.asarray(values, _NUMPY[dtype])).to(self._layout)
 
     def _read(
         self, batch: Batch, logits: Tensor, scored: list[range], sampled: list[range]
@@ -120,7 +117,7 @@ class ModelRunner:
         ]
         draw_rows = [at for places in draw_at for at in places]
         drawn_logits = logits if len(draw_rows) == len(logits) else logits[draw_rows]
-        ids = sample(drawn_logits, rows, self._end_ids, self._draw_free) if rows else []
+        ids = sample(drawn_logits, rows, self._end_ids, self._draw) if rows else []
         outputs, taken = [], 0
         for item, score, draw in zip(batch.items, score_at, draw_at, strict=True):
             drawn = ids[taken : taken + len(draw)]

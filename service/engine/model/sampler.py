@@ -8,6 +8,7 @@ inverse CDF from the row's own uniform number, so the same request gives the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,11 +60,31 @@ def draw_from_all(
     return found
 
 
+def strongest(logits: Tensor) -> list[int]:
+    """The first of the strongest ids of each row."""
+    ids: list[int] = logits.argmax(-1).tolist()
+    return ids
+
+
+def strongest_on_host(logits: Tensor) -> list[int]:
+    """As `strongest`, by numpy, whose search is ten times torch's on a processor."""
+    ids: list[int] = logits.numpy().argmax(-1).tolist()
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How ids are taken from whole rows of logits on one processor; by default in torch, on any."""
+
+    strongest: Callable[[Tensor], list[int]] = strongest
+    from_all: DrawFromAll = draw_from_all
+
+
 def sample(
     logits: Tensor,
     rows: Sequence[SampleRow],
     end_ids: Sequence[int],
-    draw_free: DrawFromAll = draw_from_all,
+    draw: Draw = Draw(),
 ) -> list[int]:
     """Choose the next id of every row.
 
@@ -71,7 +92,7 @@ def sample(
         logits: (R, vocab) float32; left as they are.
         rows: one per row of logits.
         end_ids: ids that end a text.
-        draw_free: draws for the rows without top-k and top-p.
+        draw: takes the ids of greedy rows, and of drawn rows without top-k and top-p.
 
     Returns:
         R ids.
@@ -82,9 +103,9 @@ def sample(
     free = [i for i, row in enumerate(rows) if _is_free(row.params)]
     cut = [i for i, row in enumerate(rows) if row.params.temperature > 0 and not _is_free(row.params)]
     is_greedy = len(free) + len(cut) < len(rows)
-    ids = _strongest(logits) if is_greedy else [0] * len(rows)
-    for places, draw in ((free, _draw_free(draw_free)), (cut, _draw_cut)):
-        for place, token_id in zip(places, draw(logits, places, rows) if places else (), strict=True):
+    ids = draw.strongest(logits) if is_greedy else [0] * len(rows)
+    for places, drawn in ((free, _draw_free(draw.from_all)), (cut, _draw_cut)):
+        for place, token_id in zip(places, drawn(logits, places, rows) if places else (), strict=True):
             ids[place] = token_id
     return ids
 
@@ -92,13 +113,6 @@ def sample(
 def _is_free(params: SamplingParams) -> bool:
     """Whether a row is drawn from all tokens."""
     return params.temperature > 0 and params.top_k == 0 and params.top_p == 1.0
-
-
-def _strongest(logits: Tensor) -> list[int]:
-    """The first of the strongest ids of each row; on the CPU by numpy, whose search is ten times torch's."""
-    ids = logits.numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
-    found: list[int] = ids.tolist()
-    return found
 
 
 def _temperature(row: SampleRow) -> float:

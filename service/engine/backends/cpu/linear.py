@@ -11,8 +11,9 @@ from torch import Tensor
 
 from service.engine.backends.cpu import gemm, linear_task, rows
 from service.engine.backends.cpu.pool import pool
+from service.engine.config import Precision
 from service.engine.huge_pages import huge_array
-from service.engine.linear import Precision, UnsupportedLinear, find_activation, quantise_weight
+from service.engine.model.linear import UnsupportedLinear, find_activation, quantise_weight
 
 _KINDS: dict[Precision, int] = {"float32": gemm.FLOAT32, "bfloat16": gemm.BFLOAT16, "int8": gemm.INT8}
 _FUSED = {

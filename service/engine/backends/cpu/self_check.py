@@ -1,7 +1,7 @@
 """Whether the compiled kernels agree with torch on the processor they run on; asked once, at start-up.
 
-Small random layers and batches go through the kernels and through the references they stand for. Read
-`linear` and `backends.torch.attention` for what is expected.
+Small random layers and batches go through the kernels and through the reference that they stand for. It is
+handed in, for no wing enters another; `backends.torch` says what is expected.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ import time
 
 import torch
 
+from service.engine.backend import Reference
 from service.engine.backends.cpu import draw, gemm
 from service.engine.backends.cpu.attention import CpuAttention
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import pool
 from service.engine.backends.kernel_check import KernelMismatch, compare, ragged_batch
-from service.engine.backends.torch.attention import ReferenceAttention
-from service.engine.linear import Precision, pack_linear
-from service.engine.model import sampler
-from service.engine.model.attention import KVCache
+from service.engine.config import Precision
+from service.engine.devices import DEVICES
+from service.engine.model.attention import KVCache, cache_dtype
 
 # largest difference allowed, relative to the largest result (torch rounds bfloat16 results, too)
 _TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
 _ROWS = (1, 3, 8, 17, 33)
 
 
-def self_check(precision: Precision) -> str:
-    """Compare the kernels of one precision with their references.
+def self_check(precision: Precision, reference: Reference) -> str:
+    """Compare the kernels of one precision with the reference of that precision.
 
     Returns:
         One line for the log: instructions in use, threads, time taken.
 
     Raises:
-        KernelMismatch: they disagree; the caller should use the reference backend, and say so.
+        KernelMismatch: they disagree; the caller should compute with the reference, and say so.
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(0)
     for width, columns, activation in ((96, 200, "gelu_new"), (77, 130, "relu"), (256, 64, None)):
-        check_linear(width, columns, activation, precision, generator)
+        check_linear(width, columns, activation, precision, generator, reference)
     for head_dim in (64, 24):
-        check_attention(head_dim, torch.float32 if precision == "float32" else torch.bfloat16, generator)
-    check_draws(generator)
+        check_attention(head_dim, cache_dtype(precision), generator, reference)
+    check_draws(generator, reference)
     taken = time.perf_counter() - started
     return (
         f"{precision} kernels: {instructions(precision)}, {pool().threads} threads, checked in {taken:.2f} s"
@@ -59,12 +59,17 @@ def instructions(precision: Precision) -> str:
 
 
 def check_linear(
-    width: int, columns: int, activation: str | None, precision: Precision, generator: torch.Generator
+    width: int,
+    columns: int,
+    activation: str | None,
+    precision: Precision,
+    generator: torch.Generator,
+    reference: Reference,
 ) -> None:
     """One layer against its reference, and each row alone against the same row among others."""
     weight, bias = (torch.randn(shape, generator=generator) for shape in ((width, columns), (columns,)))
     fast = CpuLinear(weight, bias, precision=precision, activation=activation)
-    slow = pack_linear(weight, bias, precision=precision, activation=activation)
+    slow = reference.linear(weight, bias, activation)
     for count in _ROWS:
         x, residual = (torch.randn(count, n, generator=generator) for n in (width, columns))
         result = fast(x, residual)
@@ -74,23 +79,25 @@ def check_linear(
             raise KernelMismatch(f"{what}: the last row differs from the same row alone")
 
 
-def check_attention(head_dim: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+def check_attention(
+    head_dim: int, dtype: torch.dtype, generator: torch.Generator, reference: Reference
+) -> None:
     """A ragged batch (a decode, a prefill, a chunk with context) against the reference."""
     batch = ragged_batch([(20, 1), (0, 7), (33, 4)], 16)
     heads, shape = 3, (2, 12, 3, 16, head_dim)
-    fast, slow = (KVCache.allocate(*shape, dtype, torch.device("cpu")) for _ in range(2))
+    fast, slow = (KVCache.allocate(*shape, dtype, DEVICES["cpu"]) for _ in range(2))
     for source, copy in ((fast.k, slow.k), (fast.v, slow.v)):
         source.copy_(torch.randn(shape, generator=generator))
         copy.copy_(source)
     qkv = torch.randn(batch.slots.shape[0], 3 * heads * head_dim, generator=generator)
     scales = [0.1, 0.2]
-    expected = ReferenceAttention(slow, scales, is_exact=False)(qkv, 1, batch)
+    expected = reference.attention(slow, scales)(qkv, 1, batch)
     compare(f"attention, heads of {head_dim}", CpuAttention(fast, scales)(qkv, 1, batch), expected, 1e-5)
     if not (torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)):
         raise KernelMismatch(f"attention, heads of {head_dim}: the cache holds other keys or values")
 
 
-def check_draws(generator: torch.Generator) -> None:
+def check_draws(generator: torch.Generator, reference: Reference) -> None:
     """Ids drawn from the whole vocabulary, some of it banned, against the reference."""
     rows, vocabulary = 16, 700
     logits = 3 * torch.randn(rows, vocabulary, generator=generator)
@@ -98,5 +105,5 @@ def check_draws(generator: torch.Generator) -> None:
     temperatures, floors = [0.5 + i / 8 for i in range(rows)], [0.0, 0.05] * (rows // 2)
     draws = torch.rand(rows, generator=generator, dtype=torch.float64).numpy()
     asked = (logits, range(rows), temperatures, floors, draws)
-    if draw.draw_from_all(*asked) != sampler.draw_from_all(*asked):
+    if draw.draw_from_all(*asked) != reference.draw.from_all(*asked):
         raise KernelMismatch("drawing: an id differs from torch's")

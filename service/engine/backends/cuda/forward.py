@@ -13,8 +13,8 @@ from torch import Tensor
 
 from service.engine.backends.cuda.linear import CudaLinear
 from service.engine.backends.cuda.rows import add_norm
-from service.engine.linear import Linear
 from service.engine.model.attention import Attention, ForwardBatch
+from service.engine.model.linear import Linear
 
 if TYPE_CHECKING:
     from service.engine.model.gpt2 import GPT2, LayerNorm

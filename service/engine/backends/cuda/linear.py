@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.engine.linear import Precision, UnsupportedLinear, find_activation, finish
+from service.engine.config import Precision
+from service.engine.model.linear import find_activation, finish
 
 
 class CudaLinear:
@@ -21,16 +22,11 @@ class CudaLinear:
         bias: (N,) float32 or None.
         precision: "float32" or "bfloat16".
         activation: a name of `transformers.activations.ACT2FN`, or None.
-
-    Raises:
-        UnsupportedLinear: int8, which the reference backend computes on this device.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, *, precision: Precision, activation: str | None
     ) -> None:
-        if precision == "int8":
-            raise UnsupportedLinear("backend 'cuda' has no int8 layer; use 'reference' on that device")
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.weight = weight.t().contiguous().to(self.dtype)  # (N, K)
         self.bias = None if bias is None else bias.float()

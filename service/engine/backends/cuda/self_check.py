@@ -1,7 +1,7 @@
 """Whether the Triton kernels agree with torch on the device they run on; asked once, at start-up.
 
-Small random batches go through the kernels and through the references they stand for. The caller falls back
-to torch, and says so, when they disagree.
+Small random batches go through the kernels and through the reference that they stand for, which is handed in.
+The caller falls back to torch, and says so, when they disagree.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import torch
 
+from service.engine.backend import Reference
 from service.engine.backends.cuda.attention import CudaAttention
 from service.engine.backends.cuda.rows import add_norm, add_norm_reference
 from service.engine.backends.kernel_check import compare, ragged_batch
-from service.engine.backends.torch.attention import ReferenceAttention
 from service.engine.model.attention import ForwardBatch, KVCache
 
 _SEQUENCES = (
@@ -24,12 +24,13 @@ _SEQUENCES = (
 _PAGE = 16
 
 
-def self_check(dtype: torch.dtype, device: torch.device) -> str:
-    """Compare attention and add+norm with their references.
+def self_check(dtype: torch.dtype, device: torch.device, reference: Reference) -> str:
+    """Compare attention and add+norm with torch.
 
     Args:
         dtype: float32 or bfloat16.
         device: a GPU, or the CPU under Triton's interpreter.
+        reference: exact attention on that device.
 
     Returns:
         One line for the log.
@@ -41,7 +42,7 @@ def self_check(dtype: torch.dtype, device: torch.device) -> str:
     generator = torch.Generator().manual_seed(0)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for sequences in _SEQUENCES:
-        check_attention(sequences, 64, dtype, device, tolerance, generator)
+        check_attention(sequences, 64, dtype, device, tolerance, generator, reference)
     check_rows(100, dtype, device, tolerance, generator)
     return f"Triton kernels agree with torch in {dtype}, checked in {time.perf_counter() - started:.2f} s"
 
@@ -53,6 +54,7 @@ def check_attention(
     device: torch.device,
     tolerance: float,
     generator: torch.Generator,
+    reference: Reference,
 ) -> None:
     """A ragged batch against the reference in float32, the cache included."""
     batch = move(ragged_batch(sequences, _PAGE), device)
@@ -62,7 +64,7 @@ def check_attention(
     fast, slow = (KVCache(*(c.clone().to(device) for c in content)) for _ in range(2))
     qkv = torch.randn(batch.slots.shape[0], 3 * heads * head_dim, generator=generator).to(device, dtype)
     found = CudaAttention(fast, [0.1, 0.2], 1024)(qkv, 1, batch)
-    expected = ReferenceAttention(slow, [0.1, 0.2])(qkv.float(), 1, batch)
+    expected = reference.attention(slow, [0.1, 0.2])(qkv.float(), 1, batch)
     what = f"attention over {sequences}, heads of {head_dim}"
     compare(what, found, expected, tolerance)
     compare(f"keys of {what}", fast.k, slow.k, 0.0)
