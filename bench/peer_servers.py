@@ -80,8 +80,7 @@ def known_peers(places: Places, has_speculation: bool) -> list[Peer]:
 def _ours(places: Places, precision: str, has_speculation: bool) -> Peer:
     settings = {
         "MODEL": str(places.checkpoint),
-        "DTYPE": "bfloat16",
-        "QUANTIZATION": "int8" if precision == "int8" else "none",
+        "PRECISION": "int8" if precision == "int8" else "bfloat16",
         "SPECULATION": "1" if has_speculation else "0",
         "LOG_LEVEL": "warning",
     }

@@ -42,7 +42,7 @@ from service.tasks.run import TaskRunner
 
 if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
     from service.engine.async_engine import AsyncEngine
-    from service.engine.config import EngineConfig, Precision
+    from service.engine.config import EngineConfig
     from service.engine.engine import Engine
     from service.engine.observer import Observer
 
@@ -284,10 +284,12 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
         name = find_device(settings.device)
     except NoSuchDevice as error:
         raise SettingsError(with_variables(str(error))) from error
+    for notice in settings.notices():
+        get_logger().warning(notice)
     return EngineConfig(
         folder,
         device=name,
-        precision=_precision(settings),
+        precision=settings.precision,
         is_deterministic=settings.deterministic,
         kv_cache_bytes=settings.kv_cache_bytes or 0,
         max_batch_tokens=settings.max_batch_tokens or DEVICES[name].max_batch_tokens,
@@ -296,10 +298,3 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
         speculation=settings.speculation,
         report=get_logger().info,
     )
-
-
-def _precision(settings: Settings) -> Precision | None:
-    """One word for dtype and quantization; None leaves it to the machine."""
-    if settings.quantization == "int8":
-        return "int8"
-    return None if settings.dtype == "auto" else settings.dtype

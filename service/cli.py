@@ -45,8 +45,9 @@ def serve(
     port: Annotated[str | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder of models.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="none or int8.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or int8.")] = None,
+    dtype: Annotated[str | None, typer.Option(hidden=True)] = None,  # old, as is the next: see `precision`
+    quantization: Annotated[str | None, typer.Option(hidden=True)] = None,
     deterministic: Annotated[bool | None, typer.Option(help="Same text in every batch.")] = None,
     threads: Annotated[str | None, typer.Option(help="Compute threads.")] = None,
     max_running: Annotated[str | None, typer.Option(help="Most sequences in one forward pass.")] = None,

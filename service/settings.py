@@ -72,11 +72,17 @@ def _folder(path: Path) -> Path:
 
 Size = Annotated[int, BeforeValidator(_size)]
 AutoInt = Annotated[int | None, BeforeValidator(_none_if_auto)]
+AutoPrecision = Annotated[Literal["float32", "bfloat16", "int8"] | None, BeforeValidator(_none_if_auto)]
 
 
 def _setting(default: Any, description: str, legal: str, **bounds: Any) -> Any:
     """One setting: what it does, and its legal values in words for the error line and the table."""
     return Field(default, description=description, json_schema_extra={"legal": legal}, **bounds)
+
+
+def _old_setting(legal: str) -> Any:
+    """One of the two that `precision` took the place of: not in the table, and gone in the next version."""
+    return Field(None, description="See `precision`", json_schema_extra={"legal": legal, "is_old": True})
 
 
 class Settings(BaseSettings):
@@ -120,21 +126,23 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "Where the model runs; `auto`: CUDA when there is one", "`auto`, `cpu` or `cuda`"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = _setting(
-        "auto",
-        "Precision of weights and activations; `auto`: bfloat16, or float32 where torch is slow with it",
-        "`auto`, `float32` or `bfloat16`",
+    precision: AutoPrecision = _setting(
+        None,
+        "Precision of the weights; keys and values are kept in float32 beside float32, else in bfloat16; "
+        "`auto`: bfloat16, or float32 where torch computes and is slow with bfloat16",
+        "`auto`, `float32`, `bfloat16` or `int8`",
     )
-    quantization: Literal["none", "int8"] = _setting(
-        "none",
-        "`int8`: weights in 8 bits, keys and values in bfloat16",
-        "`none`, or `int8` unless `TEXTGEN_DTYPE` is `float32`",
-    )
+    dtype: Literal["auto", "float32", "bfloat16"] | None = _old_setting("`auto`, `float32` or `bfloat16`")
+    quantization: Literal["none", "int8"] | None = _old_setting("`none` or `int8`")
     deterministic: bool = _setting(
         False, "The same text whatever else is in the batch, in every precision, at some cost", "`0` or `1`"
     )
     threads: AutoInt = _setting(
-        None, "Compute threads; `auto`: one per physical core", "`auto` or 1 … 256", ge=1, le=256
+        None,
+        "Threads that compute on the processor; `auto`: one for each logical processor the process may use",
+        "`auto` or 1 … 256",
+        ge=1,
+        le=256,
     )
     speculation: bool = _setting(
         True, "Guess tokens from the prompt and verify them in one pass; no text changes", "`0` or `1`"
@@ -217,15 +225,49 @@ class Settings(BaseSettings):
         "info", "Least severe line that is written", "`debug`, `info`, `warning` or `error`"
     )
 
-    @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if self.quantization == "int8" and self.dtype == "float32":
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Let `dtype` and `quantization` say the precision where nothing else does.
+
+        Raises:
+            ValueError: they contradict each other, or `precision`.
+        """
+        dtype, quantization, precision = (given.get(name) for name in ("dtype", "quantization", "precision"))
+        if quantization == "int8" and dtype == "float32":
             raise ValueError(
                 f"{PREFIX}QUANTIZATION=int8 contradicts {PREFIX}DTYPE=float32: it keeps keys and values in "
-                "bfloat16; legal beside it is auto or bfloat16"
+                f"bfloat16; say one precision in {PREFIX}PRECISION"
             )
+        if quantization == "int8":
+            wanted = "int8"
+        elif dtype in ("float32", "bfloat16"):
+            wanted = dtype
+        else:
+            wanted = None
+        if precision is None:
+            return {**given, "precision": wanted}
+        if wanted not in (None, precision) or (quantization == "none" and precision == "int8"):
+            raise ValueError(
+                f"{PREFIX}DTYPE and {PREFIX}QUANTIZATION, old names of {PREFIX}PRECISION, contradict it; "
+                "unset them"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
         self.keys()  # raises unless the file can be read and holds keys
         return self
+
+    def notices(self) -> list[str]:
+        """What a person should know about the settings as they are, one line each."""
+        old = [variable_name(name) for name in ("dtype", "quantization") if getattr(self, name) is not None]
+        if not old:
+            return []
+        return [
+            f"{' and '.join(old)} will be gone in the next version: "
+            f"say {variable_name('precision')}={self.precision or 'auto'} instead"
+        ]
 
     def keys(self) -> tuple[str, ...]:
         """All API keys, of the variable and of the file, without duplicates; empty when access is open.
@@ -320,6 +362,7 @@ def settings_table() -> str:
     rows = [
         f"| `{variable_name(name)}` | {_shown_default(field)} | {legal_values(field)} | {field.description} |"
         for name, field in Settings.model_fields.items()
+        if not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("is_old"))
     ]
     return "\n".join(["| variable | default | legal | meaning |", "| --- | --- | --- | --- |", *rows])
 

@@ -48,6 +48,7 @@ def test_auto_leaves_the_choice_to_the_service(monkeypatch: pytest.MonkeyPatch, 
 
 WRONG = {
     "DEVICE": "tpu",
+    "PRECISION": "float16",
     "DTYPE": "float16",
     "QUANTIZATION": "int4",
     "DETERMINISTIC": "perhaps",
@@ -208,7 +209,64 @@ def test_int8_beside_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_int8_beside_bfloat16_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGEN_QUANTIZATION", "int8")
     monkeypatch.setenv("TEXTGEN_DTYPE", "bfloat16")
-    assert load_settings().quantization == "int8"
+    assert load_settings().precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("old", "precision"),
+    [
+        ({"DTYPE": "auto"}, None),
+        ({"DTYPE": "float32"}, "float32"),
+        ({"DTYPE": "bfloat16", "QUANTIZATION": "none"}, "bfloat16"),
+        ({"QUANTIZATION": "int8"}, "int8"),
+        ({"QUANTIZATION": "none"}, None),
+    ],
+    ids=str,
+)
+def test_the_old_names_of_the_precision_are_read_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, old: dict[str, str], precision: str | None
+) -> None:
+    for name, value in old.items():
+        monkeypatch.setenv(f"TEXTGEN_{name}", value)
+    settings = load_settings()
+    assert settings.precision == precision
+    (line,) = settings.notices()
+    assert all(f"TEXTGEN_{name}" in line for name in old)
+    assert f"TEXTGEN_PRECISION={precision or 'auto'}" in line
+
+
+@pytest.mark.parametrize(
+    ("precision", "old"),
+    [
+        ("int8", {"DTYPE": "float32"}),
+        ("int8", {"QUANTIZATION": "none"}),
+        ("float32", {"QUANTIZATION": "int8"}),
+        ("bfloat16", {"DTYPE": "float32"}),
+        ("auto", {"DTYPE": "float32"}),
+    ],
+    ids=str,
+)
+def test_old_names_that_contradict_the_precision_are_refused(
+    monkeypatch: pytest.MonkeyPatch, precision: str, old: dict[str, str]
+) -> None:
+    for name, value in {"PRECISION": precision, **old}.items():
+        monkeypatch.setenv(f"TEXTGEN_{name}", value)
+    (line,) = problems()
+    assert line.startswith(
+        "TEXTGEN_DTYPE and TEXTGEN_QUANTIZATION, old names of TEXTGEN_PRECISION, contradict"
+    )
+
+
+def test_old_names_that_say_the_same_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PRECISION": "int8", "DTYPE": "auto", "QUANTIZATION": "int8"}.items():
+        monkeypatch.setenv(f"TEXTGEN_{name}", value)
+    assert load_settings().precision == "int8"
+
+
+def test_without_old_names_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGEN_PRECISION", "auto")
+    settings = load_settings()
+    assert settings.precision is None and settings.notices() == []
 
 
 def test_an_engines_message_is_told_with_the_variables_names() -> None:
@@ -227,6 +285,13 @@ def test_the_readme_has_the_table_that_the_code_prints() -> None:
     assert settings_table() in README.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+OLD = ("dtype", "quantization")
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name not in OLD])
 def test_every_setting_is_described(name: str) -> None:
     assert f"| `{variable_name(name)}` |" in settings_table() and Settings.model_fields[name].description
+
+
+def test_old_settings_are_not_offered() -> None:
+    assert not any(f"| `{variable_name(name)}` |" in settings_table() for name in OLD)
