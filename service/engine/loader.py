@@ -1,5 +1,4 @@
-"""Puts an engine together: backend, model, cache, scheduler, runner, warm-up. The only file that knows all of
-them.
+"""Puts an engine together: backend, model, cache, scheduler, runner, warm-up. Only it knows all of them.
 
 Runs on the engine thread, so that whatever compiles, compiles where it will run.
 """
@@ -39,8 +38,7 @@ def build_engine(
     """Load the model and make the engine ready to step.
 
     Raises:
-        UnsupportedCheckpoint: the checkpoint or the cache size cannot be served, or memory does not suffice;
-            names why.
+        UnsupportedCheckpoint: the checkpoint or the cache size cannot be served, or memory does not suffice.
     """
     with DEVICES[config.device].out_of_memory_explained():
         return _build(config, pieces, observer or NullObserver(), on_fault)
@@ -113,9 +111,7 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, backend: Ba
 
 
 def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) -> None:
-    """Run the sizes of step that will come, so that the first request pays for nothing and costs are
-    known.
-    """
+    """Run the sizes of step that will come: the first request then pays for nothing, and costs are known."""
     longest = min(config.max_batch_tokens, architecture.n_positions - 4)
     for length, copies in ((1, 1), (1, 8), (1, min(32, config.max_running)), (longest, 1)):
         job = Job(salt="warm-up")

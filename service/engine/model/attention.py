@@ -19,8 +19,7 @@ from service.engine.devices import Device
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """One step's tokens, of all sequences, in one row. Built by the model runner; read-only for everybody
-    else.
+    """One step's tokens, of all sequences, in one row. Built by the model runner, read by everybody else.
 
     With T tokens, S sequences, R sampled rows and B the widest block table. All tensors live on the model's
     device.
@@ -28,9 +27,8 @@ class ForwardBatch:
 
     input_ids: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64, each < n_positions
-    slots: (
-        Tensor  # (T,) int64: block id * block size + place in the block, where a token's K and V are written
-    )
+    # (T,) int64: block id * block size + index in the block, where a token's K and V are written
+    slots: Tensor
     query_starts: Tensor  # (S + 1,) int32: sequence s owns tokens [query_starts[s], query_starts[s + 1])
     context_lens: Tensor  # (S,) int32: tokens of the sequence in the cache once this step's are written
     block_tables: Tensor  # (S, B) int32, padded with 0; entries past the context are never read
@@ -40,16 +38,14 @@ class ForwardBatch:
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Keys and values of all layers in blocks: k and v are each (layers, blocks, heads, block size, head
-    dim).
-    """
+    """Keys and values of all layers: k and v are each (layers, blocks, heads, block size, head dim)."""
 
     k: Tensor
     v: Tensor
 
     @property
     def block_size(self) -> int:
-        """Token places in one block."""
+        """Tokens in one block."""
         return int(self.k.shape[3])
 
     @classmethod
@@ -63,9 +59,7 @@ class KVCache:
         dtype: torch.dtype,
         device: Device,
     ) -> KVCache:
-        """Zero-filled, so that every page is touched before the first request and memory stays flat after
-        it.
-        """
+        """Zero-filled: all memory is really there before the first request, and stays flat after it."""
         shape = (layers, blocks, heads, block_size, head_dim)
         return cls(device.zeros(shape, dtype), device.zeros(shape, dtype))
 

@@ -46,8 +46,7 @@ class Packer(Protocol):
         """Build the layer that multiplies by `weight`.
 
         Args:
-            weight: (K, N) float32 on the device, GPT-2's Conv1D orientation. Not kept where a packed copy is
-                made.
+            weight: (K, N) float32 on the device, GPT-2's Conv1D orientation. Not kept once it is packed.
             bias: (N,) float32 or None.
             activation: a name of `transformers.activations.ACT2FN`, or None.
 

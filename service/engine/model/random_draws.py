@@ -45,8 +45,8 @@ def uniforms(seeds: Sequence[int], ordinals: Sequence[int], positions: Sequence[
 
     Args:
         seeds: below 2**63.
-        ordinals: place of the sequence in its job.
-        positions: place of the token in the output.
+        ordinals: index of the sequence in its job.
+        positions: index of the token in the output.
     """
     seed = np.array(seeds, dtype=np.uint64)
     zeros = np.zeros_like(seed)

@@ -20,7 +20,8 @@ from service.engine.model.sampler import Draw, logprobs_of, sample
 from service.engine.sequence import TokenLogprob
 
 _NUMPY = {torch.int64: np.int64, torch.int32: np.int32}
-_SCORED_AT_ONCE = 64  # rows of log probabilities held at a time
+# rows of log probabilities held at a time
+_SCORED_AT_ONCE = 64
 
 
 class ModelRunner:
@@ -28,7 +29,7 @@ class ModelRunner:
 
     Args:
         forward: the model's forward pass, cache included: a ragged batch -> (R, vocab) float32 logits.
-        block_size: token places in a KV block.
+        block_size: tokens in a KV block.
         end_ids: ids that end a text.
         layout: the device where a step is laid out.
         draw: see `sampler.sample`.
@@ -87,9 +88,9 @@ class ModelRunner:
             start = sequence.num_computed_tokens
             ids += sequence.token_ids[start : start + item.num_tokens] + list(item.draft_ids)
             table = sequence.block_table
-            places = range(start, start + item.num_rows)
-            positions += places
-            slots += [table[place // size] * size + place % size for place in places]
+            new_positions = range(start, start + item.num_rows)
+            positions += new_positions
+            slots += [table[position // size] * size + position % size for position in new_positions]
         counts = [item.num_rows for item in batch.items]
         return ForwardBatch(
             input_ids=self._tensor(ids),
@@ -115,7 +116,7 @@ class ModelRunner:
         rows = [
             row for item, draw in zip(batch.items, sampled, strict=True) if draw for row in _sample_rows(item)
         ]
-        draw_rows = [at for places in draw_at for at in places]
+        draw_rows = [row for rows_of_item in draw_at for row in rows_of_item]
         drawn_logits = logits if len(draw_rows) == len(logits) else logits[draw_rows]
         ids = sample(drawn_logits, rows, self._end_ids, self._draw) if rows else []
         outputs, taken = [], 0
@@ -142,16 +143,16 @@ class ModelRunner:
         """Log probabilities of the prompt tokens that this step's rows predict."""
         sequence = item.sequence
         position = sequence.next_scored
-        found: list[TokenLogprob] = []
+        logprobs: list[TokenLogprob] = []
         if position == 0:
-            found.append(TokenLogprob(sequence.token_ids[0], None))
+            logprobs.append(TokenLogprob(sequence.token_ids[0], None))
             position = 1
         for at in range(0, len(rows), _SCORED_AT_ONCE):
             part = rows[at : at + _SCORED_AT_ONCE]
             assert position is not None, "scored rows without a position to score"
             ids = sequence.token_ids[position + at : position + at + len(part)]
-            found += logprobs_of(logits[part], ids, sequence.params.logprobs or 0)
-        return tuple(found)
+            logprobs += logprobs_of(logits[part], ids, sequence.params.logprobs or 0)
+        return tuple(logprobs)
 
 
 def _scored_rows(item: Scheduled) -> range:
@@ -171,7 +172,7 @@ def _sampled_rows(item: Scheduled) -> range:
 
 
 def _split(scored: list[range], sampled: list[range]) -> tuple[list[list[int]], list[list[int]]]:
-    """Places of each item's scored and sampled rows among the wanted logits."""
+    """Indices of each item's scored and sampled rows among the wanted logits."""
     score_at: list[list[int]] = []
     draw_at: list[list[int]] = []
     at = 0
@@ -200,13 +201,13 @@ class OutputView(Sequence[int]):
         return self._end - self._start + len(self._drafts)
 
     @overload
-    def __getitem__(self, place: int) -> int: ...
+    def __getitem__(self, index: int) -> int: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, index: slice) -> list[int]: ...
 
-    def __getitem__(self, place: int | slice) -> int | list[int]:
-        return [*self][place]
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return [*self][index]
 
     def __iter__(self) -> Iterator[int]:
         return iter([*self._token_ids[self._start : self._end], *self._drafts])

@@ -20,13 +20,12 @@ from service.engine.model.logits_processors import SampleRow, is_plain, process
 from service.engine.model.random_draws import uniforms
 from service.engine.sequence import Alternatives, SamplingParams, TokenLogprob
 
-_SMALL, _LARGE = (
-    64,
-    1024,
-)  # candidate counts: a row's own parameters choose, so neighbours cannot change its result
-_COLDEST = 1e-5  # a temperature below this draws the strongest token anyway, and would overflow
-_CHUNK = 256  # the full vocabulary is searched in two levels of running sums
-
+# candidate counts: a row's own parameters choose, so neighbours cannot change its result
+_SMALL, _LARGE = 64, 1024
+# a temperature below this draws the strongest token anyway, and would overflow
+_COLDEST = 1e-5
+# the full vocabulary is searched in two levels of running sums, over chunks of so many tokens
+_CHUNK = 256
 
 DrawFromAll = Callable[
     [Tensor, Sequence[int], Sequence[float], Sequence[float], NDArray[np.float64]], Sequence[int]
@@ -35,7 +34,7 @@ DrawFromAll = Callable[
 
 def draw_from_all(
     logits: Tensor,
-    places: Sequence[int],
+    indices: Sequence[int],
     temperatures: Sequence[float],
     min_p: Sequence[float],
     draws: NDArray[np.float64],
@@ -44,20 +43,20 @@ def draw_from_all(
 
     Args:
         logits: (R, vocab) float32.
-        places: the rows to draw for, G of them.
+        indices: the rows to draw for, G of them.
         temperatures: above 0, one for each.
-        min_p: the least probability of a token beside the likeliest, one for each.
+        min_p: the minimum probability of a token beside the likeliest, one for each.
         draws: from 0 to below 1, one for each.
 
     Returns:
         G ids.
     """
     device = logits.device
-    scaled = logits[list(places)] / torch.tensor(temperatures, device=device).unsqueeze(1)
+    scaled = logits[list(indices)] / torch.tensor(temperatures, device=device).unsqueeze(1)
     floor = torch.tensor(min_p, device=device).unsqueeze(1)
     weights = _drop_below_min_p(scaled.softmax(-1), floor)
-    found: list[int] = _invert_in_chunks(weights, torch.from_numpy(draws).to(device)).tolist()
-    return found
+    ids: list[int] = _invert_in_chunks(weights, torch.from_numpy(draws).to(device)).tolist()
+    return ids
 
 
 def strongest(logits: Tensor) -> list[int]:
@@ -104,9 +103,9 @@ def sample(
     cut = [i for i, row in enumerate(rows) if row.params.temperature > 0 and not _is_free(row.params)]
     is_greedy = len(free) + len(cut) < len(rows)
     ids = draw.strongest(logits) if is_greedy else [0] * len(rows)
-    for places, drawn in ((free, _draw_free(draw.from_all)), (cut, _draw_cut)):
-        for place, token_id in zip(places, drawn(logits, places, rows) if places else (), strict=True):
-            ids[place] = token_id
+    for indices, drawn in ((free, _draw_free(draw.from_all)), (cut, _draw_cut)):
+        for index, token_id in zip(indices, drawn(logits, indices, rows) if indices else (), strict=True):
+            ids[index] = token_id
     return ids
 
 
@@ -125,19 +124,19 @@ def _draws(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
 
 
 def _draw_free(draw: DrawFromAll) -> Callable[[Tensor, list[int], Sequence[SampleRow]], Sequence[int]]:
-    def drawn(logits: Tensor, places: list[int], all_rows: Sequence[SampleRow]) -> Sequence[int]:
-        rows = [all_rows[i] for i in places]
+    def drawn(logits: Tensor, indices: list[int], all_rows: Sequence[SampleRow]) -> Sequence[int]:
+        rows = [all_rows[i] for i in indices]
         temperatures, min_p = [_temperature(row) for row in rows], [row.params.min_p for row in rows]
-        return draw(logits, places, temperatures, min_p, _draws(rows))
+        return draw(logits, indices, temperatures, min_p, _draws(rows))
 
     return drawn
 
 
-def _draw_cut(logits: Tensor, places: list[int], all_rows: Sequence[SampleRow]) -> list[int]:
+def _draw_cut(logits: Tensor, indices: list[int], all_rows: Sequence[SampleRow]) -> list[int]:
     """Draw for rows with top-k or top-p, together for those that need equally many candidates."""
-    rows = [all_rows[i] for i in places]
+    rows = [all_rows[i] for i in indices]
     temperatures = logits.new_tensor([_temperature(row) for row in rows])
-    scaled = logits[places] / temperatures.unsqueeze(1)  # (G, V)
+    scaled = logits[indices] / temperatures.unsqueeze(1)  # (G, V)
     draws = torch.from_numpy(_draws(rows)).to(logits.device)
     params = [row.params for row in rows]
     ids = torch.empty(len(rows), dtype=torch.long, device=logits.device)
@@ -175,8 +174,8 @@ def _draw_group(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor,
     among_all = logits.log_softmax(-1).gather(1, ids)  # a logsumexp of one row may sum in another order
     logprobs = torch.where(top_k < logits.shape[1], values.log_softmax(-1), among_all)  # (G, count)
     weights = _drop_past_top_p(logprobs.exp(), top_p)
-    places = _invert(_drop_below_min_p(weights, min_p), draws)
-    return ids.gather(1, places.unsqueeze(1)).squeeze(1)
+    indices = _invert(_drop_below_min_p(weights, min_p), draws)
+    return ids.gather(1, indices.unsqueeze(1)).squeeze(1)
 
 
 def _drop_past_top_p(probabilities: Tensor, top_p: Tensor) -> Tensor:
@@ -193,15 +192,15 @@ def _drop_below_min_p(probabilities: Tensor, min_p: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, draws: Tensor) -> Tensor:
-    """Per row, the first place where the running sum passes draw times the total; never one of weight 0."""
+    """Per row, the first index where the running sum passes draw times the total; never one of weight 0."""
     sums = weights.double().cumsum(-1)  # (G, n)
     total = sums[:, -1:].contiguous()
-    places = torch.searchsorted(sums, draws.unsqueeze(1) * total, right=True)
-    return torch.minimum(places, torch.searchsorted(sums, total)).squeeze(1)
+    indices = torch.searchsorted(sums, draws.unsqueeze(1) * total, right=True)
+    return torch.minimum(indices, torch.searchsorted(sums, total)).squeeze(1)
 
 
 def _invert_in_chunks(weights: Tensor, draws: Tensor) -> Tensor:
-    """`_invert` over many weights: find the chunk first, then the place in it."""
+    """`_invert` over many weights: find the chunk first, then the index in it."""
     chunks = F.pad(weights, (0, -weights.shape[1] % _CHUNK)).view(len(weights), -1, _CHUNK)  # (G, n, chunk)
     masses = chunks.sum(-1, dtype=torch.float64)  # (G, n)
     chunk = _invert(masses, draws)  # (G,)

@@ -28,8 +28,7 @@ def read_weights(folder: Path, architecture: Architecture) -> dict[str, Tensor]:
         name -> float32 tensor on the CPU; `lm_head.weight` only when the head is not tied.
 
     Raises:
-        UnsupportedCheckpoint: a tensor is missing, unknown or of the wrong shape, or there are no
-            safetensors.
+        UnsupportedCheckpoint: no safetensors, or a tensor is missing, unknown or of the wrong shape.
     """
     weights = {}
     for file in _shards(folder):

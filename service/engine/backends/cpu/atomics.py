@@ -37,9 +37,9 @@ def atomic_add(builder: Any, address: Any, value: Any) -> Any:
 
 @vec.numba_intrinsic(_I, _I, _I, _I)
 def compare_swap(builder: Any, address: Any, expected: Any, value: Any) -> Any:
-    """Write `value` if `expected` is there; what was found in either case."""
-    place = emit.pointer(builder, address, emit.I64)
-    return builder.extract_value(builder.cmpxchg(place, expected, value, "seq_cst"), 0)
+    """Write `value` if `expected` is there; what was there in either case."""
+    target = emit.pointer(builder, address, emit.I64)
+    return builder.extract_value(builder.cmpxchg(target, expected, value, "seq_cst"), 0)
 
 
 @vec.numba_intrinsic(types.void)

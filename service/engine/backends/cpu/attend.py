@@ -67,23 +67,23 @@ def write_kv(cache, batch, qkv, layer, pool, thread):
         first = (slot // block * heads * block + slot % block) * head_dim
         row = qkv + token * 12 * width
         for head in range(heads):
-            place = base + (first + head * block * head_dim) * element_bytes(cache)
-            _store_row(cache, row + 4 * (width + head * head_dim), load_long(cache + A_KEYS) + place)
-            _store_row(cache, row + 4 * (2 * width + head * head_dim), load_long(cache + A_VALUES) + place)
+            target = base + (first + head * block * head_dim) * element_bytes(cache)
+            _store_row(cache, row + 4 * (width + head * head_dim), load_long(cache + A_KEYS) + target)
+            _store_row(cache, row + 4 * (2 * width + head * head_dim), load_long(cache + A_VALUES) + target)
         token = claim(pool, thread, tokens)
     meet(pool, thread)
 
 
 @njit
-def _store_row(cache, source, place):
+def _store_row(cache, source, target):
     length = load_long(cache + A_HEAD_DIM)
     for i in range(0, length, 16):
         mask = vec.first_lanes(length - i)
         x = vec.load_floats_where(source + 4 * i, mask)
         if load_long(cache + A_IS_BF16) != 0:
-            vec.store_bf16_where(place + 2 * i, x, mask)
+            vec.store_bf16_where(target + 2 * i, x, mask)
         else:
-            vec.store_floats_where(place + 4 * i, x, mask)
+            vec.store_floats_where(target + 4 * i, x, mask)
 
 
 @njit
@@ -185,7 +185,7 @@ def attend_rows(
     step = inner.QUERIES if count == inner.QUERIES else 1
     for row in range(0, count, step):
         q = qkv + (token + row) * 12 * width + 4 * head * head_dim
-        place = out + (token + row) * out_bytes + head * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+        target = out + (token + row) * out_bytes + head * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
         context = position + row + 1
         score_bytes = (context + step + 15) // 16 * 64
         factors = scratch + heads * step * score_bytes
@@ -201,7 +201,7 @@ def attend_rows(
         for i in range(heads * step):
             inverse = vec.floats(load_float(factors + 4 * i))
             target = (
-                place + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+                target + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
             )
             emit_row(sums + i * padded_bytes(head_dim), inverse, head_dim, target, out_kind)
 

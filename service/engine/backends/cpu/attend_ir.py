@@ -81,9 +81,9 @@ def _scores(rows: int, is_bf16: bool) -> Any:
                 inside = builder.mul(part, I64(part_bytes))
                 new = []
                 for i, offset in enumerate(offsets):
-                    place = builder.add(offset, inside)
-                    emit_prefetch(builder, builder.add(ahead, place))
-                    key = _load_part(builder, builder.add(keys, place), is_bf16)
+                    offset_of_key = builder.add(offset, inside)
+                    emit_prefetch(builder, builder.add(ahead, offset_of_key))
+                    key = _load_part(builder, builder.add(keys, offset_of_key), is_bf16)
                     new += [fma(builder, queries[r], key, sums[i * rows + r]) for r in range(rows)]
                 return new
 
@@ -119,24 +119,24 @@ def _values(rows: int, is_bf16: bool) -> Any:
 
         def one_part(part: Any, _: list[Any]) -> list[Any]:
             first = builder.mul(part, I64(part_bytes))
-            places = [
+            addresses = [
                 builder.add(builder.add(sums, builder.mul(sum_bytes, I64(r))), builder.mul(part, I64(64)))
                 for r in range(rows)
             ]
 
             def one_key(key: Any, totals: list[Any]) -> list[Any]:
-                place = builder.add(first, builder.mul(key, value_bytes))
-                emit_prefetch(builder, builder.add(ahead, place))
-                value = _load_part(builder, builder.add(values, place), is_bf16)
+                offset_of_key = builder.add(first, builder.mul(key, value_bytes))
+                emit_prefetch(builder, builder.add(ahead, offset_of_key))
+                value = _load_part(builder, builder.add(values, offset_of_key), is_bf16)
                 factors = [load(builder, _at(builder, start, key, 4), F32) for start in starts]
                 return [
                     fma(builder, splat(builder, factor), value, total)
                     for factor, total in zip(factors, totals, strict=True)
                 ]
 
-            totals = _loop(builder, count, [load(builder, place, VF) for place in places], one_key)
-            for total, place in zip(totals, places, strict=True):
-                store(builder, total, place)
+            totals = _loop(builder, count, [load(builder, address, VF) for address in addresses], one_key)
+            for total, address in zip(totals, addresses, strict=True):
+                store(builder, total, address)
             return []
 
         _loop(builder, parts, [], one_part)

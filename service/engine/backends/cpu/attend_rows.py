@@ -37,28 +37,28 @@ def padded_bytes(head_dim):
 
 
 @njit
-def emit_row(sums, inverse, length, place, out_kind):
-    """Write a head's sums times `inverse` to `place`, as float32 or bfloat16."""
+def emit_row(sums, inverse, length, target, out_kind):
+    """Write a head's sums times `inverse` to `target`, as float32 or bfloat16."""
     for i in range(0, length, 16):
         mask = vec.first_lanes(length - i)
         x = vec.load_floats(sums + 4 * i) * inverse
         if out_kind == OUT_BFLOAT16:
-            vec.store_bf16_where(place + 2 * i, x, mask)
+            vec.store_bf16_where(target + 2 * i, x, mask)
         else:
-            vec.store_floats_where(place + 4 * i, x, mask)
+            vec.store_floats_where(target + 4 * i, x, mask)
 
 
 @njit
 def softmax(scores, context, padded, scale):
     """exp(scale * score - largest) in place, 0 from `context` on; returns the sum."""
     nothing, factor = vec.floats(_LOWEST), vec.floats(scale)
-    most = nothing
+    maxima = nothing
     for i in range(0, padded, 16):
         x = vec.load_floats(scores + 4 * i) * factor
         x = vec.where(vec.first_lanes(context - i), x, nothing)
         vec.store_floats(scores + 4 * i, x)
-        most = vec.larger(most, x)
-    largest = vec.floats(vec.max_lane(most))
+        maxima = vec.larger(maxima, x)
+    largest = vec.floats(vec.max_lane(maxima))
     total = vec.floats(_ZERO)
     for i in range(0, padded, 16):
         x = vec.exp(vec.load_floats(scores + 4 * i) - largest)

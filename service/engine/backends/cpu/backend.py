@@ -20,8 +20,7 @@ from service.engine.model.sampler import Draw, strongest_on_host
 
 
 class CpuBackend:
-    """Compiled kernels on threads of their own, which are the process's; a row's bits never depend on its
-    batch.
+    """Compiled kernels on the process's own threads; a row's bits never depend on its batch.
 
     Args:
         precision: of the weights; bfloat16 is widened in registers, so that it is fast on any processor.

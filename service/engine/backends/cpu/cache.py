@@ -1,7 +1,7 @@
 """Where compiled kernels are kept between runs.
 
 Numba notices a change in the file of a compiled function, but not in the files it calls, so the folder's
-name holds a digest of this whole package. The place is `NUMBA_CACHE_DIR`, which numba itself reads, else
+name holds a digest of this whole package. It lies in `NUMBA_CACHE_DIR`, which numba itself reads, else
 the user's cache folder. A cache that cannot be written (an image's read-only file system) is copied to a
 temporary folder first; where even that fails, kernels are compiled anew at each start.
 """

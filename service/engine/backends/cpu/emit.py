@@ -135,8 +135,8 @@ def fold(builder: Any, x: Any, combine: Any) -> Any:
 
 def emit_prefetch(builder: Any, address: Any, level: int = 2) -> None:
     """Prefetch for reading into the first-level cache or the second."""
-    place, locality = pointer(builder, address, I8), I32(4 - level)
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), place, I32(0), locality, I32(1))
+    target, locality = pointer(builder, address, I8), I32(4 - level)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), target, I32(0), locality, I32(1))
 
 
 def maximum(builder: Any, a: Any, b: Any) -> Any:

@@ -87,7 +87,7 @@ class FusedForward:
 
     def threads_for(self, tokens: int) -> int:
         """How many threads have enough to do in a step of so many tokens; no bit depends on it."""
-        passes = -(-tokens // gemm.MOST_ROWS)
+        passes = -(-tokens // gemm.MAX_PASS_ROWS)
         return max(1, passes * int(self._weight_bytes) // _BYTES_PER_THREAD)
 
     def _address(self, tensor: Tensor) -> int:
@@ -131,7 +131,7 @@ class FusedForward:
             inner,
             inner_out.row_bytes,
         ]
-        counts = [size * (self._room + gemm.MOST_ROWS) for size in sizes] + [
+        counts = [size * (self._room + gemm.MAX_PASS_ROWS) for size in sizes] + [
             (4 * self._width + 128) * pool().threads
         ]
         self._buffers = [np.zeros(count + 128, np.uint8) for count in counts]
@@ -141,9 +141,9 @@ class FusedForward:
 
 def _check_range(name: str, values: Tensor, end: int) -> None:
     """Native code would read whatever lies past a table's end."""
-    least, most = torch.aminmax(values)
-    if int(least) < 0 or int(most) >= end:
-        raise IndexError(f"{name} must lie in 0 .. {end - 1}, found {int(least)} .. {int(most)}")
+    lowest, highest = torch.aminmax(values)
+    if int(lowest) < 0 or int(highest) >= end:
+        raise IndexError(f"{name} must lie in 0 .. {end - 1}, not {int(lowest)} .. {int(highest)}")
 
 
 def _float_bits(value: float) -> int:

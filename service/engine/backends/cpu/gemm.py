@@ -59,11 +59,12 @@ HAS_TILES = (
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # kinds of weights
 VECTORS = 4 if HAS_AVX512 else 1  # vectors of columns in a tile
 TILE = VECTORS * LANES  # columns in a tile
-# Most rows in a tile, by kind. With 32 registers, 6 * 4 sums, 4 weights and a broadcast fit; with 16 that are
-# half as wide, 6 * 2, 2 and 1, and fewer rows where a step needs registers to take bytes apart.
+# Maximum rows in a tile, by kind. With 32 registers, 6 * 4 sums, 4 weights and a broadcast fit; with 16 that
+# are half as wide, 6 * 2, 2 and 1, and fewer rows where a step needs registers to take bytes apart.
 ROWS = (6, 6, 6) if HAS_AVX512 else (6, 4, 4)
 MAX_ROWS = max(ROWS)
-MOST_ROWS = matrix_tiles.ROWS if HAS_TILES else MAX_ROWS  # in one call, whichever it is
+# in one call, by matrix registers or without
+MAX_PASS_ROWS = matrix_tiles.ROWS if HAS_TILES else MAX_ROWS
 STEP_BYTES = VECTORS * 64  # packed weights of one tile and one step of K
 
 Dot = Callable[[Any, Any, Any, Any], Any]  # (builder, sum, activation <16 x i32>, weights <16 x i32>) -> sum
@@ -171,9 +172,9 @@ def _emit_loop(builder: Any, rows: int, lines: int, dot: Dot, sums: Any, args: A
 
 def _tile_intrinsic(name: str, kind: int, dot: Dot, sums: Any) -> Any:
     """An intrinsic with one loop per number of rows; its docstring is below."""
-    most = ROWS[kind]
-    variants = [(rows, 4) for rows in range(1, most + 1)]
-    variants += [(rows, lines) for rows in range(most // 2, most + 1) for lines in (1, 2)]
+    max_rows = ROWS[kind]
+    variants = [(rows, 4) for rows in range(1, max_rows + 1)]
+    variants += [(rows, lines) for rows in range(max_rows // 2, max_rows + 1) for lines in (1, 2)]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         end = builder.append_basic_block("end")

@@ -86,7 +86,7 @@ class CpuLinear:
 
     def _room(self, count: int) -> int:
         """Address of room for `count` packed rows, and for those a block of rows reaches beyond them."""
-        size = (count + gemm.MOST_ROWS) * self.row_bytes + 64
+        size = (count + gemm.MAX_PASS_ROWS) * self.row_bytes + 64
         if self._packed.size < size:
             self._packed = np.zeros(size, np.uint8)
         return int(self._packed.ctypes.data + 63) // 64 * 64

@@ -106,13 +106,13 @@ def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind)
         addend, factor = vec.load_floats(bias + 4 * column), vec.load_floats(scale + 4 * column)
         offsets = vec.load_ints(column_sum + 4 * column)
         for row in range(num):
-            place, shift = sums + 64 * (row * gemm.VECTORS + j), row * out_bytes + 4 * column
+            address, shift = sums + 64 * (row * gemm.VECTORS + j), row * out_bytes + 4 * column
             if kind == gemm.INT8:
                 meta = source + (row + 1) * row_bytes - rows.META
-                exact = vec.load_ints(place) - offsets * vec.ints(load_int(meta + 4))
+                exact = vec.load_ints(address) - offsets * vec.ints(load_int(meta + 4))
                 x = vec.to_floats(exact) * (vec.floats(load_float(meta)) * factor)
             else:
-                x = vec.load_floats(place)
+                x = vec.load_floats(address)
             x = rows.activate(x + addend, activation)
             if residual != 0:
                 x = x + vec.load_floats_where(residual + shift, mask)
@@ -138,18 +138,20 @@ def _multiply_tiled(kind, source, row_bytes, weights, steps, count, blocks, sums
     if not gemm.HAS_TILES:
         return  # where there are none, none are compiled
     lines = 4 if blocks == 1 else 2 if blocks == 2 else 1
-    most = steps if blocks == 1 else _CHUNK
-    for start in range(0, steps, most):
-        length = min(most, steps - start)
+    max_steps = steps if blocks == 1 else _CHUNK
+    for start in range(0, steps, max_steps):
+        length = min(max_steps, steps - start)
         here = weights + start * gemm.STEP_BYTES
         following = here + length * gemm.STEP_BYTES if start + length < steps else ahead
         for block in range(blocks):
             a, total = source + block * count * row_bytes + 4 * start, sums + block * count * gemm.STEP_BYTES
-            place = following + block * lines * length * 64 if block * lines < 4 and following != 0 else here
+            prefetched = (
+                following + block * lines * length * 64 if block * lines < 4 and following != 0 else here
+            )
             if kind == gemm.INT8:
-                matrix_tiles.multiply_int8(a, row_bytes, here, length, total, place, lines, start)
+                matrix_tiles.multiply_int8(a, row_bytes, here, length, total, prefetched, lines, start)
             else:
-                matrix_tiles.multiply_bfloat16(a, row_bytes, here, length, total, place, lines, start)
+                matrix_tiles.multiply_bfloat16(a, row_bytes, here, length, total, prefetched, lines, start)
 
 
 @njit
@@ -174,23 +176,23 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
     weights = load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
     sums = stack_bytes(_SCRATCH)
     is_tiled = _is_tiled(kind, steps)
-    most = _GROUP if is_tiled else gemm.ROWS[kind]
-    passes = (count + most - 1) // most
+    max_rows = _GROUP if is_tiled else gemm.ROWS[kind]
+    passes = (count + max_rows - 1) // max_rows
     lines = 4 if passes == 1 else 2 if passes < 4 else 1
     first = 0
     for done in range(passes):
         num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
         source, shift = packed + first * row_bytes, first * out_bytes
         if is_tiled:
-            place = ahead if done == passes - 1 else weights
+            prefetched = ahead if done == passes - 1 else weights
             blocks = (num + matrix_tiles.ROWS - 1) // matrix_tiles.ROWS
             height = (num + blocks - 1) // blocks  # in the last block, rows behind the last may be multiplied
             matrix_tiles.configure(height)
-            _multiply_tiled(kind, source, row_bytes, weights, steps, height, blocks, sums, place)
+            _multiply_tiled(kind, source, row_bytes, weights, steps, height, blocks, sums, prefetched)
             matrix_tiles.release()
         else:
-            place = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
-            _multiply_rows(kind, source, row_bytes, weights, steps, num, sums, place, lines)
+            prefetched = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
+            _multiply_rows(kind, source, row_bytes, weights, steps, num, sums, prefetched, lines)
         added = residual + shift if residual != 0 else 0
         _finish(record, tile, sums, source, num, out + shift, out_bytes, added, out_kind)
         first += num

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 """The register tile on processors with AMX: sixteen rows at a time by the processor's own matrix registers.
 
-The same operands in the same places as `gemm`: a packed tile of weights is already what AMX wants, sixteen
+The same operands in the same layout as `gemm`: a packed tile of weights is already what AMX wants, sixteen
 steps of K at a time. Eight registers: four of sums, one of activations, three of weights in turn. A row's
 sums are made of its own values only, in the order of K, whatever the other rows hold. int8 sums are exact,
 hence equal to `gemm`'s; bfloat16 ones differ from them in rounding, so a layer uses one or the other for all
@@ -49,9 +49,9 @@ def configure(typingctx, rows):
         room = cgutils.alloca_once(builder, ir.ArrayType(I64, 8))
         asked = builder.mul(args[0], I64(0x0101010101))  # one byte for each of the first five registers
         lines = builder.or_(asked, I64(0x101010 << 40))
-        for place, word in enumerate((1, 0, 0x0040004000400040, 0x0040004000400040, 0, 0, lines, 0)):
+        for index, word in enumerate((1, 0, 0x0040004000400040, 0x0040004000400040, 0, 0, lines, 0)):
             value = I64(word) if isinstance(word, int) else word
-            builder.store(value, builder.gep(room, [I64(0), I64(place)]))
+            builder.store(value, builder.gep(room, [I64(0), I64(index)]))
         call(builder, "llvm.x86.ldtilecfg", _VOID, builder.bitcast(room, ir.PointerType(I8)))
         return context.get_dummy_value()
 
@@ -137,8 +137,8 @@ def _emit(builder: Any, dot: str, args: Any) -> None:
         builder.branch(end)
     builder.position_at_end(end)
     for j, register in enumerate(_SUMS):
-        place = pointer(builder, builder.add(sums, I64(_LINE * j)), I8)
-        call(builder, "llvm.x86.tilestored64", _VOID, I8(register), place, I64(_STEP_BYTES))
+        target = pointer(builder, builder.add(sums, I64(_LINE * j)), I8)
+        call(builder, "llvm.x86.tilestored64", _VOID, I8(register), target, I64(_STEP_BYTES))
 
 
 def tile_intrinsic(name: str, dot: str) -> Any:

@@ -79,12 +79,12 @@ def _quantise_row(source, length, row, meta):
     for i in range(0, length, 16):
         x = vec.load_floats_where(source + 4 * i, vec.first_lanes(length - i))
         low, high = vec.smaller(low, x), vec.larger(high, x)
-    least, most = vec.min_lane(low), vec.max_lane(high)
-    span = most - least
+    lowest, highest = vec.min_lane(low), vec.max_lane(high)
+    span = highest - lowest
     if span < _TINY:  # false for NaN, which then spoils this row's results and no other's
         span = _TINY
     inverse = _CODES / span
-    zero = vec.round_to_ints(vec.floats(-least * inverse))
+    zero = vec.round_to_ints(vec.floats(-lowest * inverse))
     for i in range(0, length, 16):
         x = vec.load_floats_where(source + 4 * i, vec.first_lanes(length - i))
         codes = vec.round_to_ints(x * vec.floats(inverse)) + zero

@@ -9,7 +9,7 @@ can take nothing of a phase that it is not in; it walks through the phases it mi
 
 A thread that waits in vain for some microseconds sleeps in the kernel: workers outside the task, the caller
 inside. The caller returns when all workers have left the task, so its memory need not outlive the call.
-`ThreadPool` owns the cells; the constants name their places.
+`ThreadPool` owns the cells; the constants name their offsets.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def claim(pool, thread, total):
         front, back = word & _PIECES, (word >> _SIDE_SHIFT) & _PIECES
         if front + back >= total:
             break
-        found = compare_swap(pool + _STATE, word, word + (1 << _SIDE_SHIFT if is_back else 1))
-        if found == word:
+        seen = compare_swap(pool + _STATE, word, word + (1 << _SIDE_SHIFT if is_back else 1))
+        if seen == word:
             store_long(own + _TAKEN, load_long(own + _TAKEN) + 1)
             return total - 1 - back if is_back else front
-        word = found
+        word = seen
     return total
 
 

@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 """Attention through the paged cache in Triton: write keys and values, attend, combine.
 
-A decode row is split over its context in stretches of `SPLIT` positions that start at fixed places, and the
-parts are combined in one fixed order. A prefill row walks its context in tiles that start at fixed places.
-Neither depends on the batch or on chunk borders, so a row's bits do not either; a row computed as a decode
-may differ from the same row in a prefill in the last bit, since the sums are grouped otherwise.
+A decode row is split over its context in stretches of `SPLIT` positions that start at multiples of it, and
+the parts are combined in one fixed order. A prefill row walks its context in tiles that do, too. Neither
+depends on the batch or on chunk borders, so a row's bits do not either; a row computed as a decode may differ
+from the same row in a prefill in the last bit, since the sums are grouped otherwise.
 `backends.torch.attention` says in torch what these compute, `attention` launches them.
 """
 
@@ -35,7 +35,7 @@ def write_kv(
     slots,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Copy one token's key and value to its slot. Grid (T,); WIDE is a power of 2 of at least n_embd."""
@@ -43,8 +43,8 @@ def write_kv(
     width = HEADS * HEAD_DIM
     column = tl.arange(0, WIDE)
     slot = tl.load(slots + token).to(tl.int64)
-    head_at = (slot // PAGE) * width * PAGE + (column // HEAD_DIM) * PAGE * HEAD_DIM
-    target = head_at + (slot % PAGE) * HEAD_DIM + column % HEAD_DIM
+    head_at = (slot // BLOCK) * width * BLOCK + (column // HEAD_DIM) * BLOCK * HEAD_DIM
+    target = head_at + (slot % BLOCK) * HEAD_DIM + column % HEAD_DIM
     source = qkv + token * 3 * width + width + column
     known = column < width
     tl.store(keys + target, tl.load(source, mask=known).to(keys.dtype.element_ty), mask=known)
@@ -52,17 +52,17 @@ def write_kv(
 
 
 @triton.jit
-def _places(tables, sequence, num_pages, position, known, head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-            PAGE: tl.constexpr):  # fmt: skip
+def _offsets(tables, sequence, num_blocks, position, known, head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
     """Where the keys of these positions start in one layer's cache."""
-    page = tl.load(tables + sequence * num_pages + position // PAGE, mask=known, other=0).to(tl.int64)
-    return ((page * HEADS + head) * PAGE + position % PAGE) * HEAD_DIM
+    block = tl.load(tables + sequence * num_blocks + position // BLOCK, mask=known, other=0).to(tl.int64)
+    return ((block * HEADS + head) * BLOCK + position % BLOCK) * HEAD_DIM
 
 
-@triton.jit(do_not_specialize=["num_pages"])
+@triton.jit(do_not_specialize=["num_blocks"])
 def attend_split(
-    qkv, keys, values, tables, context_lens, parts, peaks, sums, scale, num_pages,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, PAGE: tl.constexpr,
+    qkv, keys, values, tables, context_lens, parts, peaks, sums, scale, num_blocks,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
     SPLIT: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """One stretch of one decode row's context: weighted values, largest score, sum of weights.
@@ -76,7 +76,7 @@ def attend_split(
         column, position = tl.arange(0, WIDE), first + tl.arange(0, SPLIT)
         inside, known = column < HEAD_DIM, position < length
         both = known[:, None] & inside[None, :]
-        at = _places(tables, sequence, num_pages, position, known, head, HEADS, HEAD_DIM, PAGE)
+        at = _offsets(tables, sequence, num_blocks, position, known, head, HEADS, HEAD_DIM, BLOCK)
         at = at[:, None] + column[None, :]  # (SPLIT, WIDE)
         query = qkv + sequence * 3 * HEADS * HEAD_DIM + head * HEAD_DIM + column
         q = tl.load(query, mask=inside, other=0.0).to(tl.float32)
@@ -112,10 +112,10 @@ def combine(
     tl.store(target, result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_pages"])
+@triton.jit(do_not_specialize=["num_blocks"])
 def attend_ragged(
-    qkv, keys, values, tables, query_starts, context_lens, out, scale, num_pages,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, PAGE: tl.constexpr,
+    qkv, keys, values, tables, query_starts, context_lens, out, scale, num_blocks,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
     QUERY_TILE: tl.constexpr, KEY_TILE: tl.constexpr, OPERANDS: tl.constexpr,
 ):  # fmt: skip
     """A tile of one sequence's query rows over their context. Grid (tiles, heads, S).
@@ -142,7 +142,7 @@ def attend_ragged(
         for first in range(0, end, KEY_TILE):
             position = first + tl.arange(0, KEY_TILE)
             known = position < length
-            at = _places(tables, sequence, num_pages, position, known, head, HEADS, HEAD_DIM, PAGE)
+            at = _offsets(tables, sequence, num_blocks, position, known, head, HEADS, HEAD_DIM, BLOCK)
             at = at[:, None] + column[None, :]  # (KEY_TILE, WIDE)
             both = known[:, None] & inside[None, :]
             k = tl.load(keys + at, mask=both, other=0.0).to(OPERANDS)

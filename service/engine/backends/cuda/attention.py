@@ -48,8 +48,10 @@ class CudaAttention:
 
     def _write(self, qkv: Tensor, layer: int, batch: ForwardBatch) -> None:
         wide = triton.next_power_of_2(self._shape["HEADS"] * self._shape["HEAD_DIM"])
-        keys, values, page = self.cache.k[layer], self.cache.v[layer], self.cache.block_size
-        attend.write_kv[(qkv.shape[0],)](qkv, keys, values, batch.slots, **self._shape, PAGE=page, WIDE=wide)
+        keys, values, block = self.cache.k[layer], self.cache.v[layer], self.cache.block_size
+        attend.write_kv[(qkv.shape[0],)](
+            qkv, keys, values, batch.slots, **self._shape, BLOCK=block, WIDE=wide
+        )
 
     def _decode(self, qkv: Tensor, layer: int, batch: ForwardBatch, out: Tensor) -> None:
         sequences, heads = batch.context_lens.shape[0], self._shape["HEADS"]
@@ -59,7 +61,7 @@ class CudaAttention:
         split = {**self._shape, "WIDE": self._wide, "SPLIT": attend.SPLIT, "SPLITS": self._splits}
         attend.attend_split[(self._splits, heads, sequences)](
             *self._paged(qkv, layer, batch), batch.context_lens, parts, peaks, sums,
-            self.scales[layer], batch.block_tables.shape[1], PAGE=self.cache.block_size, **split,
+            self.scales[layer], batch.block_tables.shape[1], BLOCK=self.cache.block_size, **split,
         )  # fmt: skip
         wide = triton.next_power_of_2(self._splits)
         attend.combine[(heads, sequences)](
@@ -71,7 +73,7 @@ class CudaAttention:
         attend.attend_ragged[(tiles, self._shape["HEADS"], batch.context_lens.shape[0])](
             *self._paged(qkv, layer, batch), batch.query_starts, batch.context_lens, out,
             self.scales[layer], batch.block_tables.shape[1], **self._shape, WIDE=self._wide,
-            PAGE=self.cache.block_size, QUERY_TILE=attend.QUERY_TILE, KEY_TILE=attend.KEY_TILE,
+            BLOCK=self.cache.block_size, QUERY_TILE=attend.QUERY_TILE, KEY_TILE=attend.KEY_TILE,
             OPERANDS=attend.operands(self.cache.k.dtype),
         )  # fmt: skip
 

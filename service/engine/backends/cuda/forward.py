@@ -37,8 +37,8 @@ class CudaForward:
     def __call__(self, batch: ForwardBatch) -> Tensor:
         """Compute the wanted logits of one step; see `GPT2.forward`."""
         model, blocks = self._model, self._model.blocks
-        places = batch.positions.clamp(max=self._last)  # a row past the end is never looked up
-        x = model.token_embedding[batch.input_ids] + model.position_embedding[places]  # (T, C) float32
+        positions = batch.positions.clamp(max=self._last)  # a row past the end is never looked up
+        x = model.token_embedding[batch.input_ids] + model.position_embedding[positions]  # (T, C) float32
         normed = self._norm(x, None, None, blocks[0].ln_1)  # (T, C)
         for layer, block in enumerate(blocks):
             attended = self._attention(_cuda(block.qkv).with_bias(normed), layer, batch)  # (T, C)

@@ -85,9 +85,9 @@ def fill(target: ForwardBatch, batch: ForwardBatch, padding: ForwardBatch) -> No
     """Put a step of decodes into the first rows of a bucket's host buffers, padding into the others."""
     rows, blocks = batch.block_tables.shape
     for name in ("input_ids", "positions", "slots", "context_lens"):
-        place: Tensor = getattr(target, name)
-        place[:rows] = getattr(batch, name)
-        place[rows:] = getattr(padding, name)[rows:]
+        buffer: Tensor = getattr(target, name)
+        buffer[:rows] = getattr(batch, name)
+        buffer[rows:] = getattr(padding, name)[rows:]
     target.block_tables[:rows, :blocks] = batch.block_tables
     target.block_tables[rows:] = padding.block_tables[rows:]
 
@@ -117,7 +117,7 @@ class GraphedForward:
         device: where it computes.
         max_blocks: blocks of the longest sequence.
         scratch_block: a block of the cache that belongs to no sequence.
-        block_size: token places in a block.
+        block_size: tokens in a block.
         record: turns a call into its replay; only a GPU can.
     """
 

@@ -39,8 +39,8 @@ class CudaLinear:
 
     def with_bias(self, x: Tensor) -> Tensor:
         """Product, bias and activation, (M, K) -> (M, N), both in `dtype`."""
-        found = F.linear(x, self.weight, self._short_bias)
-        return found if self.activation is None else self.activation(found)
+        result = F.linear(x, self.weight, self._short_bias)
+        return result if self.activation is None else self.activation(result)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """See `Linear`."""

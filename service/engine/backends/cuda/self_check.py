@@ -17,11 +17,9 @@ from service.engine.backends.cuda.rows import add_norm, add_norm_reference
 from service.engine.backends.kernel_check import compare, ragged_batch
 from service.engine.model.attention import ForwardBatch, KVCache
 
-_SEQUENCES = (
-    [(20, 1), (0, 7), (150, 19)],
-    [(3, 1), (128, 1), (300, 1)],
-)  # cached and new tokens: mixed, decodes
-_PAGE = 16
+# cached and new tokens: mixed, decodes
+_SEQUENCES = ([(20, 1), (0, 7), (150, 19)], [(3, 1), (128, 1), (300, 1)])
+_BLOCK_SIZE = 16
 
 
 def self_check(dtype: torch.dtype, device: torch.device, reference: Reference) -> str:
@@ -57,16 +55,16 @@ def check_attention(
     reference: Reference,
 ) -> None:
     """A ragged batch against the reference in float32, the cache included."""
-    batch = move(ragged_batch(sequences, _PAGE), device)
+    batch = move(ragged_batch(sequences, _BLOCK_SIZE), device)
     heads, blocks = 3, int(batch.block_tables.max()) + 1
-    shape = (2, blocks, heads, _PAGE, head_dim)
+    shape = (2, blocks, heads, _BLOCK_SIZE, head_dim)
     content = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
     fast, slow = (KVCache(*(c.clone().to(device) for c in content)) for _ in range(2))
     qkv = torch.randn(batch.slots.shape[0], 3 * heads * head_dim, generator=generator).to(device, dtype)
-    found = CudaAttention(fast, [0.1, 0.2], 1024)(qkv, 1, batch)
+    result = CudaAttention(fast, [0.1, 0.2], 1024)(qkv, 1, batch)
     expected = reference.attention(slow, [0.1, 0.2])(qkv.float(), 1, batch)
     what = f"attention over {sequences}, heads of {head_dim}"
-    compare(what, found, expected, tolerance)
+    compare(what, result, expected, tolerance)
     compare(f"keys of {what}", fast.k, slow.k, 0.0)
     compare(f"values of {what}", fast.v, slow.v, 0.0)
 
@@ -78,8 +76,8 @@ def check_rows(
     x, added = (torch.randn(5, width, generator=generator).to(device) for _ in range(2))
     bias, weight, shift = (torch.randn(width, generator=generator).to(device) for _ in range(3))
     twin, norm = x.clone(), (weight, shift, 1e-5)
-    found = add_norm(x, added.to(dtype), bias, norm, dtype)
-    compare("add and norm", found, add_norm_reference(twin, added.to(dtype), bias, norm, dtype), tolerance)
+    result = add_norm(x, added.to(dtype), bias, norm, dtype)
+    compare("add and norm", result, add_norm_reference(twin, added.to(dtype), bias, norm, dtype), tolerance)
     compare("the sum before the norm", x, twin, 1e-6)
 
 

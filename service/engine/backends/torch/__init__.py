@@ -1,3 +1,1 @@
-"""The reference: plain torch on any device, which says what the fast kernels compute and runs where they do
-not.
-"""
+"""The reference: plain torch on any device. It says what fast kernels compute, and runs where they do not."""

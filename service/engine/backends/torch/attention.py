@@ -1,5 +1,4 @@
-"""Attention in plain torch, on any device: what the fast kernels are held to, and what runs where they do
-not.
+"""Attention in plain torch, on any device: what fast kernels are held to, and what runs where they do not.
 
 Every query row is computed on its own over exactly its context, with shapes that depend on nothing but its
 position, so its bits are the same in any batch and with any chunk borders. That is slow and exact; the other
@@ -24,8 +23,7 @@ class ReferenceAttention:
         cache: keys and values of all layers.
         scales: factor on the scores, one per layer.
         is_exact: true computes each row alone, bit for bit the same in every batch; false lets torch compute
-            a
-            sequence's rows together, whose sums may then differ in the last bit between chunkings.
+            a sequence's rows together, whose sums may then differ in the last bit between chunkings.
     """
 
     def __init__(self, cache: KVCache, scales: Sequence[float], *, is_exact: bool = True) -> None:
@@ -47,9 +45,9 @@ class ReferenceAttention:
         return out.reshape(qkv.shape[0], heads * head_dim)
 
     def _write(self, k: Tensor, v: Tensor, layer: int, slots: Tensor) -> None:
-        block, place = slots // self.cache.block_size, slots % self.cache.block_size
-        self.cache.k[layer, block, :, place] = k.to(self.cache.k.dtype)
-        self.cache.v[layer, block, :, place] = v.to(self.cache.v.dtype)
+        block, index = slots // self.cache.block_size, slots % self.cache.block_size
+        self.cache.k[layer, block, :, index] = k.to(self.cache.k.dtype)
+        self.cache.v[layer, block, :, index] = v.to(self.cache.v.dtype)
 
     def _context(self, layer: int, table: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of one sequence, each (nh, length, hd)."""
