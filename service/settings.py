@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     )
     threads: AutoInt = _setting(
         None,
-        "Threads that compute on the processor; `auto`: one for each logical processor the process may use",
+        "Threads that compute on the processor; `auto`: one for each logical processor within the CPU quota",
         "`auto` or 1 … 256",
         ge=1,
         le=256,
