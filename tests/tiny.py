@@ -115,11 +115,15 @@ class LetterPieces:
 
 
 def real_engine(folder: Path, *, num_blocks: int = 64, **config: Any) -> Engine:
-    """An engine with a model: exact in float32 unless told otherwise."""
-    device = "cpu" if config.get("backend") == "cpu" else DEVICE
+    """An engine with a model: exact in float32 unless told otherwise; torch computes on one thread, since
+    threads that meet after every small operation wait for each other on a busy machine.
+    """
+    is_native = config.get("backend") == "cpu"
+    device = "cpu" if is_native else DEVICE
     settings: dict[str, Any] = {
         "device": device, "precision": "float32", "backend": "reference", "is_deterministic": True,
-        "max_batch_tokens": 64, "max_running": 16, "speculation": False, **config,
+        "max_batch_tokens": 64, "max_running": 16, "speculation": False,
+        "num_threads": 0 if is_native else 1, **config,
     }  # fmt: skip
     width = GPT2Config.from_pretrained(folder)
     element = 4 if settings["precision"] == "float32" else 2

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def _serving(folder: Path) -> AsyncIterator[TaskRunner]:
     tokenizer = Tokenizer.load(folder)
-    config = EngineConfig(folder, precision="float32", backend="reference", max_running=16)
+    config = EngineConfig(folder, precision="float32", backend="reference", max_running=16, num_threads=1)
     engine = AsyncEngine(lambda: build_engine(config, tokenizer))
     await engine.start()
     runner = TaskRunner(engine, tokenizer, default_tasks() | {"mood": MOOD}, ModelLimits(N_POSITIONS))
