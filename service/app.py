@@ -11,7 +11,7 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from model_store.entry import ModelEntry
@@ -27,8 +28,10 @@ from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
 from service.api import native, openai, ops, page
 from service.api.description import describe
+from service.api.exchange import end_tasks
 from service.api.gate import Gate
 from service.api.json_pieces import CompactResponse
+from service.api.key_file import watch_keys
 from service.api.openai_schemas import OPENAI_LEGAL
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
@@ -71,13 +74,11 @@ class Life:
     @asynccontextmanager
     async def span(self, app: FastAPI) -> AsyncIterator[None]:
         """The lifespan: loading starts with it, the engine stops with it."""
-        task = asyncio.create_task(self._serve())
+        tasks = [asyncio.create_task(work) for work in (self._serve(), watch_keys(self.state))]
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end_tasks(*tasks)
             if self._engine is not None:
                 await self._engine.stop()
             if self.state.served is not None:
@@ -118,7 +119,9 @@ class Life:
             self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer)
         await self._engine.start()
         facts.update(self._engine.facts)
-        most = self._engine.most_of_one(is_shared=self.state.keyring.num_keys > 1)  # more would never fit
+        # More than `most` would never fit. A key file may get more keys at any time.
+        is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
+        most = self._engine.most_of_one(is_shared)
         limits = ModelLimits(facts["n_positions"], min(settings.max_job_sequences, most))
         runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits)
         self.state.served = Served(
@@ -180,6 +183,14 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     )
     app.state.service, app.state.life = state, life
     app.add_middleware(Gate, state=state)
+    if settings.cors_origins:  # outermost: a preflight has no key and is no request of ours
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Session-ID"],
+            expose_headers=["X-Request-ID", "X-Ignored-Fields", "Retry-After"],
+        )
     for router in (native.router, openai.router, ops.router):
         app.include_router(router)
     page.mount(app)

@@ -11,12 +11,14 @@ Counting requests is the business of `service.api.gate`, the one place that call
 
 from __future__ import annotations
 
+import platform
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -24,6 +26,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
+_BUILD = {"version": version("textgen-service"), "python": platform.python_version()}
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 ENDPOINTS = ("/generate", "/summarize", "/qa", "/tasks/{name}", "/v1/completions", "other")
@@ -32,6 +35,9 @@ ENDPOINTS = ("/generate", "/summarize", "/qa", "/tasks/{name}", "/v1/completions
 SECONDS = tuple(round(0.00015 * 1.5**i, 9) for i in range(36))
 TOKENS = tuple(float(2**i) for i in range(14))
 
+UNNAMED = "unnamed"  # tenant of keys without a name beside them
+
+INFO = {"textgen_build_info": "always 1; its labels tell what runs"}
 GAUGES = {
     "textgen_requests_running": "sequences in the engine's batch",
     "textgen_requests_waiting": "sequences that wait for their turn",
@@ -48,6 +54,9 @@ COUNTERS = {
     "textgen_draft_tokens_total": "draft tokens proposed",
     "textgen_accepted_tokens_total": "draft tokens accepted",
     "textgen_preemptions_total": "sequences whose blocks were taken for another's",
+    "textgen_tenant_requests_total": "requests finished, by the tenant named beside their key",
+    "textgen_tenant_prompt_tokens_total": "prompt tokens of finished sequences, by tenant",
+    "textgen_tenant_generation_tokens_total": "tokens generated for finished sequences, by tenant",
 }
 HISTOGRAMS = {
     "textgen_time_to_first_token_seconds": "from submission to the first token",
@@ -57,7 +66,7 @@ HISTOGRAMS = {
     "textgen_step_seconds": "one forward pass with sampling",
     "textgen_step_tokens": "tokens of one forward pass",
 }
-NAMES = {**GAUGES, **COUNTERS, **HISTOGRAMS}
+NAMES = {**INFO, **GAUGES, **COUNTERS, **HISTOGRAMS}
 
 
 class Histogram:
@@ -110,6 +119,10 @@ class FinishedSequence(Protocol):
 
     @property
     def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def key(self) -> str: ...
 
 
 class Metrics:
@@ -125,8 +138,13 @@ class Metrics:
     def __init__(self, model: str = "") -> None:
         self.model = model
         self.levels: Callable[[], tuple[int, int, float]] = lambda: (0, 0, 0.0)
+        self.tenants: Mapping[str, str] = {}  # names by key, as the engine and the gate tell keys apart
+        self.requests_of: Counter[str] = Counter()  # by key
+        self.prompt_tokens_of: Counter[str] = Counter()
+        self.generation_tokens_of: Counter[str] = Counter()
         self.gauges = dict.fromkeys(GAUGES, 0.0)
-        self.counters = dict.fromkeys(COUNTERS, 0.0)
+        labelled = ("textgen_requests_", "textgen_tenant_")
+        self.counters = dict.fromkeys((name for name in COUNTERS if not name.startswith(labelled)), 0.0)
         self.received = Counter(dict.fromkeys(ENDPOINTS, 0))
         self.finished: Counter[tuple[str, str]] = Counter({(name, "ok"): 0 for name in ENDPOINTS})
         self.durations = {name: Histogram(SECONDS) for name in ENDPOINTS}
@@ -137,6 +155,7 @@ class Metrics:
         }
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)
 
     # ---- requests, on the event loop --------------------------------------------------------------------
 
@@ -154,14 +173,16 @@ class Metrics:
         self.received[endpoint] += 1
         self.gauges["textgen_requests_in_flight"] += 1
 
-    def request_finished(self, endpoint: str, outcome: str, duration_s: float) -> None:
+    def request_finished(self, endpoint: str, outcome: str, duration_s: float, key: str = "") -> None:
         """Count a request out.
 
         Args:
             endpoint: what it was counted in as.
             outcome: `ok`, `abort` or one of our error codes, never a text of the client's.
             duration_s: seconds from headers to last byte.
+            key: what stands for the key it came with; "" without one.
         """
+        self.requests_of[key] += 1
         self.finished[endpoint, outcome] += 1
         self.gauges["textgen_requests_in_flight"] -= 1
         self.durations[endpoint].observe(duration_s)
@@ -184,6 +205,8 @@ class Metrics:
     def on_finish(self, stats: FinishedSequence) -> None:
         """A sequence ended, for whatever reason."""
         self.counters["textgen_prompt_tokens_total"] += stats.num_prompt_tokens
+        self.prompt_tokens_of[stats.key] += stats.num_prompt_tokens
+        self.generation_tokens_of[stats.key] += stats.num_output_tokens
 
     def on_step(self, stats: StepNumbers) -> None:
         """A step ended: take over the engine's own counts."""
@@ -203,6 +226,9 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Give all families; the registry calls this at every scrape."""
+        build = GaugeMetricFamily("textgen_build_info", INFO["textgen_build_info"], labels=["model", *_BUILD])
+        build.add_metric([self.model, *_BUILD.values()], 1)
+        yield build
         running, waiting, used = self.levels()
         self.gauges["textgen_requests_running"] = running
         self.gauges["textgen_requests_waiting"] = waiting
@@ -212,7 +238,8 @@ class Metrics:
             gauge.add_metric([self.model], self.gauges[name])
             yield gauge
         yield from self._request_counters()
-        for name in list(COUNTERS)[2:]:
+        yield from self._tenant_counters()
+        for name in self.counters:
             counter = CounterMetricFamily(name, COUNTERS[name], labels=["model"])
             counter.add_metric([self.model], self.counters[name])
             yield counter
@@ -229,6 +256,21 @@ class Metrics:
         for (endpoint, outcome), count in self.finished.items():
             finished.add_metric([self.model, endpoint, outcome], count)
         yield finished
+
+    def _tenant_counters(self) -> Iterator[Metric]:
+        """Usage by tenant: several keys may have one name, while one takes the other's place, say."""
+        for name, by_key in (
+            ("textgen_tenant_requests_total", self.requests_of),
+            ("textgen_tenant_prompt_tokens_total", self.prompt_tokens_of),
+            ("textgen_tenant_generation_tokens_total", self.generation_tokens_of),
+        ):
+            by_tenant: Counter[str] = Counter()
+            for key, count in by_key.copy().items():
+                by_tenant[key and (self.tenants.get(key) or UNNAMED)] += count
+            family = CounterMetricFamily(name, COUNTERS[name], labels=["model", "tenant"])
+            for tenant, count in (by_tenant or {"": 0}).items():
+                family.add_metric([self.model, tenant], count)
+            yield family
 
     def _histogram_families(self) -> Iterator[Metric]:
         for name, histogram in self.histograms.items():

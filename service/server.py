@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import signal
 import socket
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -74,6 +76,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, say where, and watch the application."""
         self._tasks.append(asyncio.create_task(self._watch()))
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and not os.isatty(0):  # at a terminal it says that the terminal is gone
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -105,6 +110,12 @@ class Server(uvicorn.Server):
     def _hurry(self, signal_name: str) -> None:
         get_logger().warning("not waiting any longer", signal=signal_name)
         self.life.hurry()
+
+    def _reload(self) -> None:
+        from service.api.key_file import reload_keys
+
+        get_logger().info("reading the keys again", signal="SIGHUP")
+        self._tasks.append(asyncio.create_task(reload_keys(self.life.state)))
 
     async def _drain(self) -> None:
         await self.life.drain()

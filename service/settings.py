@@ -26,9 +26,11 @@ from pydantic_settings import (
 
 from model_store.layout import default_store
 from service.errors import SettingsError
+from service.keys import read_keys
 from service.service_links import service_links
 
 PREFIX = "TEXTGEN_"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#*]+")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _UP_TO_AN_HOUR: dict[str, Any] = {"gt": 0, "le": 3600, "allow_inf_nan": False}
 
@@ -54,6 +56,16 @@ def _split_keys(value: object) -> object:
     if keys == []:
         raise ValueError("there is no key")
     return keys
+
+
+def _split_origins(value: object) -> object:
+    """Read "https://a.example, https://b.example" as two origins. Raises ValueError for what is none."""
+    if not isinstance(value, str):
+        return value
+    origins = [origin.strip() for origin in value.split(",")]
+    if origins != ["*"] and not all(map(_ORIGIN.fullmatch, origins)):
+        raise ValueError("an origin is a scheme and a host, without a path")
+    return tuple(origins)
 
 
 def _folder(path: Path) -> Path:
@@ -210,7 +222,10 @@ class Settings(BaseSettings):
         "one key or more, separated by commas",
     )
     api_keys_file: Path | None = _setting(
-        None, "File with one key a line (a line that begins with `#` is a comment)", "a readable file"
+        None,
+        "File with one key a line, read again when it changes and on SIGHUP; `#` begins a comment, and "
+        "`#tenant=NAME` names the key of the next line in metrics and log",
+        "a readable file",
     )
     key_concurrency: int = _setting(
         0, "Most requests in flight for one key; 0: no limit", "0 … 100000", ge=0, le=10**5
@@ -219,6 +234,11 @@ class Settings(BaseSettings):
         False,
         "Ask for a key at `/metrics`, `/info`, `/docs` too (`/livez`, `/readyz` stay open)",
         "`0` or `1`",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_origins)] = _setting(
+        (),
+        "Origins whose pages may call the service from a browser; empty: none but its own",
+        "`*`, or `https://host[:port]` and the like, separated by commas",
     )
     log_format: Literal["text", "json"] = _setting("text", "How log lines look", "`text` or `json`")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
@@ -269,30 +289,14 @@ class Settings(BaseSettings):
             f"say {variable_name('precision')}={self.precision or 'auto'} instead"
         ]
 
-    def keys(self) -> tuple[str, ...]:
-        """All API keys, of the variable and of the file, without duplicates; empty when access is open.
+    def keys(self) -> dict[str, str]:
+        """All API keys, of the variable and of the file, each with its tenant's name or "".
 
         Raises:
             ValueError: the file cannot be read, or holds no key: an empty file must not mean open access.
         """
-        keys = [secret.get_secret_value() for secret in self.api_keys]
-        if self.api_keys_file is not None:
-            keys += _read_keys(self.api_keys_file)
-        return tuple(dict.fromkeys(keys))
-
-
-def _read_keys(path: Path) -> list[str]:
-    """Keys of a file, one a line. Raises ValueError naming the setting, never a key."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # sig: some editors write a mark first
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{PREFIX}API_KEYS_FILE cannot be read ({type(error).__name__})") from error
-    # Lines end as in other text files; `splitlines` would also part a key at U+0085 or U+2028.
-    lines = [line.strip() for line in text.split("\n")]
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise ValueError(f"{PREFIX}API_KEYS_FILE holds no key; unset it to serve without keys")
-    return keys
+        keys = {secret.get_secret_value(): "" for secret in self.api_keys}
+        return keys if self.api_keys_file is None else keys | read_keys(self.api_keys_file)
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -80,7 +80,7 @@ class Gate:
         duration_s = time.monotonic() - exchange.started_at
         outcome = exchange.outcome or ("ok" if 0 < exchange.status < 400 else "abort")
         self._state.exchanges.discard(exchange)
-        self._state.metrics.request_finished(exchange.endpoint, outcome, duration_s)
+        self._state.metrics.request_finished(exchange.endpoint, outcome, duration_s, exchange.tenant)
         _log(exchange, outcome, duration_s)
 
     async def _answer(

@@ -11,7 +11,7 @@ import hmac
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from service.api.problems import HttpProblem
 
@@ -22,14 +22,23 @@ class Keyring:
     """The API keys; none means that everybody may ask.
 
     Args:
-        keys: the keys as clients send them.
+        keys: the keys as clients send them, each with the name of its tenant or "".
         concurrency: most requests in flight for one key; 0 is no limit.
     """
 
-    def __init__(self, keys: Iterable[str], concurrency: int = 0) -> None:
-        self._digests = [_digest(key.encode()) for key in dict.fromkeys(keys)]
+    def __init__(self, keys: Mapping[str, str], concurrency: int = 0) -> None:
+        self._digests: list[bytes] = []
+        self.names: dict[str, str] = {}  # of tenants, by what `tenant` returns; of keys that are gone, too
+        self.replace(keys)
         self._concurrency = concurrency
         self._in_flight: Counter[str] = Counter()
+
+    def replace(self, keys: Mapping[str, str]) -> bool:
+        """Take these keys from now on; requests of others go on to their end. Returns whether any differs."""
+        before = self._digests, dict(self.names)
+        self._digests = [_digest(key.encode()) for key in keys]
+        self.names |= {_public(_digest(key.encode())): name for key, name in keys.items()}
+        return before != (self._digests, self.names)
 
     @property
     def num_keys(self) -> int:
@@ -55,7 +64,7 @@ class Keyring:
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
             raise HttpProblem("unauthorized", "send a valid API key as `Authorization: Bearer <key>`")
-        return hashlib.sha256(b"tenant:" + given).hexdigest()[:16]
+        return _public(given)
 
     def enter(self, tenant: str) -> None:
         """Count a request of this key in. Raises HttpProblem (429) when it has too many in flight."""
@@ -73,6 +82,11 @@ class Keyring:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
+
+
+def _public(digest: bytes) -> str:
+    """What stands for a key in logs and in the engine: it leads back neither to the key nor to its digest."""
+    return hashlib.sha256(b"tenant:" + digest).hexdigest()[:16]
 
 
 def request_id_from(header: bytes | None) -> str:

@@ -65,6 +65,7 @@ class ServiceState:
     def __post_init__(self) -> None:
         """Read the keys once, and make room for bodies."""
         self.keyring = Keyring(self.settings.keys(), self.settings.key_concurrency)
+        self.metrics.tenants = self.keyring.names
         self.body_room = BodyRoom(_BODIES * self.settings.max_body_bytes)
 
     def require_served(self) -> Served:

@@ -91,6 +91,7 @@ class Reporter:
         started = now if sequence.started_at is None else sequence.started_at
         first = now if sequence.first_token_at is None else sequence.first_token_at
         stats = SequenceStats(
+            key=sequence.job.salt,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_output_tokens=sequence.num_output_tokens,
             num_cached_tokens=sequence.num_cached_tokens,

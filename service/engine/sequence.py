@@ -138,6 +138,7 @@ class TokenLogprob:
 class SequenceStats:
     """Final account of a sequence; times in seconds."""
 
+    key: str  # what stands for the API key it came with, "" without one
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int

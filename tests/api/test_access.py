@@ -111,3 +111,72 @@ def test_the_log_has_one_line_for_a_request_and_neither_prompt_nor_key(
     [line] = lines_of_request()
     assert "outcome=ok" in line and "completion_tokens=2" in line
     assert not any("canary" in line or "first-key" in line for line in log_lines)
+
+
+# ---- keys that change while the service runs ------------------------------------------------------------
+
+
+def status_with(service: Live, key: str) -> int:
+    return service.post("/generate", ONE, headers={"authorization": f"Bearer {key}"}).status_code
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("service.api.key_file.POLL_S", 0.02)
+    (tmp_path / "keys").write_text("#tenant=acme\nold\n")
+    return tmp_path / "keys"
+
+
+def test_a_key_file_that_changes_is_read_again(serve: Callable[..., Live], key_file: Path) -> None:
+    service = serve(api_keys_file=key_file)
+    assert (status_with(service, "old"), status_with(service, "new")) == (200, 401)
+    key_file.write_text("#tenant=acme\nnew\n")
+    expect(lambda: status_with(service, "new") == 200, "the new key")
+    assert status_with(service, "old") == 401
+    assert service.metric("textgen_tenant_requests_total", tenant="acme") >= 2
+
+
+def test_a_key_file_that_another_takes_the_place_of_is_read_again(
+    serve: Callable[..., Live], key_file: Path
+) -> None:
+    service = serve(api_keys_file=key_file)
+    other = key_file.with_name("other")
+    other.write_text("new\n")
+    other.replace(key_file)
+    expect(lambda: status_with(service, "new") == 200, "the new key")
+
+
+@pytest.mark.parametrize("text", ["", "# none left\n", "#tenant=not legal\nold\n"])
+def test_a_key_file_that_became_unusable_leaves_the_keys_as_they_were(
+    serve: Callable[..., Live], key_file: Path, log_lines: list[str], text: str
+) -> None:
+    service = serve(api_keys_file=key_file)
+    start = len(log_lines)
+    key_file.write_text(text)
+    expect(lambda: any("the keys stay as they were" in line for line in log_lines[start:]), "the line")
+    assert (status_with(service, "old"), service.post("/generate", ONE).status_code) == (200, 401)
+
+
+# ---- pages of other origins -----------------------------------------------------------------------------
+
+PREFLIGHT = {
+    "origin": "https://a.example",
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+
+
+def test_a_preflight_is_answered_without_a_key(serve: Callable[..., Live]) -> None:
+    service = serve(**KEYS, cors_origins="https://a.example,https://b.example")
+    reply = service.http.options("/generate", headers=PREFLIGHT)
+    assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (200, "https://a.example")
+    refused = service.post("/generate", ONE, headers={"origin": "https://b.example"})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://b.example")
+    stranger = service.http.options("/generate", headers={**PREFLIGHT, "origin": "https://c.example"})
+    assert stranger.status_code == 400 and "access-control-allow-origin" not in stranger.headers
+    assert service.metric("textgen_requests_received_total") == 1
+
+
+def test_by_default_no_page_of_another_origin_may_call(live: Live) -> None:
+    reply = live.post("/generate", ONE, headers={"origin": "https://a.example"})
+    assert reply.status_code == 200 and "access-control-allow-origin" not in reply.headers

@@ -224,3 +224,23 @@ def test_a_limit_of_memory_that_no_model_fits_is_told_before_the_load(
     with running(Settings(model=str(tiny_model), port=0, threads=1)):
         told = [line for line in log_lines[start:] if "memory is limited to 256 MiB" in line]
     assert bool(told) == is_told
+
+
+def test_sighup_reads_the_key_file_again_and_ends_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("old\n")
+    with (
+        service(tiny_model, API_KEYS_FILE=str(keys)) as (process, address, _),
+        httpx.Client(base_url=address, timeout=WAIT_S) as http,
+    ):
+        keys.write_text("new\n")
+        process.send_signal(signal.SIGHUP)
+        body = {"prompt": "go on", "max_new_tokens": 1}
+
+        def is_served() -> bool:
+            return (
+                http.post("/generate", json=body, headers={"authorization": "Bearer new"}).status_code == 200
+            )
+
+        expect(is_served, "the new key")
+        assert process.poll() is None

@@ -94,3 +94,34 @@ def test_two_services_share_nothing() -> None:
     one, two = Metrics(), Metrics()
     one.request_received("/qa")
     assert two.num_in_flight == 0
+
+
+def usage(metrics: Metrics, name: str) -> dict[str, float]:
+    """One of the usage counters by tenant."""
+    families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
+    return {sample.labels["tenant"]: sample.value for sample in families[name].samples}
+
+
+def test_usage_is_counted_by_the_tenants_names_and_never_by_keys() -> None:
+    metrics = Metrics()
+    metrics.tenants = {"old-key": "acme", "new-key": "acme", "other-key": ""}
+    for key, prompt, output in (("old-key", 5, 2), ("new-key", 3, 1), ("other-key", 7, 7)):
+        metrics.on_finish(SimpleNamespace(key=key, num_prompt_tokens=prompt, num_output_tokens=output))
+        metrics.request_received("/generate")
+        metrics.request_finished("/generate", "ok", 0.1, key)
+    assert usage(metrics, "textgen_tenant_prompt_tokens") == {"acme": 8, "unnamed": 7}
+    assert usage(metrics, "textgen_tenant_generation_tokens") == {"acme": 3, "unnamed": 7}
+    assert usage(metrics, "textgen_tenant_requests") == {"acme": 2, "unnamed": 1}
+    assert "-key" not in metrics.render().decode()
+
+
+def test_without_keys_usage_has_no_tenant() -> None:
+    metrics = Metrics()
+    metrics.on_finish(SimpleNamespace(key="", num_prompt_tokens=4, num_output_tokens=1))
+    assert usage(metrics, "textgen_tenant_prompt_tokens") == {"": 4}
+
+
+def test_the_process_and_what_it_runs_are_told() -> None:
+    found = samples(Metrics("m"))
+    assert found["textgen_build_info"] == 1
+    assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= found.keys()

@@ -58,6 +58,7 @@ WRONG = {
     "DRAIN_S": "-1",
     "KV_CACHE_BYTES": "lots",
     "LOG_FORMAT": "xml",
+    "CORS_ORIGINS": "https://a.example/path",
 }
 
 
@@ -135,7 +136,7 @@ def test_keys_come_from_the_variable_and_the_file(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "keys").write_text("# ours\none\n\n two \n")
     monkeypatch.setenv("TEXTGEN_API_KEYS", "three, one")
     monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
-    assert load_settings().keys() == ("three", "one", "two")
+    assert list(load_settings().keys()) == ["three", "one", "two"]
 
 
 def test_a_key_file_without_keys_does_not_open_the_service(
@@ -163,7 +164,7 @@ def test_a_key_variable_without_keys_does_not_open_the_service(
 def test_a_key_file_may_come_from_any_editor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfone\r\n\r\n# ours\r\ntwo  \r\n")
     monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
-    assert load_settings().keys() == ("one", "two")
+    assert list(load_settings().keys()) == ["one", "two"]
 
 
 @pytest.mark.parametrize("mark", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
@@ -172,13 +173,46 @@ def test_a_key_file_is_parted_at_line_ends_only(
 ) -> None:
     (tmp_path / "keys").write_text(f"left{mark}right\ntwo\n", encoding="utf-8", newline="")
     monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
-    assert load_settings().keys() == (f"left{mark}right", "two")
+    assert list(load_settings().keys()) == [f"left{mark}right", "two"]
 
 
 def test_a_key_file_that_is_no_text_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xff\xfeo\0n\0e\0")
     monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
     assert problems() == ["TEXTGEN_API_KEYS_FILE cannot be read (UnicodeDecodeError)"]
+
+
+def test_a_tenant_is_named_above_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(
+        "#tenant=acme\none\n# plain\ntwo\n#tenant= b.c-d_1 \n\nthree\n# tenant=no\nfour\n"
+    )
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert load_settings().keys() == {"one": "acme", "two": "", "three": "b.c-d_1", "four": ""}
+
+
+@pytest.mark.parametrize("name", ["", "a b", "é", "x" * 65, "a/b"])
+def test_a_name_that_is_not_legal_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "keys").write_text(f"# ours\n#tenant={name}\nsecret\n")
+    monkeypatch.setenv("TEXTGEN_API_KEYS_FILE", str(tmp_path / "keys"))
+    (line,) = problems()
+    assert "names a tenant in line 2 that is not legal" in line and "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("*", ("*",)),
+        ("https://a.example, http://localhost:5173", ("https://a.example", "http://localhost:5173")),
+        ("", ()),
+    ],
+)
+def test_origins_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("TEXTGEN_CORS_ORIGINS", text)
+    assert load_settings().cors_origins == origins
 
 
 @pytest.mark.parametrize("place", ["file", "file/within"])
