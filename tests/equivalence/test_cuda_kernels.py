@@ -23,6 +23,7 @@ from service.engine.backends.cuda import attend, self_check
 from service.engine.backends.cuda.attention import CudaAttention
 from service.engine.backends.cuda.backend import CudaBackend
 from service.engine.backends.cuda.forward import CudaForward
+from service.engine.backends.kernel_check import KernelMismatch
 from service.engine.backends.torch.attention import ReferenceAttention
 from service.engine.backends.torch.backend import TorchBackend
 from service.engine.devices import DEVICES
@@ -135,7 +136,7 @@ def test_the_self_check_finds_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyP
         original(self, *args)
 
     monkeypatch.setattr(CudaAttention, "_decode", off)
-    with pytest.raises(self_check.KernelMismatch, match="attention"):
+    with pytest.raises(KernelMismatch, match="attention"):
         self_check.check_attention(DECODES, 24, torch.float32, DEVICE, 1e-5, generator(), REFERENCE)
 
 

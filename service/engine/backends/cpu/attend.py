@@ -185,7 +185,7 @@ def attend_rows(
     step = inner.QUERIES if count == inner.QUERIES else 1
     for row in range(0, count, step):
         q = qkv + (token + row) * 12 * width + 4 * head * head_dim
-        target = out + (token + row) * out_bytes + head * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+        base = out + (token + row) * out_bytes + head * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
         context = position + row + 1
         score_bytes = (context + step + 15) // 16 * 64
         factors = scratch + heads * step * score_bytes
@@ -201,7 +201,7 @@ def attend_rows(
         for i in range(heads * step):
             inverse = vec.floats(load_float(factors + 4 * i))
             target = (
-                target + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+                base + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
             )
             emit_row(sums + i * padded_bytes(head_dim), inverse, head_dim, target, out_kind)
 
