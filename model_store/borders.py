@@ -13,6 +13,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
+
+from model_store.steps import Steps
 
 _CLOSING = "\"'”’»)\\]」』）】》"
 # Marks are taken from the first of a run on, and never given back: a million of them cost a million steps.
@@ -30,14 +33,21 @@ _UNSPACED = (
     "\u2e80-\u2fdf\u3003-\u3007\u3021-\u3029\u3031-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_LETTER = rf"[^\W{_UNSPACED}]"  # or a digit, of a script with spaces
+_WORDY = re.compile(_LETTER)
 _WORD_END = re.compile(rf"\s+|[{_UNSPACED}](?!\s)")
-_UNIT = re.compile(rf"(?:[^\W{_UNSPACED}]|(?<=\d)[.,](?=\d))+|\S")
+_UNIT = re.compile(rf"(?:{_LETTER}|(?<=\d)[.,](?=\d))+|\S")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Messrs|Mme|Mlle|vs|etc|No|Vol|pp|cf"
     r"|e\.g|i\.e)$"
 )
 _JOINERS = frozenset("\u200d")  # zero-width joiner: emoji made of several
+# Format characters (soft hyphen, zero-width non-joiner, word joiner, …) part no word, as in UAX 29, WB4.
+_WIDTHLESS = frozenset(
+    map(chr, (0xAD, 0x61C, 0x180E, *range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065)))
+) | frozenset(map(chr, (*range(0x2066, 0x2070), 0xFEFF, *range(0xE0020, 0xE0080))))
+_MOST_MARKS = 30  # on one letter: no more than in Unicode's Stream-Safe Text Format
+_LOOKED_AT = 32 * 1024  # characters in which an answer is looked for at a time
 _LONGEST_ABBREVIATION = 8
 
 
@@ -84,6 +94,12 @@ def splits_character(text: str, position: int) -> bool:
     return before in _JOINERS or after in _JOINERS or before + after == "\r\n" or _extends(after)
 
 
+def whole_characters(text: str, position: int, low: int) -> int:
+    """The last place from `position` down to `low` that parts no character; `position` if there is none."""
+    places = range(position, max(low, position - 64) - 1, -1)
+    return next((place for place in places if not splits_character(text, place)), position)
+
+
 def _extends(character: str) -> bool:
     """Whether a character only modifies the one before it."""
     if character.isascii():
@@ -95,56 +111,88 @@ def word_starts_and_ends(text: str) -> tuple[list[int], list[int]]:
     """Positions where a word starts, and where one ends; each ascending.
 
     A word is a run of letters and digits; "3.5" and "1,000" are words, "Tom's" is three pieces (Tom, ', s) so
-    that a name can be cut out of it. Other marks, and characters of scripts without spaces, are words of
-    their own.
+    that a name can be cut out of it. Accents and marks without width belong to the word around them. Other
+    marks, and characters of scripts without spaces, are words of their own.
     """
     matches = list(_UNIT.finditer(text))
     starts = [match.start() for match in matches]
     ends = [match.end() for match in matches]
     if text.isascii():
         return starts, ends
-    return [p for p in starts if _is_border(text, p)], [p for p in ends if _is_border(text, p)]
+    return [p for p in starts if _parts_words(text, p)], [p for p in ends if _parts_words(text, p)]
 
 
-def _is_border(text: str, position: int) -> bool:
-    """Whether a border of units is one of words: accents and vowel signs of their own belong to their
-    word.
-    """
+def _parts_words(text: str, position: int) -> bool:
+    """Whether a word may end or start there; looks at a few characters only."""
     if not 0 < position < len(text):
         return True
-    before, after = text[position - 1], text[position]
     if splits_character(text, position):
         return False
-    is_wordy = after.isalnum() and not _UNSPACED_CHARACTER.match(after)
-    return not (
-        is_wordy and unicodedata.category(before)[0] == "M" and _is_in_spaced_word(text, position - 1)
+    before, after = position - 1, position
+    while before >= max(position - _MOST_MARKS, 0) and _is_transparent(text[before]):
+        before -= 1
+    while after < min(position + _MOST_MARKS, len(text)) and text[after] in _WIDTHLESS:
+        after += 1
+    is_within = before >= 0 and after < len(text)
+    return not (is_within and _is_of_word(text, before) and _is_of_word(text, after))
+
+
+def _is_transparent(character: str) -> bool:
+    """Whether a character leaves a word as it is: what follows goes on with what was before."""
+    return character in _WIDTHLESS or _extends(character)
+
+
+def _is_of_word(text: str, position: int) -> bool:
+    """Whether a character is a letter or digit of a script with spaces, or a mark within a number."""
+    if text[position] in ".,":
+        return text[position - 1 : position].isdecimal() and text[position + 1 : position + 2].isdecimal()
+    return bool(_WORDY.match(text, position))
+
+
+def first_occurrence(context: str, answer: str, known: int | None = None) -> Steps[int | None]:
+    """Say where an answer first stands in the context.
+
+    Args:
+        context: any text.
+        answer: not empty.
+        known: a place where it stands, if there is one that will do; nothing behind it is looked at.
+
+    Returns:
+        The first place between word borders; without any, `known`, else the first place; else None.
+    """
+    last = len(context) if known is None else known + len(answer)
+    pattern = _between_borders(answer)
+    position = 0
+    while position + len(answer) <= last:
+        end = min(position + _LOOKED_AT + len(answer), last)
+        match = pattern.search(context, position, end)
+        if match is None:
+            position = end - len(answer) + 1
+        elif _parts_words(context, match.start()) and _parts_words(context, match.end()):
+            return match.start()
+        else:
+            position = match.start() + 1
+        yield
+    if known is not None:
+        return known
+    first = context.find(answer)
+    return first if first >= 0 else None
+
+
+@lru_cache(maxsize=1)
+def _modifiers() -> str:
+    """What `_extends` knows, nearly all of it, for a set that a regular expression tests in one look."""
+    return (
+        "".join(chr(code) for code in range(0x80, 0x10000) if _extends(chr(code))) + "\U0001f3fb-\U0001f3ff"
     )
 
 
-def _is_in_spaced_word(text: str, position: int) -> bool:
-    """Whether the mark at `position` modifies a letter of a script with spaces."""
-    while position >= 0 and _extends(text[position]):
-        position -= 1
-    return position >= 0 and text[position].isalnum() and not _UNSPACED_CHARACTER.match(text[position])
-
-
-def first_occurrence(context: str, answer: str) -> int | None:
-    """Where an answer first stands in the context between word borders, else where it first stands, else
-    None.
-    """
-    first = context.find(answer)
-    if first < 0:
-        return None
-    position = first
-    while position >= 0:
-        if _is_bordered(context, position, position + len(answer)):
-            return position
-        position = context.find(answer, position + 1)
-    return first
-
-
-def _is_bordered(context: str, start: int, end: int) -> bool:
-    """Whether words start and end exactly there; looks at the neighbourhood only."""
-    low, high = max(start - 64, 0), min(end + 64, len(context))
-    starts, ends = word_starts_and_ends(context[low:high])
-    return start - low in starts and end - low in ends
+def _between_borders(answer: str) -> re.Pattern[str]:
+    """Finds an answer, and passes over most places inside of words without a look at their neighbourhood."""
+    found = re.escape(answer)
+    pattern = found
+    if _is_of_word(answer, 0):
+        pattern += f"(?<!{_LETTER}{found})"
+    if _is_of_word(answer, len(answer) - 1):
+        pattern += f"(?!{_LETTER})"
+    return re.compile(rf"{pattern}(?<!\u200d{found})(?![\u200d{_modifiers()}])")

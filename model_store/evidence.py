@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model_store.borders import clause_ends, each_sentence_end, word_ends
+from model_store.borders import clause_ends, each_sentence_end, whole_characters, word_ends
 from model_store.english import STOPWORDS
 from model_store.steps import Steps, listed
 
@@ -159,6 +159,7 @@ def _pieces(document: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         if start + len(part) < end:
             cuts = [p for p in clause_ends(part) if p >= len(part) // 3] or word_ends(part)
             cut = start + (cuts[-1] if cuts else len(part))
+            cut = whole_characters(document, cut, low=start + len(part) // 2)
         yield start, cut
         start = cut
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
 
 from model_store.borders import first_occurrence
+from model_store.steps import Steps
 from service.engine.sequence import SequenceOutput, SequenceRequest
 from service.tasks.calls import QaAnswer, QaCall, QaResult
 from service.tasks.events import Done, Event, Plan, Token
 from service.tasks.job import Job
+from service.tasks.offload import Offloader, size_of
 from service.tasks.qa import Reader
 from service.tasks.search import Candidate, Frontier, Rollout, Window, no_answer_request, total_logprob
 from service.tasks.spans import SpanAutomaton
+
+T = TypeVar("T")
 
 MIN_SIDE_BY_SIDE = 16  # sequences of one question that may run whatever it was admitted with
 _MAX_ROUNDS = 3  # of branches, while an answer is known
@@ -32,10 +37,14 @@ class QaRun:
         reader: how the task is read.
         call: what was asked.
         found: the windows.
+        offloader: does what grows with the context or with the alternatives that were looked at.
     """
 
-    def __init__(self, job: Job, reader: Reader, call: QaCall, found: list[Window]) -> None:
+    def __init__(
+        self, job: Job, reader: Reader, call: QaCall, found: list[Window], offloader: Offloader
+    ) -> None:
         self._job = job
+        self._offloader = offloader
         self._reader = reader
         self._call = call
         self._windows = found
@@ -61,7 +70,7 @@ class QaRun:
                 break
             self._add(branches)
             await self._finish_round()
-        answers = self._answers()
+        answers = await self._offload(size_of([self._call.context]), self._answers())
         yield Token(0, answers[0].answer, finish_reason="stop")
         seed = self._reader.decoding.params.seed
         yield Done(QaResult(seed, answers, len(self._windows), self._job.usage(), self._job.timings()))
@@ -109,9 +118,16 @@ class QaRun:
         async for output in self._job.outputs():
             self._take(output, floor)
             self._start()
-        for rollout in self._rollouts.values():
-            self._frontier.add(rollout)
+        num_looked_at = sum(len(step.top) for r in self._rollouts.values() for step in r.logprobs)
+        await self._offload(num_looked_at, self._take_in(list(self._rollouts.values())))
         self._rollouts.clear()
+
+    def _take_in(self, rollouts: list[Rollout]) -> Steps[None]:
+        for rollout in rollouts:
+            yield from self._frontier.add(rollout)
+
+    async def _offload(self, size: int, work: Steps[T]) -> T:
+        return await self._offloader.run(size, work, self._call.origin, is_admitted=True)
 
     def _take(self, output: SequenceOutput, floor: float) -> None:
         if output.index in self._scored:
@@ -127,25 +143,32 @@ class QaRun:
 
     def _answer_of(self, candidate: Candidate) -> str | None:
         """The text of a candidate; None when it is empty or says that there is no answer."""
-        window = candidate.window
-        if isinstance(window.automaton, SpanAutomaton):
-            span = window.automaton.span(candidate.output_ids)
-            if span is None:
-                return None
-            start, end = window.evidence.origin(*span)
-            return self._call.context[window.start + start : window.start + end]
+        if isinstance(candidate.window.automaton, SpanAutomaton):
+            span = self._span_of(candidate)
+            return None if span is None else self._call.context[slice(*span)]
         text = self._reader.tokenizer.decode(candidate.output_ids)
         ends = [at for at in map(text.find, self._rules.params.stop) if at >= 0]
         text = text[: min(ends, default=len(text))].strip()
         return None if text.casefold() == self._reader.no_answer.casefold() else text
 
-    def _answers(self) -> tuple[QaAnswer, ...]:
-        ranked = self._frontier.ranked()[: self._call.num_answers]
-        answers = [self._located(text, candidate.score) for text, candidate in ranked]
+    def _span_of(self, candidate: Candidate) -> tuple[int, int] | None:
+        """Where a grounded candidate stands in the context; None for free text, and for no answer."""
+        window = candidate.window
+        if not isinstance(window.automaton, SpanAutomaton):
+            return None
+        span = window.automaton.span(candidate.output_ids)
+        if span is None:
+            return None
+        start, end = window.evidence.origin(*span)
+        return window.start + start, window.start + end
+
+    def _answers(self) -> Steps[tuple[QaAnswer, ...]]:
+        answers: list[QaAnswer] = []
+        for text, candidate in self._frontier.ranked()[: self._call.num_answers]:
+            span = self._span_of(candidate)
+            start = yield from first_occurrence(self._call.context, text, span and span[0])
+            end = None if start is None else start + len(text)
+            answers.append(QaAnswer(text, start, end, candidate.score))
         if not answers or (self._call.no_answer and answers[0].score < 0):
             answers.insert(0, QaAnswer("", None, None, answers[0].score if answers else 0.0))
         return tuple(answers[: self._call.num_answers])
-
-    def _located(self, text: str, score: float) -> QaAnswer:
-        start = first_occurrence(self._call.context, text)
-        return QaAnswer(text, start, None if start is None else start + len(text), score)

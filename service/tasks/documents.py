@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_store.borders import clause_ends, sentence_ends, splits_character, word_ends
+from model_store.borders import clause_ends, sentence_ends, whole_characters, word_ends
 from model_store.steps import Steps
 from model_store.tokenizer import Tokenizer
 from service.tasks.rendering import SLICE
@@ -67,10 +67,7 @@ class Document:
             near = [p for p in borders[max(place - 1, 0) : place + 1] if low <= p <= high]
             if near:
                 return min(near, key=lambda p: abs(p - wanted))
-        whole = (
-            p for p in range(wanted, max(low, wanted - 64) - 1, -1) if not splits_character(self.text, p)
-        )
-        return next(whole, wanted)
+        return whole_characters(self.text, wanted, low)
 
 
 def read_document(text: str, tokenizer: Tokenizer, most: int | None = None) -> Steps[Document | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -57,11 +57,11 @@ class Offloader:
         self._huge: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by tenant
         self._recent_s: deque[float] = deque(maxlen=16)  # in the thread, of jobs that ended
 
-    async def run(self, texts: Iterable[str], work: Steps[T], origin: Origin, is_admitted: bool = False) -> T:
+    async def run(self, size: int, work: Steps[T], origin: Origin, is_admitted: bool = False) -> T:
         """Do work where it does no harm.
 
         Args:
-            texts: what the work grows with.
+            size: how large the work is, as that of tokenising so many bytes; see `size_of`.
             work: steps without side effects: they may end before the last.
             origin: whose turn it takes, and until when the result is of use.
             is_admitted: whether it belongs to a job under way, which is never refused.
@@ -73,7 +73,6 @@ class Offloader:
             QueueFull: too many wait.
             DeadlineExceeded: the time is over; the work ends with its current step.
         """
-        size = sum(map(_num_bytes, texts))
         if size <= LARGE_TEXT_BYTES:
             return finish(work)
         tenant = origin.tenant
@@ -147,6 +146,8 @@ def _advance(work: Steps[T], turn_s: float) -> _Finished[T] | None:
             return None
 
 
-def _num_bytes(text: str) -> int:
-    """UTF-8 length, cheaply: an upper bound where the exact one would cost a copy of a large text."""
-    return len(text) if text.isascii() else 4 * len(text)
+def size_of(texts: Iterable[str | Sequence[int]]) -> int:
+    """UTF-8 length, cheaply: an upper bound where the exact one would cost a copy of a large text. A token id
+    counts as one byte.
+    """
+    return sum(4 * len(text) if isinstance(text, str) and not text.isascii() else len(text) for text in texts)

@@ -13,7 +13,7 @@ from service.tasks.calls import ChunkSummary, Origin, SummarizeResult
 from service.tasks.documents import Span
 from service.tasks.events import Chunk, Done, Event, Plan, Token
 from service.tasks.job import Job
-from service.tasks.offload import Offloader
+from service.tasks.offload import Offloader, size_of
 from service.tasks.summarize import Plotted, Summarizer
 from service.tasks.trimming import Trimmer
 
@@ -127,7 +127,7 @@ class _Run:
         if not joined:
             return None
         work = self._summarizer.plot_round(joined, self._job.num_sequences)
-        return await self._offloader.run([joined], work, self._origin, is_admitted=True)
+        return await self._offloader.run(size_of([joined]), work, self._origin, is_admitted=True)
 
     def _keep(self, joined: str, final: Summary) -> Token:
         """Give the joined summaries themselves: another round would not shorten them."""

@@ -34,7 +34,7 @@ from service.tasks.fitting import (
 )
 from service.tasks.generate import Prompt
 from service.tasks.job import Prepared, Submitter, submit
-from service.tasks.offload import Offloader
+from service.tasks.offload import Offloader, size_of
 from service.tasks.sampling import Decoding, check_option, resolve
 from service.tasks.vocabulary import Vocabulary
 
@@ -93,8 +93,8 @@ class TaskRunner:
         decoding = self._resolve(call.sampling, task, call.allow_zero)
         generate.check_options(call)
         self._check_prompts(call)
-        texts = [prompt for prompt in call.prompts if isinstance(prompt, str)]
-        prompts = await self._offloader.run(texts, self._fit_prompts(call, decoding), call.origin)
+        size = size_of(call.prompts)
+        prompts = await self._offloader.run(size, self._fit_prompts(call, decoding), call.origin)
         return self._submit_generate(call, prompts, decoding)
 
     def _check_prompts(self, call: GenerateCall) -> None:
@@ -160,7 +160,7 @@ class TaskRunner:
             task, self._tokenizer, decoding, self.limits, call.origin.is_streamed
         )
         work = summarizer.plot(call.text, call.strategy, call.overflow)
-        plotted = await self._offloader.run([call.text], work, call.origin)
+        plotted = await self._offloader.run(size_of([call.text]), work, call.origin)
         job = submit(self._engine, plotted.requests, call.origin, self.limits, "text", plotted.num_dropped)
         return Prepared(
             job,
@@ -186,11 +186,13 @@ class TaskRunner:
         qa.check_sampling(call)
         assert self._vocabulary is not None, "a model with a qa task has its vocabulary indexed"
         reader = qa.Reader(task, self._tokenizer, self._vocabulary, decoding, self.limits)
-        texts = [call.context, call.question]
-        windows = await self._offloader.run(texts, reader.read(call), call.origin)
+        size = size_of([call.context, call.question])
+        windows = await self._offloader.run(size, reader.read(call), call.origin)
         requests = qa.window_requests(reader, call, windows)
         job = submit(self._engine, requests, call.origin, self.limits, "context")
-        return Prepared(job, decoding.params.seed, answers.QaRun(job, reader, call, windows).events)
+        return Prepared(
+            job, decoding.params.seed, answers.QaRun(job, reader, call, windows, self._offloader).events
+        )
 
     async def prepare_task(self, call: TaskCall) -> Prepared:
         """Admit a call to any task of the served model.
@@ -214,7 +216,7 @@ class TaskRunner:
         decoding = self._resolve(call.sampling, task)
         generate.check_options(as_generate)
         work = self._render(task, call, decoding, as_generate.echo)
-        prompt = await self._offloader.run(call.fields.values(), work, call.origin)
+        prompt = await self._offloader.run(size_of(call.fields.values()), work, call.origin)
         return self._submit_generate(as_generate, [prompt], decoding)
 
     def _render(self, task: Task, call: TaskCall, decoding: Decoding, has_echo: bool) -> Steps[Prompt]:
@@ -229,7 +231,7 @@ class TaskRunner:
         seed = self._resolve(call.sampling, task).params.seed
         choice.check_neutral(call.sampling)
         work = choice.build_requests(task, self._tokenizer, call.fields, self.limits, call.overflow)
-        requests, num_dropped = await self._offloader.run(call.fields.values(), work, call.origin)
+        requests, num_dropped = await self._offloader.run(size_of(call.fields.values()), work, call.origin)
         job = submit(self._engine, requests, call.origin, self.limits, "labels", num_dropped)
         return Prepared(job, seed, lambda: choice.choice_events(job, task, seed))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from model_store.evidence import Evidence
+from model_store.steps import Steps
 from service.engine.sequence import SamplingParams, SequenceOutput, SequenceRequest, TokenLogprob
 from service.tasks.spans import Automaton, Continued
 
@@ -124,11 +125,12 @@ class Frontier:
         self._ties = itertools.count()
         self.best: dict[str, Candidate] = {}  # by answer
 
-    def add(self, rollout: Rollout) -> None:
+    def add(self, rollout: Rollout) -> Steps[None]:
         """Take in a finished rollout: its answer, the ends it passed by, the branches it did not take."""
         logprob = rollout.prefix_logprob
         for place, step in enumerate(rollout.logprobs):
             self._look_aside(rollout, place, logprob)
+            yield
             logprob += step.logprob or 0.0
             if step.token_id in self._rules.end_ids:
                 self._offer(rollout, place, logprob)

@@ -57,6 +57,15 @@ def test_without_a_common_word_the_first_sentences_are_taken() -> None:
     assert for_question(STORY, "?", 1).text == "The village lies by a lake."
 
 
+def test_a_text_without_words_is_cut_between_its_characters() -> None:
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+    found = for_question(family * 100, "Who?", 10_000)
+    assert found.text.replace(SEPARATOR, "") == family * 100
+    assert all(
+        found.text[start:end].count(family) * len(family) == end - start for start, end in pieces(found)
+    )
+
+
 def test_a_summary_reads_in_the_order_of_the_document() -> None:
     found = for_summary(STORY, 15)
     assert [STORY.index(line) for line in found.text.split(SEPARATOR)] == sorted(found.origins)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of, running
 
-from model_store.borders import first_occurrence
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.job_stream import JobStream
@@ -167,10 +166,6 @@ async def test_a_context_that_repeats_the_answer_gives_its_first_place(tokenizer
     model = reciting(tokenizer, {ASKED: " sea"})
     context = "the king went to the sea, and the sea was cold."
     assert (await _ask(tokenizer, QaCall("Where?", context), model)).answers[0].start == 21
-
-
-async def test_a_place_within_another_word_is_not_the_answers_place() -> None:
-    assert first_occurrence("seaside or sea", "sea") == 11
 
 
 async def test_free_text_has_offsets_only_where_it_occurs(tokenizer: Tokenizer) -> None:

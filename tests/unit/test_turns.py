@@ -14,7 +14,7 @@ from service.tasks.offload import HUGE_TEXT_BYTES, LARGE_TEXT_BYTES, Offloader
 from service.tasks.turns import Turns
 
 pytestmark = pytest.mark.asyncio
-LARGE, HUGE = ["x" * (LARGE_TEXT_BYTES + 1)], ["x" * (HUGE_TEXT_BYTES + 1)]
+LARGE, HUGE = LARGE_TEXT_BYTES + 1, HUGE_TEXT_BYTES + 1
 
 
 def _origin(tenant: str = "", deadline: float | None = None) -> Origin:
@@ -59,8 +59,8 @@ class Bench:
 
     def start(self, name: str, tenant: str, num_steps: int = 1, **options: Any) -> asyncio.Task[str]:
         """Put work in line."""
-        texts = options.pop("texts", LARGE)
-        run = self.offloader.run(texts, self.work(name, num_steps), _origin(tenant), **options)
+        size = options.pop("size", LARGE)
+        run = self.offloader.run(size, self.work(name, num_steps), _origin(tenant), **options)
         return asyncio.create_task(run)
 
     async def finish(self, *tasks: asyncio.Task[Any]) -> list[Any]:
@@ -114,7 +114,7 @@ async def test_a_tenants_jobs_start_in_the_order_they_came(bench: Bench) -> None
 async def test_a_short_text_waits_for_one_turn_of_a_long_one_of_any_tenant(tenant: str) -> None:
     @benched()
     async def test(bench: Bench) -> None:
-        long = bench.start("long", "a", 50, texts=HUGE)
+        long = bench.start("long", "a", 50, size=HUGE)
         await _settle()
         await bench.finish(long, bench.start("short", tenant))
         assert bench.log.index("short") == 1
@@ -124,19 +124,19 @@ async def test_a_short_text_waits_for_one_turn_of_a_long_one_of_any_tenant(tenan
 
 @benched()
 async def test_huge_texts_of_one_tenant_are_read_one_after_the_other(bench: Bench) -> None:
-    await bench.finish(*[bench.start(name, "a", 3, texts=HUGE) for name in "xyz"])
+    await bench.finish(*[bench.start(name, "a", 3, size=HUGE) for name in "xyz"])
     assert "".join(bench.log) == "xxxyyyzzz"
 
 
 @benched(max_huge=2)
 async def test_as_many_huge_texts_of_one_tenant_as_may_be_in_hand_are_read_in_turns(bench: Bench) -> None:
-    await bench.finish(*[bench.start(name, "a", 3, texts=HUGE) for name in "xyz"])
+    await bench.finish(*[bench.start(name, "a", 3, size=HUGE) for name in "xyz"])
     assert "".join(bench.log) == "xyxyxyzzz"
 
 
 @benched()
 async def test_huge_texts_of_two_tenants_are_read_in_turns(bench: Bench) -> None:
-    await bench.finish(*[bench.start(name, name, 3, texts=HUGE) for name in "ab"])
+    await bench.finish(*[bench.start(name, name, 3, size=HUGE) for name in "ab"])
     assert "".join(bench.log) == "ababab"
 
 
@@ -151,7 +151,7 @@ async def test_who_is_cancelled_in_line_never_works(bench: Bench) -> None:
 
 @benched()
 async def test_who_is_cancelled_in_line_for_a_huge_text_leaves_the_line_whole(bench: Bench) -> None:
-    tasks = [bench.start(name, "a", 2, texts=HUGE) for name in "xyz"]
+    tasks = [bench.start(name, "a", 2, size=HUGE) for name in "xyz"]
     await _settle()
     tasks[0].cancel()
     tasks[1].cancel()
@@ -215,9 +215,9 @@ async def test_work_of_a_job_under_way_is_never_refused(bench: Bench) -> None:
 
 @benched()
 async def test_work_of_a_job_under_way_does_not_wait_for_huge_texts(bench: Bench) -> None:
-    tasks = [bench.start("x", "a", 5, texts=HUGE)]
+    tasks = [bench.start("x", "a", 5, size=HUGE)]
     await _settle()
-    await bench.finish(*tasks, bench.start("round", "a", texts=HUGE, is_admitted=True))
+    await bench.finish(*tasks, bench.start("round", "a", size=HUGE, is_admitted=True))
     assert bench.log.index("round") == 1
 
 
@@ -234,7 +234,7 @@ async def test_work_on_a_small_text_waits_for_nobody() -> None:
     offloader, gate = Offloader(turn_s=0), Gate()
     task = asyncio.create_task(offloader.run(LARGE, gate.hold(), _origin()))
     await gate.reached.wait()
-    await offloader.run(["small"], _nothing(), _origin())
+    await offloader.run(5, _nothing(), _origin())
     assert not task.done()
     gate.open()
     await task
