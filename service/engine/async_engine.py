@@ -19,6 +19,7 @@ from contextlib import suppress
 from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine, Outputs
 from service.engine.job_stream import JobStream
+from service.engine.pulse import Pulse
 from service.engine.sequence import (
     TENANT_SHARE,
     FinishReason,
@@ -32,7 +33,7 @@ from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFul
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
-_HUNG_AFTER_STEPS = 10  # times the slowest step seen: a slow prefill is no fault
+_HUNG_AFTER_BEATS = 10  # times the longest wait for a sign of life so far: a slow prefill is no fault
 
 Command = Callable[[Engine], None]
 
@@ -43,7 +44,8 @@ class AsyncEngine:
     Args:
         make_engine: builds, compiles and warms the engine up; runs on the engine thread.
         max_sequences: running and waiting together; `submit` refuses more.
-        hung_after_s: a step that takes longer than this, and than ten times the slowest one seen, hangs.
+        hung_after_s: a step that gives no sign of life for longer than this, and than ten times the longest
+            such wait so far, hangs.
         watch_every_s: how often that is looked at.
     """
 
@@ -65,8 +67,9 @@ class AsyncEngine:
         self._is_draining = False
         self._is_warm = False
         self._drain_rate = DrainRate()
-        self._step_started_at: float | None = None  # written by the thread, read by the watchdog
-        self._slowest_step_s = 0.0
+        self._watched: float | None = None  # the beat that the watchdog saw last
+        self._still_s = 0.0  # how long it has seen that one
+        self._pulse: Pulse | None = None  # of the engine's steps; written by the thread, read by the watchdog
 
     # ---- life -------------------------------------------------------------------------------------------
 
@@ -214,17 +217,20 @@ class AsyncEngine:
     # ---- watching ---------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Count how long one step is seen running. Counting looks, not clock time, forgives a process that
-        was stopped for a while.
+        """Count how long a step is seen without a sign of life. Counting looks, not clock time, forgives a
+        process that was stopped for a while.
         """
-        watched, seconds = None, 0.0
         while not self.died.is_set():
             await asyncio.sleep(self._watch_every_s)
-            started = self._step_started_at
-            seconds = seconds + self._watch_every_s if started is not None and started == watched else 0.0
-            watched = started
-            if seconds > max(self._hung_after_s, _HUNG_AFTER_STEPS * self._slowest_step_s):
-                self._die()
+            self._look()
+
+    def _look(self) -> None:
+        assert self._pulse is not None, "the engine is warm"
+        beat, watched = self._pulse.last_at, self._watched
+        self._still_s = self._still_s + self._watch_every_s if beat is not None and beat == watched else 0.0
+        self._watched = beat
+        if self._still_s > max(self._hung_after_s, _HUNG_AFTER_BEATS * self._pulse.slowest_s):
+            self._die()
 
     def _die(self) -> None:
         self.died.set()
@@ -238,7 +244,7 @@ class AsyncEngine:
         except BaseException as error:
             self._call(_settle, self._started, error)
             return
-        self._slowest_step_s = engine.slowest_step_s
+        self._pulse = engine.pulse
         self.facts = engine.facts
         self._call(_settle, self._started, None)
         try:
@@ -258,10 +264,7 @@ class AsyncEngine:
         return True
 
     def _step(self, engine: Engine) -> None:
-        self._step_started_at = time.monotonic()
         outputs = engine.step()
-        self._step_started_at = None
-        self._slowest_step_s = engine.slowest_step_s
         if outputs:
             self._call(self._deliver, outputs)
 

@@ -30,6 +30,11 @@ class Scheduled:
         end = sequence.num_computed_tokens + self.num_tokens
         return end == len(sequence.token_ids) and sequence.params.max_new_tokens > 0
 
+    @property
+    def num_drawn(self) -> int:
+        """Rows from which a token is drawn: that of the last known token and those of the drafts."""
+        return 1 + len(self.draft_ids) if self.samples else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -45,8 +50,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step gave one sequence: verified new ids (none while prefilling) and log probabilities."""
+    """What a step gave one sequence: verified new ids (none while prefilling) and log probabilities; and what
+    that took behind the forward pass, in seconds.
+    """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    draw_s: float = 0.0  # drawing from its rows
+    score_s: float = 0.0  # log probabilities

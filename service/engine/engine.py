@@ -14,6 +14,7 @@ from typing import Protocol
 from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.detokenizer import Detokenizer, TokenPieces
 from service.engine.observer import Reporter
+from service.engine.pulse import Pulse
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import FinishReason, Sequence, SequenceOutput, Status, TokenLogprob
 
@@ -49,13 +50,14 @@ class Engine:
     pieces: TokenPieces
     clock: Callable[[], float] = time.monotonic
     on_fault: Callable[[BaseException], None] = lambda error: None
-    slowest_step_s: float = 0.0
     facts: dict[str, str | int] = field(default_factory=dict)  # how it was built, for people
     reporter: Reporter = field(init=False)
+    pulse: Pulse = field(init=False)
 
     def __post_init__(self) -> None:
         """Nobody watches yet: see `Reporter.observer`."""
         self.reporter = Reporter(self.scheduler, self.clock)
+        self.pulse = Pulse(self.clock)
 
     # ---- coming and going -------------------------------------------------------------------------------
 
@@ -89,6 +91,13 @@ class Engine:
         Returns:
             What happened, one entry per sequence with something to tell.
         """
+        self.pulse.begin()
+        try:
+            return self._step()
+        finally:
+            self.pulse.end()
+
+    def _step(self) -> Outputs:
         started = self.clock()
         batch = self.scheduler.schedule(started)
         if not batch.items:  # nothing runs and the next in line cannot start: no later step would change that
@@ -104,8 +113,8 @@ class Engine:
         outputs = self._commit(batch, results)
         self.scheduler.grow()
         duration_s = self.clock() - started
-        self.scheduler.cost.note(batch.num_rows, duration_s)
-        self.slowest_step_s = max(self.slowest_step_s, duration_s)
+        behind_s = sum(result.draw_s + result.score_s for result in results)
+        self.scheduler.cost.note(batch.num_rows, duration_s - behind_s)
         self.reporter.stepped(batch, duration_s)
         return outputs
 
@@ -124,6 +133,7 @@ class Engine:
     def _advance(self, item: Scheduled, result: StepOutput, now: float) -> SequenceOutput | None:
         """Give a sequence its tokens, its text, and its end if this is it."""
         sequence = item.sequence
+        self.scheduler.charge(item, result)
         if item.draft_ids and self.scheduler.speculator is not None:
             self.scheduler.speculator.note(sequence, len(item.draft_ids), len(result.token_ids) - 1)
         sequence.prompt_logprobs += result.prompt_logprobs

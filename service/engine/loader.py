@@ -52,8 +52,8 @@ def _build(
     model = GPT2.load(config.folder, backend)
     cache = allocate_cache(config, model.architecture, backend)
     forward = backend.forward(model, cache, config.max_running)
-    runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.draw)
     cost = StepCost(backend.min_prefill_rows)
+    runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.draw, cost)
     speculates = config.speculation and backend.speculates
     speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
     scheduler = Scheduler(
@@ -63,6 +63,7 @@ def _build(
         speculator,
     )
     engine = Engine(scheduler, runner, pieces, on_fault=on_fault)
+    runner.on_progress = engine.pulse.beat
     engine.facts = describe(backend, cache)
     warm_up(engine, model.architecture, config)
     engine.reporter.observer = observer
@@ -122,4 +123,4 @@ def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) ->
         while engine.has_work:
             engine.step()
     cost = engine.scheduler.cost
-    engine.slowest_step_s = max(cost.predict(longest), cost.predict(1))
+    engine.pulse.slowest_s = max(cost.predict(longest), cost.predict(1))

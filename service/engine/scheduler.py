@@ -4,6 +4,10 @@ Every step first gives each running sequence its next token (and drafts to verif
 of the budget on prefill, running sequences before waiting ones. A sequence needs no phase of its own for
 that: it always computes its next uncomputed tokens, one while decoding, many while prefilling.
 
+A step has a budget of rows and one of seconds for what comes behind the forward pass. Sequences that want
+more of these seconds than there are take turns, by time: see `time_share`. A prompt whose first draw does not
+fit is computed up to its last token.
+
 When blocks run out the youngest running sequence gives all of its blocks back and waits at the front of the
 queue; what it had is recomputed, and the counter-based draws make it continue with the same text.
 """
@@ -15,12 +19,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.engine.batch import Batch, Scheduled
+from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.block_pool import BlockPool
 from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
 from service.engine.sequence import Job, Sequence, Status
 from service.engine.step_cost import StepCost
+from service.engine.time_share import TimeShare
 
 
 class Drafter(Protocol):
@@ -36,6 +41,31 @@ class Drafter(Protocol):
     def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Learn from a verified draft."""
         ...
+
+
+@dataclass(slots=True)
+class Room:
+    """What is left of a step: rows, and seconds behind the forward pass."""
+
+    rows: int
+    seconds: float
+    is_overdrawn: bool = False
+
+    def admits(self, seconds: float) -> bool:
+        """Take seconds if they are left. Once in a step, one who needs more than are left gets them all the
+        same: else those who need many would wait for ever.
+        """
+        if seconds <= self.seconds:
+            self.seconds -= seconds
+            return True
+        was_overdrawn, self.is_overdrawn = self.is_overdrawn, True
+        return not was_overdrawn
+
+    def count(self, wanted: int, each_s: float) -> int:
+        """How many of something that takes so many seconds each are left; takes them."""
+        count = wanted if each_s == 0 else min(wanted, int(self.seconds / each_s))
+        self.seconds -= count * each_s if count else 0.0
+        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +95,7 @@ class Scheduler:
         self.cost = cost
         self.speculator = speculator
         self.prefix_cache = PrefixCache(pool)
+        self.time_share = TimeShare()
         self.waiting = FairQueue()
         self.running: list[Sequence] = []  # oldest first
         self.max_rows = budget.max_rows  # of the next step; less for a while after memory ran out
@@ -88,6 +119,8 @@ class Scheduler:
     def _stop_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._count_running(sequence.job, -1)
+        if sequence.job.num_running == 0:
+            self.time_share.forget(sequence.job)
         self.prefix_cache.forget(sequence)
 
     def _count_running(self, job: Job, change: int) -> None:
@@ -130,38 +163,60 @@ class Scheduler:
         Returns:
             Decodes first, then prefills; empty only when nothing waits or runs.
         """
-        items = self._schedule_decodes()
+        decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
+        room = Room(self.max_rows, self.cost.drawing_s(len(decoding), self.budget.max_rows))
+        items = self._schedule_decodes(self._choose(decoding, room), room)
         if len(items) < len(self.running) or self.waiting:
-            rows = sum(item.num_rows for item in items)
-            left = min(self.max_rows - rows, self.cost.prefill_rows(rows, self.budget.max_rows))
-            items += self._schedule_prefills(left)
-            left -= sum(item.num_rows for item in items) - rows
-            items += self._admit(left, now)
+            rows = max(self.max_rows - room.rows, len(decoding))
+            room.rows = min(room.rows, self.cost.prefill_rows(rows, self.budget.max_rows))
+            items += self._schedule_prefills(room)
+            items += self._admit(room, now)
         return Batch(tuple(items))
 
-    def _schedule_decodes(self) -> list[Scheduled]:
-        decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
+    def _choose(self, decoding: list[Sequence], room: Room) -> list[Sequence]:
+        """The sequences whose next token can be drawn in this step; all of them, mostly."""
+        if sum(map(self.cost.draw_s, decoding)) <= room.seconds:
+            in_order = decoding
+        else:
+            in_order = self.time_share.order(decoding)
+        chosen = [s for s in in_order if room.admits(self.cost.draw_s(s))]
+        if len(chosen) < len(decoding):
+            self.time_share.note_turns(chosen, set(decoding) - set(chosen))
+        return chosen
+
+    def _schedule_decodes(self, decoding: list[Sequence], room: Room) -> list[Scheduled]:
         drafts = self.speculator.draft(decoding) if self.speculator else {}
         for sequence in decoding:
             if sequence.status is Status.RUNNING:
                 self._reserve(sequence, 1)
         kept = [sequence for sequence in decoding if sequence.status is Status.RUNNING]
-        left = self.max_rows - len(kept)
+        room.rows -= len(kept)
         items = []
         for sequence in kept:
-            draft = self._with_room(sequence, drafts.get(sequence, ())[: max(left, 0)])
-            left -= len(draft)
+            draft = drafts.get(sequence, ())[: max(room.rows, 0)]
+            draft = self._with_blocks(sequence, draft[: room.count(len(draft), self.cost.draw_s(sequence))])
+            room.rows -= len(draft)
             items.append(Scheduled(sequence, 1, draft))
         return items
 
-    def _schedule_prefills(self, rows: int) -> list[Scheduled]:
+    def _schedule_prefills(self, room: Room) -> list[Scheduled]:
         items = []
         for sequence in [s for s in self.running if s.is_prefilling]:
-            count = min(rows, sequence.num_uncomputed_tokens)
-            if count > 0 and sequence.status is Status.RUNNING:
-                items.append(Scheduled(sequence, count))  # blocks were reserved at admission
-                rows -= count
+            if sequence.status is Status.RUNNING:
+                items += self._prefill(sequence, room)  # blocks were reserved at admission
         return items
+
+    def _prefill(self, sequence: Sequence, room: Room) -> list[Scheduled]:
+        """The next tokens of a prompt, as many as there is room for; an empty list for none."""
+        count = min(room.rows, sequence.num_uncomputed_tokens)
+        if sequence.next_scored is not None:
+            num_plain = max(sequence.next_scored - 1 - sequence.num_computed_tokens, 0)
+            num_scored = room.count(max(count - num_plain, 0), self.cost.score_s())
+            count = min(count, max(num_plain + num_scored, 1))
+        if count == sequence.num_uncomputed_tokens and not room.admits(self.cost.draw_s(sequence)):
+            count -= 1
+        room.rows -= max(count, 0)
+        return [Scheduled(sequence, count)] if count > 0 else []
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> None:
         """Make room for tokens to come, preempting the youngest if needed, which may be this sequence."""
@@ -174,8 +229,8 @@ class Scheduler:
                 return
         sequence.block_table += self.pool.allocate(missing) or []
 
-    def _with_room(self, sequence: Sequence, draft: tuple[int, ...]) -> tuple[int, ...]:
-        """Reserve places for drafts from blocks that are left once everybody has one for its next token:
+    def _with_blocks(self, sequence: Sequence, draft: tuple[int, ...]) -> tuple[int, ...]:
+        """Reserve slots for drafts from blocks that are left once everybody has one for its next token:
         guesses preempt nobody.
         """
         if not draft:
@@ -192,20 +247,18 @@ class Scheduler:
 
     # ---- admission --------------------------------------------------------------------------------------
 
-    def _admit(self, rows: int, now: float) -> list[Scheduled]:
+    def _admit(self, room: Room, now: float) -> list[Scheduled]:
         """Start waiting sequences in the order of their turns; one that waits for a block which another is
         just computing is passed over.
         """
         items: list[Scheduled] = []
-        while rows > 0 and len(self.running) < self.budget.max_running:
+        while room.rows > 0 and len(self.running) < self.budget.max_running:
             may_run = (s for s in self.waiting.candidates() if self._may_run_one_more(s.job))
             matches = ((s, self.prefix_cache.match(s)) for s in may_run)
             sequence, cached = next((found for found in matches if found[1] is not None), (None, None))
             if sequence is None or cached is None or not self._start(sequence, cached, now):
                 break
-            count = min(rows, sequence.num_uncomputed_tokens)
-            items.append(Scheduled(sequence, count))
-            rows -= count
+            items += self._prefill(sequence, room)
         return items
 
     def _may_run_one_more(self, job: Job) -> bool:
@@ -234,6 +287,15 @@ class Scheduler:
     def grow(self) -> None:
         """A step went well: the next may have a row more, up to the budget."""
         self.max_rows = min(self.max_rows + 1, self.budget.max_rows)
+
+    def charge(self, item: Scheduled, result: StepOutput) -> None:
+        """Learn what came behind the forward pass for an item, and put it on its job's account."""
+        num_scored = len(result.logprobs) + len(result.prompt_logprobs)
+        if item.num_drawn and result.draw_s:
+            self.cost.note_draws(item.sequence, item.num_drawn, result.draw_s)
+        if num_scored and result.score_s:
+            self.cost.note_scores(num_scored, result.score_s)
+        self.time_share.charge(item.sequence.job, result.draw_s + result.score_s)
 
     def advance(self, item: Scheduled, new_ids: Iterable[int]) -> None:
         """Note that a step computed an item's tokens and verified `new_ids`, the last of which is not

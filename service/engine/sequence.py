@@ -65,6 +65,23 @@ class SamplingParams:
     score_from: int | None = None  # also give log p of the prompt tokens from this position on
     allowed_next: AllowedNext | None = None
 
+    def kind_of_draw(self) -> str:
+        """What decides how long it takes to draw a token: rows of one kind cost about the same."""
+        words = ["drawn"] if self.temperature > 0 else ["greedy"]
+        if self.temperature > 0 and self.top_k:
+            words.append(f"top_k<{1 << self.top_k.bit_length()}")
+        if self.temperature > 0 and self.top_p < 1:
+            words.append("top_p")
+        if self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty:
+            words.append("penalised")
+        if self.no_repeat_ngram_size:
+            words.append("no_repeat_ngram")
+        if self.logit_bias:
+            words.append("biased")
+        if self.allowed_next is not None:
+            words.append("constrained")
+        return " ".join(words)
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
@@ -208,6 +225,7 @@ class Sequence:
     arrived_at: float  # seconds on the engine's clock
     status: Status = Status.WAITING
     token_ids: list[int] = field(init=False)  # prompt and output
+    kind_of_draw: str = field(init=False)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     # its text: `Engine` fills and reads it
     detokenizer: Detokenizer = field(init=False)
@@ -220,6 +238,7 @@ class Sequence:
     num_registered_blocks: int = 0  # full blocks that others can find
     promised_keys: set[bytes] = field(default_factory=set)  # of blocks that others wait for it to compute
     num_preemptions: int = 0
+    last_turn: int = 0  # number of its last turn where there was not time for everybody: `TimeShare`
     # its drafts: `Speculator`
     drafts: DraftHistory = field(default_factory=DraftHistory)
     # its account: `Reporter`; seconds on the engine's clock
@@ -231,6 +250,7 @@ class Sequence:
     def __post_init__(self) -> None:
         """Start from a copy of the prompt: the list grows with every token."""
         self.token_ids = list(self.request.prompt_ids)
+        self.kind_of_draw = self.params.kind_of_draw()
 
     @property
     def params(self) -> SamplingParams:
@@ -267,5 +287,5 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether more than the newest token is missing from the cache, or nothing was generated yet."""
-        return self.num_uncomputed_tokens > 1 or self.num_output_tokens == 0
+        """Whether more than the newest token is missing from the cache."""
+        return self.num_uncomputed_tokens > 1

@@ -9,6 +9,8 @@ it (`Sequence.drafts`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from service.engine.sequence import DraftHistory, Sequence
 from service.engine.step_cost import StepCost
 
@@ -16,6 +18,15 @@ _NGRAM = 3
 _MAX_DRAFT = 7
 _MIN_EXPECTED_GAIN = 1.05  # below this a draft is not worth the noise of the measurement
 _PROBE_EVERY = 16  # tokens after which a sequence without luck may try once more
+
+
+@dataclass(slots=True)
+class Step:
+    """A step as it would be with the drafts chosen so far."""
+
+    rows: int
+    tokens: float  # expected to come of it
+    draw_s: float  # behind its forward pass
 
 
 class Speculator:
@@ -39,13 +50,14 @@ class Speculator:
         candidates = [(sequence, self._lookup(sequence)) for sequence in decoding]
         candidates = [(s, ids) for s, ids in candidates if ids]
         candidates.sort(key=lambda candidate: -candidate[0].drafts.acceptance)
-        rows, tokens = len(decoding), float(len(decoding))
+        step = Step(len(decoding), float(len(decoding)), sum(map(self._cost.draw_s, decoding)))
         chosen: dict[Sequence, tuple[int, ...]] = {}
         for sequence, ids in candidates:
-            length, gain = self._best_length(sequence, len(ids), rows, tokens)
+            length, gain = self._best_length(sequence, len(ids), step)
             if length:
                 chosen[sequence] = ids[:length]
-                rows, tokens = rows + length, tokens + gain
+                step.rows, step.tokens = step.rows + length, step.tokens + gain
+                step.draw_s += length * self._cost.draw_s(sequence)
         return chosen
 
     def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
@@ -57,19 +69,20 @@ class Speculator:
         for was_right in [True] * num_accepted + [False] * (tried - num_accepted):
             history.acceptance += 0.15 * (was_right - history.acceptance)
 
-    def _best_length(self, sequence: Sequence, available: int, rows: int, tokens: float) -> tuple[int, float]:
+    def _best_length(self, sequence: Sequence, available: int, step: Step) -> tuple[int, float]:
         """Draft length with the most tokens per second, and the tokens it is expected to add; 0 if none
         pays.
         """
         p = sequence.drafts.acceptance
-        base = tokens / self._cost.predict(rows)
+        each_s = self._cost.draw_s(sequence)
         best = (0, 0.0)
-        best_rate = base * _MIN_EXPECTED_GAIN
+        best_rate = _MIN_EXPECTED_GAIN * step.tokens / (self._cost.predict(step.rows) + step.draw_s)
         gain = 0.0
-        longest = min(available, self._max_rows - rows)
+        longest = min(available, self._max_rows - step.rows)
         for length in range(1, longest + 1):
             gain += p**length
-            rate = (tokens + gain) / self._cost.predict(rows + length)
+            seconds = self._cost.predict(step.rows + length) + step.draw_s + length * each_s
+            rate = (step.tokens + gain) / seconds
             if rate > best_rate:
                 best, best_rate = (length, gain), rate
         if best[0] or longest < 1 or not self._may_probe(sequence.drafts):

@@ -1,7 +1,8 @@
-"""How long a step of so many rows takes, learnt from the steps themselves.
+"""How long a step takes, learnt from the steps themselves: the forward pass by its rows, and what comes
+behind it (drawing tokens, log probabilities) by kinds of rows.
 
-Two decisions need it: how much prefill may ride along without stalling running streams, and whether drafts
-pay (`speculator`).
+Three decisions need it: how much prefill may ride along without stalling running streams, how many rows may
+be drawn from in one step, and whether drafts pay (`speculator`).
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
+from service.engine.sequence import Sequence
+
 _KNOTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 _WEIGHT = 0.1  # of the newest measurement
 _SHORTEST_S = 1e-9  # a clock too coarse to see the step
-_MAX_STALL = 2.5  # a step with prefill in it takes at most so many times as long as one without
+# Prefill, and drawing, may each make a step longer by this many times the forward pass of its decodes.
+_MAX_STALL = 1.5
+_MIN_DRAW_S = 0.01  # of drawing that is always worth a step's while
+_PART_S = 0.02  # of drawing at a time, about: the watchdog sees each end
+_SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
 
 
 class StepCost:
-    """Step seconds by number of rows, averaged per knot and interpolated between them.
+    """Step seconds: of the forward pass by number of rows, averaged per knot and interpolated between them;
+    of what comes behind it per row, by kind.
 
     Args:
         min_prefill_rows: rows of prefill that are always worth a step's while.
@@ -27,22 +35,31 @@ class StepCost:
         self._seconds: dict[int, float] = {}
         self._rows: list[int] = []  # knots with data, rising
         self._rising: list[float] = []  # their seconds, each at least those of fewer rows
+        self._row_s: dict[str, float] = {}  # of one row behind the forward pass, by kind
+
+    # ---- learning ---------------------------------------------------------------------------------------
 
     def note(self, rows: int, seconds: float) -> None:
-        """Learn from a step. A rare outlier, as a page fault makes, is clamped to twice."""
+        """Learn from a forward pass. A rare outlier, as a page fault makes, is clamped to twice."""
         knot = _KNOTS[min(bisect_left(_KNOTS, rows), len(_KNOTS) - 1)]
-        seconds = max(seconds, _SHORTEST_S)
-        known = self._seconds.get(knot)
-        if known is None:
-            self._seconds[knot] = seconds
-        else:
-            self._seconds[knot] = known + _WEIGHT * (min(seconds, 2 * known) - known)
+        self._seconds[knot] = _averaged(self._seconds.get(knot), seconds)
         if len(self._rows) < len(self._seconds):
             self._rows = sorted(self._seconds)
         self._rising = list(accumulate((self._seconds[at] for at in self._rows), max))
 
+    def note_draws(self, sequence: Sequence, rows: int, seconds: float) -> None:
+        """Learn from tokens drawn for a sequence."""
+        kind = sequence.kind_of_draw
+        self._row_s[kind] = _averaged(self._row_s.get(kind), seconds / rows)
+
+    def note_scores(self, rows: int, seconds: float) -> None:
+        """Learn from the log probabilities of some rows."""
+        self._row_s[_SCORED] = _averaged(self._row_s.get(_SCORED), seconds / rows)
+
+    # ---- knowing ----------------------------------------------------------------------------------------
+
     def predict(self, rows: int) -> float:
-        """Seconds of a step with so many rows; never less than for fewer rows. Without data, the rows
+        """Seconds of a forward pass with so many rows; never less than for fewer rows. Without data, the rows
         themselves.
         """
         if not self._rows:
@@ -56,6 +73,22 @@ class StepCost:
         share = (rows - row) / (self._rows[above] - row)
         return seconds + share * (self._rising[above] - seconds)
 
+    def draw_s(self, sequence: Sequence) -> float:
+        """Seconds to draw one token for a sequence, its log probabilities included.
+
+        Infinite for a kind that was never measured: one row at a time may try it. 0 where nothing ever was.
+        """
+        if not self._row_s or sequence.params.max_new_tokens == 0:
+            return 0.0
+        row_s = self._row_s.get(sequence.kind_of_draw, float("inf"))
+        return row_s if sequence.params.logprobs is None else row_s + self._row_s.get(_SCORED, 0.0)
+
+    def score_s(self) -> float:
+        """Seconds for the log probabilities of one row; as `draw_s` where they are not known."""
+        return self._row_s.get(_SCORED, float("inf")) if self._row_s else 0.0
+
+    # ---- deciding ---------------------------------------------------------------------------------------
+
     def prefill_rows(self, decode_rows: int, max_rows: int) -> int:
         """Rows of prefill that may ride along with so many decodes without stalling their streams.
 
@@ -65,6 +98,25 @@ class StepCost:
         """
         if decode_rows == 0:
             return max_rows
-        limit_s = _MAX_STALL * self.predict(decode_rows)
+        limit_s = (1 + _MAX_STALL) * self.predict(decode_rows)
         fitting = [rows for rows in _KNOTS if rows <= max_rows and self.predict(rows) <= limit_s]
         return max(max(fitting, default=0) - decode_rows, self._min_prefill_rows)
+
+    def drawing_s(self, decode_rows: int, max_rows: int) -> float:
+        """Seconds that a step with so many decodes may spend behind its forward pass.
+
+        Args:
+            decode_rows: sequences that want their next token; without any, nobody is stalled by a long step.
+            max_rows: rows of any step.
+        """
+        return max(_MAX_STALL * self.predict(decode_rows or max_rows), _MIN_DRAW_S)
+
+    def rows_at_once(self, kind_of_draw: str) -> int:
+        """How many rows to draw from before a sign of life is due."""
+        row_s = self._row_s.get(kind_of_draw, _PART_S)
+        return max(int(_PART_S / row_s), 1)
+
+
+def _averaged(known: float | None, seconds: float) -> float:
+    seconds = max(seconds, _SHORTEST_S)
+    return seconds if known is None else known + _WEIGHT * (min(seconds, 2 * known) - known)

@@ -160,7 +160,7 @@ def draft_always(engine: Engine) -> None:
         return lookup(sequence) or tuple(sequence.request.prompt_ids[:3])[: max(room, 0)]
 
     speculator._lookup = guess  # type: ignore[method-assign]
-    speculator._best_length = lambda s, available, rows, tokens: (min(available, 4), 1.0)  # type: ignore[method-assign]
+    speculator._best_length = lambda s, available, step: (min(available, 4), 1.0)  # type: ignore[method-assign]
 
 
 def test_as_one_job_or_as_many(case: Case) -> None:

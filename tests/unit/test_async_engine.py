@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 from tiny import FakeRunner, LetterPieces, Outcome, ask, fake_engine
@@ -346,6 +346,17 @@ async def test_an_extension_of_a_dead_engine_fails_and_does_not_hang() -> None:
                 pass
 
 
+def watched(engine: Engine) -> AbstractAsyncContextManager[AsyncEngine]:
+    """An engine whose watchdog looks when told; a second passes between two looks, two are too many."""
+    return running(engine, hung_after_s=2.0, watch_every_s=1.0)
+
+
+def look(served: AsyncEngine, times: int) -> None:
+    """Let the watchdog look."""
+    for _ in range(times):
+        served._look()
+
+
 async def test_a_hung_step_is_detected() -> None:
     engine, gate = gated()
     async with running(engine, hung_after_s=0.05, watch_every_s=0.01) as served:
@@ -356,19 +367,33 @@ async def test_a_hung_step_is_detected() -> None:
 
 async def test_a_slow_step_among_slow_steps_is_no_hang() -> None:
     engine, gate = gated()
-    engine.slowest_step_s = 60.0
-    async with (
-        running(engine, hung_after_s=0.02, watch_every_s=0.005) as served,
-        served.submit([long(3)]) as stream,
-    ):
-        await asyncio.sleep(0.1)
+    engine.pulse.slowest_s = 6.0
+    async with watched(engine) as served, served.submit([long(3)]) as stream:
+        await at_thread(gate.reached)
+        look(served, 60)
+        was_alive = served.is_alive
+        look(served, 2)
+        gate.is_open.set()
+        assert (was_alive, served.is_alive) == (True, False)
+        with pytest.raises(EngineFault):
+            async for _ in stream:
+                pass
+
+
+async def test_a_long_step_that_shows_signs_of_life_is_no_hang() -> None:
+    engine, gate = gated()
+    async with watched(engine) as served, served.submit([long(3)]) as stream:
+        await at_thread(gate.reached)
+        for _ in range(100):
+            engine.pulse.last_at = (engine.pulse.last_at or 0.0) + 0.001
+            look(served, 2)
         gate.is_open.set()
         assert [output async for output in stream] and served.is_alive
 
 
 async def test_an_idle_engine_is_no_hang() -> None:
-    async with running(fake_engine(), hung_after_s=0.02, watch_every_s=0.005) as served:
-        await asyncio.sleep(0.1)
+    async with watched(fake_engine()) as served:
+        look(served, 1000)
         assert served.is_alive
 
 

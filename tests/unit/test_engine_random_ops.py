@@ -24,8 +24,8 @@ class Chaos:
             num_blocks=12, max_rows=16, max_running=6, share=4, speculation=speculation, runner=runner
         )
         if speculation:
-            engine.scheduler.speculator._best_length = lambda s, available, rows, tokens: (  # type: ignore[union-attr]
-                self.random.randint(0, max(0, min(available, 16 - rows))),
+            engine.scheduler.speculator._best_length = lambda s, available, step: (  # type: ignore[union-attr]
+                self.random.randint(0, max(0, min(available, 16 - step.rows))),
                 0.5,
             )
         self.watch = Watch(engine)

@@ -6,7 +6,8 @@ drafts: a draft counts if it is the token the row before it drew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -18,6 +19,7 @@ from service.engine.model.attention import Forward, ForwardBatch
 from service.engine.model.logits_processors import SampleRow
 from service.engine.model.sampler import Draw, logprobs_of, sample
 from service.engine.sequence import TokenLogprob
+from service.engine.step_cost import StepCost
 
 _NUMPY = {torch.int64: np.int64, torch.int32: np.int32}
 # rows of log probabilities held at a time
@@ -33,6 +35,7 @@ class ModelRunner:
         end_ids: ids that end a text.
         layout: the device where a step is laid out.
         draw: see `sampler.sample`.
+        cost: knows how long a draw takes, so that one is not made of too many at once.
     """
 
     def __init__(
@@ -42,7 +45,10 @@ class ModelRunner:
         end_ids: Sequence[int],
         layout: str = "cpu",
         draw: Draw = Draw(),  # noqa: B008 - frozen
+        cost: StepCost | None = None,
     ) -> None:
+        self.on_progress: Callable[[], None] = lambda: None  # called whenever a part of a step is done
+        self._cost = cost or StepCost()
         self._forward = forward
         self._layout = torch.device(layout)
         self._block_size = block_size
@@ -75,6 +81,9 @@ class ModelRunner:
             wanted += [first + row for row in (*score, *draw)]
             first += item.num_rows
         logits = self._forward(self._lay_out(batch, wanted))  # (R, vocab)
+        if wanted:
+            logits[0, 0].item()  # waits for a device, so that what follows is timed by itself
+        self.on_progress()
         return self._read(batch, logits, scored, sampled)
 
     def _lay_out(self, batch: Batch, wanted: list[int]) -> ForwardBatch:
@@ -111,33 +120,49 @@ class ModelRunner:
     def _read(
         self, batch: Batch, logits: Tensor, scored: list[range], sampled: list[range]
     ) -> list[StepOutput]:
-        """Sample all rows at once, then give each item what is its own."""
+        """Draw from all rows that want a token, then give each item what is its own."""
         score_at, draw_at = _split(scored, sampled)
-        rows = [
-            row for item, draw in zip(batch.items, sampled, strict=True) if draw for row in _sample_rows(item)
-        ]
-        draw_rows = [row for rows_of_item in draw_at for row in rows_of_item]
-        drawn_logits = logits if len(draw_rows) == len(logits) else logits[draw_rows]
-        ids = sample(drawn_logits, rows, self._end_ids, self._draw) if rows else []
-        outputs, taken = [], 0
-        for item, score, draw in zip(batch.items, score_at, draw_at, strict=True):
-            drawn = ids[taken : taken + len(draw)]
-            taken += len(draw)
-            new_ids = _verified(item.draft_ids, drawn)
-            outputs.append(
-                StepOutput(
-                    token_ids=new_ids,
-                    logprobs=self._logprobs(item, logits, draw, new_ids),
-                    prompt_logprobs=self._score_prompt(item, logits, score),
-                )
-            )
+        drawn, draw_s = self._draw_rows(batch, logits, draw_at)
+        outputs = []
+        for index, item in enumerate(batch.items):
+            started = time.monotonic()
+            new_ids, wanted = _verified(item.draft_ids, drawn[index]), item.sequence.params.logprobs
+            logprobs: list[TokenLogprob] = []
+            if wanted is not None and new_ids:
+                logprobs = logprobs_of(logits[draw_at[index][: len(new_ids)]], new_ids, wanted)
+            scores = self._score_prompt(item, logits, score_at[index])
+            score_s = time.monotonic() - started if logprobs or scores else 0.0
+            outputs.append(StepOutput(new_ids, tuple(logprobs), scores, draw_s[index], score_s))
         return outputs
 
-    def _logprobs(
-        self, item: Scheduled, logits: Tensor, rows: list[int], ids: tuple[int, ...]
-    ) -> tuple[TokenLogprob, ...]:
-        wanted = item.sequence.params.logprobs
-        return () if wanted is None or not ids else tuple(logprobs_of(logits[rows[: len(ids)]], ids, wanted))
+    def _draw_rows(
+        self, batch: Batch, logits: Tensor, draw_at: list[list[int]]
+    ) -> tuple[list[list[int]], list[float]]:
+        """Draw kind by kind, some milliseconds' worth of rows at a time.
+
+        Returns:
+            For each item the ids, one for each of its rows, and the seconds they took.
+        """
+        ids: list[list[int]] = [[] for _ in batch.items]
+        seconds = [0.0] * len(batch.items)
+        by_kind: dict[str, list[tuple[int, int, SampleRow]]] = {}  # index of item, index of logits, row
+        for index, (item, draw) in enumerate(zip(batch.items, draw_at, strict=True)):
+            if draw:
+                rows = zip([index] * len(draw), draw, _sample_rows(item), strict=True)
+                by_kind.setdefault(item.sequence.kind_of_draw, []).extend(rows)
+        for kind, rows_of_kind in by_kind.items():
+            size = self._cost.rows_at_once(kind)
+            for start in range(0, len(rows_of_kind), size):
+                part = rows_of_kind[start : start + size]
+                started = time.monotonic()
+                of_part = _rows_of(logits, [at for _, at, _ in part])
+                drawn = sample(of_part, [row for _, _, row in part], self._end_ids, self._draw)
+                each_s = (time.monotonic() - started) / len(part)
+                for (index, _, _), token_id in zip(part, drawn, strict=True):
+                    ids[index].append(token_id)
+                    seconds[index] += each_s
+                self.on_progress()
+        return ids, seconds
 
     def _score_prompt(self, item: Scheduled, logits: Tensor, rows: list[int]) -> tuple[TokenLogprob, ...]:
         """Log probabilities of the prompt tokens that this step's rows predict."""
@@ -152,7 +177,14 @@ class ModelRunner:
             assert position is not None, "scored rows without a position to score"
             ids = sequence.token_ids[position + at : position + at + len(part)]
             logprobs += logprobs_of(logits[part], ids, sequence.params.logprobs or 0)
+            self.on_progress()
         return tuple(logprobs)
+
+
+def _rows_of(logits: Tensor, places: Sequence[int]) -> Tensor:
+    """Some rows, in rising order; a view where they stand side by side."""
+    first, last = places[0], places[-1]
+    return logits[first : last + 1] if last - first + 1 == len(places) else logits[list(places)]
 
 
 def _scored_rows(item: Scheduled) -> range:
