@@ -121,7 +121,7 @@ class Life:
         facts.update(self._engine.facts)
         # More than `most` would never fit. A key file may get more keys at any time.
         is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
-        most = self._engine.most_of_one(is_shared)
+        most = self._engine.quota.share if is_shared else self._engine.quota.limit
         limits = ModelLimits(facts["n_positions"], min(settings.max_job_sequences, most))
         runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits)
         self.state.served = Served(

@@ -217,10 +217,11 @@ def fake_engine(
     speculator = Speculator(cost, max_rows) if speculation else None
     scheduler = Scheduler(
         BlockPool(num_blocks, runner.block_size),
-        Budget(max_rows, max_running, share or max_running),
+        Budget(max_rows, max_running),
         cost,
         speculator,
     )
+    scheduler.places.share = share or max_running
     return Engine(scheduler, runner, LetterPieces(runner.vocab_size), clock=Clock())
 
 

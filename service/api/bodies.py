@@ -10,7 +10,6 @@ import asyncio
 import codecs
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -22,8 +21,7 @@ from starlette.types import Receive
 
 from service.api.exchange import ClientGone, exchange_of
 from service.api.problems import HttpProblem
-from service.engine.sequence import TENANT_SHARE
-from service.errors import QueueFull
+from service.engine.quota import Quota
 
 LARGE_BODY_BYTES = 8 * 1024
 SMALL_BODY_BYTES = 64 * 1024
@@ -75,8 +73,11 @@ class BodyRoom:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held: Counter[str] = Counter()  # by party
+        self._quota = Quota(
+            limit,
+            "too many large bodies are being sent at once",
+            "this key is sending too many large bodies at once",
+        )
 
     @contextmanager
     def holding(self, party: str) -> Iterator[Callable[[int], None]]:
@@ -94,21 +95,15 @@ class BodyRoom:
             nonlocal held
             more = max(size - SMALL_BODY_BYTES, 0) - held
             if more > 0:
-                self._take(party, more)
+                self._quota.check(party, more)
+                self._quota.take(party, more)
                 held += more
 
         try:
             yield hold
         finally:
             if held:
-                self._held -= Counter({party: held})  # keeps no party without bodies
-
-    def _take(self, party: str, size: int) -> None:
-        if self._held.total() + size > self._limit:
-            raise QueueFull("too many large bodies are being sent at once", 1.0)
-        if party and self._held[party] + size > TENANT_SHARE * self._limit:
-            raise QueueFull("this key is sending too many large bodies at once", 1.0)
-        self._held[party] += size
+                self._quota.give(party, held)
 
 
 async def read_body(receive: Receive, hold: Callable[[int], None], limit: int, timeout_s: float) -> bytes:

@@ -16,12 +16,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine, Outputs
 from service.engine.job_stream import JobStream
 from service.engine.pulse import Pulse
+from service.engine.quota import Quota
 from service.engine.sequence import (
-    TENANT_SHARE,
     FinishReason,
     Job,
     Sequence,
@@ -29,7 +28,7 @@ from service.engine.sequence import (
     SequenceRequest,
     Status,
 )
-from service.errors import Draining, EngineDead, EngineFault, NotReady, QueueFull
+from service.errors import Draining, EngineDead, EngineFault, NotReady
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
@@ -57,7 +56,7 @@ class AsyncEngine:
         hung_after_s: float = _HUNG_AFTER_S,
         watch_every_s: float = _WATCH_EVERY_S,
     ) -> None:
-        self.max_sequences = max_sequences
+        self.quota = Quota(max_sequences)  # of sequences submitted and not finished
         self._hung_after_s, self._watch_every_s = hung_after_s, watch_every_s
         self.died = asyncio.Event()
         self.facts: dict[str, str | int] = {}  # how the engine was built; known once it is warm
@@ -66,7 +65,6 @@ class AsyncEngine:
         self._streams: dict[Job, JobStream] = {}
         self._is_draining = False
         self._is_warm = False
-        self._drain_rate = DrainRate()
         self._watched: float | None = None  # the beat that the watchdog saw last
         self._still_s = 0.0  # how long it has seen that one
         self._pulse: Pulse | None = None  # of the engine's steps; written by the thread, read by the watchdog
@@ -113,7 +111,7 @@ class AsyncEngine:
     @property
     def num_in_flight(self) -> int:
         """Sequences submitted and not finished."""
-        return sum(len(stream.unfinished) for stream in self._streams.values())
+        return self.quota.num_held
 
     def begin_drain(self) -> None:
         """Refuse new work from now on; jobs in flight finish, their extensions included."""
@@ -147,7 +145,6 @@ class AsyncEngine:
         self._refuse(len(requests), tenant)
         job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
-        self._drain_rate.work()
         self.enqueue(stream, requests)
         return stream
 
@@ -167,22 +164,7 @@ class AsyncEngine:
             raise NotReady("the model is still loading", 1.0)
         if self._is_draining:
             raise Draining("the service is shutting down and takes no new work", 1.0)
-        excess = self.num_in_flight + count - self.max_sequences
-        if excess > 0:
-            raise QueueFull("the queue is full", self._drain_rate.seconds_until(excess))
-        if not tenant:
-            return
-        excess = self._num_in_flight_of(tenant) + count - self.most_of_one(is_shared=True)
-        if excess > 0:
-            raise QueueFull("this key's share of the queue is full", self._drain_rate.seconds_until(excess))
-
-    def most_of_one(self, is_shared: bool) -> int:
-        """Sequences that one party may have here, running and waiting; shared with other keys or not."""
-        return int(TENANT_SHARE * self.max_sequences) if is_shared else self.max_sequences
-
-    def _num_in_flight_of(self, tenant: str) -> int:
-        streams = self._streams.values()
-        return sum(len(stream.unfinished) for stream in streams if stream.job.tenant == tenant)
+        self.quota.check(tenant, count)
 
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """See `StreamOwner`."""
@@ -190,6 +172,7 @@ class AsyncEngine:
         now = time.monotonic()
         sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
         stream.num_submitted += len(sequences)
+        self.quota.take(stream.job.tenant, len(sequences))
         stream.unfinished.update((sequence.index, sequence) for sequence in sequences)
         self._commands.put(lambda engine: self._add_all(engine, sequences))
         if self.died.is_set():
@@ -199,20 +182,21 @@ class AsyncEngine:
     def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""
         if sequences:
+            self.quota.give(stream.job.tenant, len(sequences))
             self._commands.put(lambda engine: engine.abort(sequences))
 
     def close(self, stream: JobStream) -> None:
         """See `StreamOwner`."""
-        if self._streams.pop(stream.job, None) is not None and not self._streams:
-            self._drain_rate.idle()
+        self._streams.pop(stream.job, None)
 
     def _deliver(self, outputs: Outputs) -> None:
         for sequence, output in outputs:
-            if output.finish_reason is not None:
-                self._drain_rate.finished()
             stream = self._streams.get(sequence.job)
-            if stream is not None:
-                stream.put(output)
+            if stream is None or sequence.index not in stream.unfinished:
+                continue  # nobody waits for it any more
+            if output.finish_reason is not None:
+                self.quota.give(sequence.job.tenant)
+            stream.put(output)
 
     # ---- watching ---------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from service.engine.model.gpt2 import GPT2
 from service.engine.model.runner import ModelRunner
 from service.engine.observer import NullObserver, Observer
 from service.engine.scheduler import Budget, Scheduler
-from service.engine.sequence import TENANT_SHARE, Job, SamplingParams, Sequence, SequenceRequest
+from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 
@@ -58,7 +58,7 @@ def _build(
     speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
     scheduler = Scheduler(
         BlockPool(cache.k.shape[1] - backend.num_scratch_blocks, BLOCK_SIZE),
-        Budget(config.max_batch_tokens, config.max_running, max(1, int(TENANT_SHARE * config.max_running))),
+        Budget(config.max_batch_tokens, config.max_running),
         cost,
         speculator,
     )

@@ -14,7 +14,6 @@ queue; what it had is recomputed, and the counter-based draws make it continue w
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +22,7 @@ from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.block_pool import BlockPool
 from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
+from service.engine.quota import Quota
 from service.engine.sequence import Job, Sequence, Status
 from service.engine.step_cost import StepCost
 from service.engine.time_share import TimeShare
@@ -74,7 +74,6 @@ class Budget:
 
     max_rows: int  # rows of a forward pass
     max_running: int  # sequences in flight
-    max_running_share: int  # of one job, and of one tenant: a long summary leaves room for others
 
 
 class Scheduler:
@@ -96,11 +95,12 @@ class Scheduler:
         self.speculator = speculator
         self.prefix_cache = PrefixCache(pool)
         self.time_share = TimeShare()
-        self.waiting = FairQueue()
+        self.waiting: FairQueue[Sequence] = FairQueue()
         self.running: list[Sequence] = []  # oldest first
         self.max_rows = budget.max_rows  # of the next step; less for a while after memory ran out
         self.num_preemptions = 0
-        self._num_running_of: Counter[str] = Counter()  # by tenant
+        # One job, as one tenant, runs at most its share at a time: a long summary leaves room for others.
+        self.places = Quota(budget.max_running)
 
     # ---- coming and going -------------------------------------------------------------------------------
 
@@ -118,16 +118,11 @@ class Scheduler:
 
     def _stop_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._count_running(sequence.job, -1)
+        self.places.give(sequence.job.tenant)
+        sequence.job.num_running -= 1
         if sequence.job.num_running == 0:
             self.time_share.forget(sequence.job)
         self.prefix_cache.forget(sequence)
-
-    def _count_running(self, job: Job, change: int) -> None:
-        job.num_running += change
-        self._num_running_of[job.tenant] += change
-        if not self._num_running_of[job.tenant]:
-            del self._num_running_of[job.tenant]
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's blocks; it waits at the front of the queue and recomputes."""
@@ -252,7 +247,7 @@ class Scheduler:
         just computing is passed over.
         """
         items: list[Scheduled] = []
-        while room.rows > 0 and len(self.running) < self.budget.max_running:
+        while room.rows > 0:
             may_run = (s for s in self.waiting.candidates() if self._may_run_one_more(s.job))
             matches = ((s, self.prefix_cache.match(s)) for s in may_run)
             sequence, cached = next((found for found in matches if found[1] is not None), (None, None))
@@ -262,8 +257,7 @@ class Scheduler:
         return items
 
     def _may_run_one_more(self, job: Job) -> bool:
-        limit = self.budget.max_running_share
-        return job.num_running < limit and not (job.tenant and self._num_running_of[job.tenant] >= limit)
+        return job.num_running < self.places.share and self.places.excess(job.tenant) <= 0
 
     def _start(self, sequence: Sequence, cached: list[int], now: float) -> bool:
         """Move a sequence from waiting to running with blocks for all of its tokens; false if there are
@@ -276,7 +270,8 @@ class Scheduler:
         sequence.block_table += self.pool.allocate(missing) or []
         self.waiting.take(sequence)
         sequence.status = Status.RUNNING
-        self._count_running(sequence.job, 1)
+        self.places.take(sequence.job.tenant)
+        sequence.job.num_running += 1
         self.running.append(sequence)
         if sequence.started_at is None:
             sequence.started_at = now

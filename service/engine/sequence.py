@@ -102,10 +102,6 @@ class SequenceRequest:
             raise ValueError("prompt_ids is empty; an empty prompt is the end-of-text token")
 
 
-# Of whatever there is a queue for, for one tenant: the others still get in while it floods.
-TENANT_SHARE = 0.75
-
-
 class Alternatives(collections.abc.Sequence[tuple[int, float]]):
     """Tokens with their log probabilities, strongest first, in a fifth of the memory of tuples: a reader that
     does not read makes us keep them.

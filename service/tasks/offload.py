@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -18,8 +17,8 @@ from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from model_store.steps import Steps, finish
-from service.engine.sequence import TENANT_SHARE
-from service.errors import DeadlineExceeded, QueueFull
+from service.engine.quota import Quota
+from service.errors import DeadlineExceeded
 from service.tasks.calls import Origin
 from service.tasks.turns import Turns
 
@@ -30,7 +29,6 @@ HUGE_TEXT_BYTES = 64 * 1024  # work on it keeps tens of megabytes between its tu
 TURN_S = 0.01
 MAX_JOBS = 64
 MAX_HUGE = 3  # of one tenant in hand at once: many of them half done would fill the memory
-_MAX_RETRY_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +50,13 @@ class Offloader:
     def __init__(self, max_jobs: int = MAX_JOBS, turn_s: float = TURN_S, max_huge: int = MAX_HUGE) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
         self._turns = Turns()
-        self._max_jobs, self._turn_s, self._max_huge = max_jobs, turn_s, max_huge
-        self._num_jobs: Counter[str] = Counter()  # by tenant
+        self._turn_s, self._max_huge = turn_s, max_huge
+        self._quota = Quota(
+            max_jobs,
+            "too many large texts wait to be read",
+            "this key has too many large texts waiting",
+        )
         self._huge: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by tenant
-        self._recent_s: deque[float] = deque(maxlen=16)  # in the thread, of jobs that ended
 
     async def run(self, size: int, work: Steps[T], origin: Origin, is_admitted: bool = False) -> T:
         """Do work where it does no harm.
@@ -89,39 +90,23 @@ class Offloader:
         self._thread.shutdown(wait=False)
 
     async def _in_turns(self, work: Steps[T], tenant: str) -> T:
-        loop, spent_s = asyncio.get_running_loop(), 0.0
-        try:
-            while True:
-                async with self._turns.turn(tenant):
-                    started_at = time.monotonic()
-                    finished = await loop.run_in_executor(self._thread, _advance, work, self._turn_s)
-                    spent_s += time.monotonic() - started_at
-                if finished is not None:
-                    return finished.result
-        finally:
-            self._recent_s.append(spent_s)
+        loop = asyncio.get_running_loop()
+        while True:
+            async with self._turns.turn(tenant):
+                finished = await loop.run_in_executor(self._thread, _advance, work, self._turn_s)
+            if finished is not None:
+                return finished.result
 
     @contextmanager
     def _place(self, tenant: str, is_admitted: bool) -> Iterator[None]:
         """One of the places, refused where there is none."""
         if not is_admitted:
-            self._refuse(tenant)
-        self._num_jobs[tenant] += 1
+            self._quota.check(tenant)
+        self._quota.take(tenant)
         try:
             yield
         finally:
-            self._num_jobs -= Counter({tenant: 1})  # keeps no tenant without jobs
-
-    def _refuse(self, tenant: str) -> None:
-        if self._num_jobs.total() >= self._max_jobs:
-            raise QueueFull("too many large texts wait to be read", self._seconds_until_free())
-        if tenant and self._num_jobs[tenant] >= int(TENANT_SHARE * self._max_jobs):
-            raise QueueFull("this key has too many large texts waiting", self._seconds_until_free())
-
-    def _seconds_until_free(self) -> float:
-        """What a job took of late, for every job there is: they take turns, so all end late."""
-        mean_s = sum(self._recent_s) / max(len(self._recent_s), 1)
-        return min(max(mean_s * self._num_jobs.total(), 1.0), _MAX_RETRY_AFTER_S)
+            self._quota.give(tenant)
 
     @asynccontextmanager
     async def _in_hand(self, tenant: str, is_huge: bool) -> AsyncIterator[None]:

@@ -1,24 +1,29 @@
-"""Whose turn it is to use something that only one can use at a time: fair between tenants.
-
-Lives on the event loop. A ring of tenants, in each a line of those that wait; a turn moves its tenant to the
-end of the ring. Read `offload` for the use.
-"""
+"""A lock that tenants hold in turn, on the event loop: `service.engine.fair_queue` says whose turn it is."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-_Turn = asyncio.Future[None]
+from service.engine.fair_queue import FairQueue
+from service.engine.sequence import Job
+
+
+@dataclass(eq=False, slots=True)
+class _Turn:
+    """One who waits."""
+
+    job: Job
+    has_come: asyncio.Future[None]
 
 
 class Turns:
     """A lock that tenants hold in turn; within a tenant, who came first."""
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[str, deque[_Turn]] = OrderedDict()
+        self._waiting: FairQueue[_Turn] = FairQueue()
         self._is_taken = False
 
     @asynccontextmanager
@@ -34,33 +39,20 @@ class Turns:
         if not self._is_taken:
             self._is_taken = True
             return
-        turn: _Turn = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(tenant, deque()).append(turn)
+        turn = _Turn(Job(tenant), asyncio.get_running_loop().create_future())
+        self._waiting.push(turn)
         try:
-            await turn
+            await turn.has_come
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._leave(tenant, turn)
-            else:  # its turn had come in the same moment
+            if not turn.has_come.cancelled():  # its turn had come in the same moment
                 self._pass_on()
+            elif turn in self._waiting:  # else `_pass_on` met it first
+                self._waiting.remove(turn)
             raise
 
-    def _leave(self, tenant: str, turn: _Turn) -> None:
-        """Take a cancelled turn out of its line, unless `_pass_on` met it first."""
-        line = self._lines.get(tenant)
-        if line is None or turn not in line:
-            return
-        line.remove(turn)
-        if not line:
-            del self._lines[tenant]
-
     def _pass_on(self) -> None:
-        while self._lines:
-            tenant, line = self._lines.popitem(last=False)
-            turn = line.popleft()
-            if line:
-                self._lines[tenant] = line  # behind the other tenants
-            if not turn.done():  # else it was cancelled a moment ago, and its task has not run yet
-                turn.set_result(None)
+        for turn in self._waiting.in_turn():
+            if not turn.has_come.done():  # else it was cancelled a moment ago, and its task has not run yet
+                turn.has_come.set_result(None)
                 return
         self._is_taken = False

@@ -12,9 +12,9 @@ from tiny import FakeRunner, LetterPieces, Outcome, ask, fake_engine
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.batch import Batch
-from service.engine.drain_rate import DrainRate
 from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
+from service.engine.quota import Quota
 from service.engine.sequence import FinishReason, SequenceRequest
 from service.errors import DeadlineExceeded, Draining, EngineDead, EngineFault, NotReady, QueueFull
 
@@ -192,7 +192,7 @@ async def test_retry_after_follows_the_measured_rate() -> None:
     """One sequence a second, with an hour in between in which there was nothing to do."""
     now = 1000.0
     async with running(fake_engine(), max_sequences=40) as served:
-        served._drain_rate = DrainRate(lambda: now)
+        served.quota = Quota(40, clock=lambda: now)
         for place in range(64):
             async with served.submit([long(1)]) as stream:
                 now += 1

@@ -35,7 +35,7 @@ def runner_of(engine: Engine) -> FakeRunner:
 # ---- turns ----------------------------------------------------------------------------------------------
 
 
-def turns(queue: FairQueue, count: int) -> list[Sequence]:
+def turns(queue: FairQueue[Sequence], count: int) -> list[Sequence]:
     """The next sequences in order of their turns."""
     taken = []
     for _ in range(count):
@@ -45,9 +45,9 @@ def turns(queue: FairQueue, count: int) -> list[Sequence]:
     return taken
 
 
-def queue_of(*lines: list[Sequence]) -> FairQueue:
+def queue_of(*lines: list[Sequence]) -> FairQueue[Sequence]:
     """A queue that these jobs came to, one after the other."""
-    queue = FairQueue()
+    queue: FairQueue[Sequence] = FairQueue()
     for sequence in (s for line in lines for s in line):
         queue.push(sequence)
     return queue
@@ -159,7 +159,7 @@ def test_a_key_runs_at_most_its_share_at_once_so_that_another_starts_at_once() -
     [answer] = watch.add([one("quiet")])
     assert steps_until(watch, answer) <= 6
     watch.finish()
-    assert not watch.engine.scheduler._num_running_of
+    assert not watch.engine.scheduler.places._held
 
 
 def test_without_keys_nobody_has_a_share() -> None:

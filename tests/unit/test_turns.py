@@ -264,4 +264,4 @@ async def test_a_turn_that_comes_to_one_who_was_cancelled_in_the_same_moment_goe
     await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
     assert sorted(done) == ["a2", "b1"]
     await asyncio.wait_for(wait("last", "c"), 10)
-    assert done[-1] == "last" and not turns._lines
+    assert done[-1] == "last" and not turns._waiting

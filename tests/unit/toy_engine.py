@@ -133,7 +133,7 @@ async def running(
     max_sequences: int = 1024,
 ) -> AsyncIterator[tuple[TaskRunner, AsyncEngine]]:
     """A task runner over a running engine."""
-    scheduler = Scheduler(BlockPool(512, BLOCK_SIZE), Budget(256, 32, 24), StepCost(min_prefill_rows=256))
+    scheduler = Scheduler(BlockPool(512, BLOCK_SIZE), Budget(256, 32), StepCost(min_prefill_rows=256))
     engine = AsyncEngine(lambda: Engine(scheduler, ToyRunner(language_model), tokenizer), max_sequences)
     await engine.start()
     runner = TaskRunner(engine, tokenizer, tasks or default_tasks(), limits or ModelLimits(128, 64))
