@@ -17,8 +17,8 @@ import statistics
 import time
 from pathlib import Path
 
+from model_store.architecture import read_architecture
 from model_store.tokenizer import Tokenizer
-from service.engine.architecture import read_architecture
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loader import build_engine

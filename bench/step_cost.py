@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from service.engine.architecture import Architecture
+from model_store.architecture import Architecture
 from service.engine.backends.cpu.backend import CpuBackend
 from service.engine.backends.kernel_check import ragged_batch
 from service.engine.backends.torch.backend import TorchBackend

@@ -1,201 +1,262 @@
-"""The weights of a checkpoint: found, checked against its config, and written as safetensors.
+"""The tensors of a checkpoint: found as transformers 5 finds them, and checked against its config.json.
 
-Pickles are read with torch's `weights_only` loader, which runs no code of theirs. Nothing is computed with
-the weights here. Read next: `model_store/importer.py`.
+`read_checkpoint` reads headers only. Store, importer, trainer and engine all call it, so that a model that is
+active can be served. The values are read in `model_store/weights.py`; pickles become safetensors at import.
 """
 
+import fnmatch
 import json
-import shutil
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_store.errors import ImportRefused
-from model_store.manifest import is_inside
+from safetensors import SafetensorError, safe_open
 
-Shapes = dict[str, tuple[int, ...]]
+from model_store.architecture import Architecture, Shape, read_config, read_switches
+from model_store.errors import UnsupportedCheckpoint
+from model_store.files import open_file, read_json
 
-_SAFE = "model.safetensors"
-_SAFE_INDEX = "model.safetensors.index.json"
-_PICKLE = "pytorch_model.bin"
-_PICKLE_INDEX = "pytorch_model.bin.index.json"
-_FOREIGN = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index", "model.onnx")
-_BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old checkpoints carry along
-_BLOCK_WEIGHTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+# what torch.compile, DataParallel and the language model's class put before a tensor's name
+_PREFIXES = ("_orig_mod.", "module.", "transformer.")
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old checkpoints carry along
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_WTE, _HEAD = "wte.weight", "lm_head.weight"
+# weights of others: a file's name, what reads it still, and the option for that
+_FOREIGN = (
+    ("tf_model.h5", "transformers 4", "from_tf=True"),
+    ("flax_model.msgpack", "transformers 4", "from_flax=True"),
+    ("*.gguf", "transformers and gguf", "gguf_file='{}'"),
+)
+_ENDINGS = (".safetensors", ".safetensors.index.json")
+_PIECE = 1 << 24  # bytes compared at a time
+_NUM_NAMED = 3  # foreign tensors that a warning names
 
 
-def write_weights(source: Path, target: Path, config: Mapping[str, Any]) -> int:
-    """Bring a checkpoint's weights into a folder as safetensors.
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies.
 
     Args:
-        source: A Hugging Face folder.
-        target: Where the safetensors files go.
-        config: The checkpoint's config.json.
+        file: A safetensors file.
+        name: What it is called there.
+        dtype: As safetensors calls it.
+        shape: Of the tensor.
+        start: Of its bytes in the file.
+        end: After its last byte.
+    """
 
-    Returns:
-        How many parameters there are; tied ones once.
+    file: Path
+    name: str
+    dtype: str
+    shape: Shape
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose config and tensors fit together.
+
+    Args:
+        folder: In Hugging Face format.
+        config: config.json by GPT-2's own names; `tie_word_embeddings` says what the tensors say.
+        architecture: What the config says of the arithmetic.
+        tensors: By GPT-2's names, without prefix; exactly those of the architecture.
+        files: Those of the weights, the index among them.
+        warnings: Lines for a log: what the files hold that is not used.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    architecture: Architecture
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were trained; tied ones once."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read the config and the tensors' names and shapes.
 
     Raises:
-        ImportRefused: No weights, weights of another framework, a pickle with more than tensors, a broken or
-            missing file, or tensors that are not those of a GPT-2 of this config.
+        UnreadableFile: A file is missing, broken or may not be read; names it and the cause.
+        UnsupportedCheckpoint: It is not a GPT-2 that can be served, or tensors are missing or do not fit.
     """
-    if (source / _SAFE).exists():
-        shutil.copyfile(source_file(source, _SAFE), target / _SAFE)
-        names = [_SAFE]
-    elif (source / _SAFE_INDEX).exists():
-        names = _shards(source, _SAFE_INDEX)
-        for name in [*names, _SAFE_INDEX]:
-            shutil.copyfile(source_file(source, name), target / name)
-    else:
-        _convert(source, target, is_tied=bool(config.get("tie_word_embeddings", True)))
-        names = [_SAFE]
-    shapes = read_shapes(target, names)
-    _check_shapes(shapes, config)
-    return _count(shapes, is_tied=bool(config.get("tie_word_embeddings", True)))
-
-
-def source_file(folder: Path, name: str) -> Path:
-    """Give the real path of a checkpoint's file.
-
-    Raises:
-        ImportRefused: It is missing, or a link that leads out of the checkpoint. (The hub's cache links to
-            the folder `blobs` beside its snapshots; that is within.)
-    """
-    path = (folder / name).resolve()
-    within = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        within.append(folder.resolve().parent.parent / "blobs")
-    if not any(path.is_relative_to(root) for root in within):
-        raise ImportRefused(f"{name} is a link that leads out of the checkpoint's folder")
-    if not path.is_file():
-        raise ImportRefused(f"{name} is missing")
-    return path
-
-
-def config_size(config: Mapping[str, Any], key: str, default: int) -> int:
-    """Read a size from config.json; a missing or null one is GPT-2's default.
-
-    Raises:
-        ImportRefused: It is not a positive integer.
-    """
-    value = config.get(key)
-    if value is None:
-        return default
-    if type(value) is not int or value < 1:
-        raise ImportRefused(f"config.json: {key} must be a positive integer")
-    return value
-
-
-def read_shapes(folder: Path, names: list[str]) -> Shapes:
-    """Read the tensors' names and shapes from the headers of safetensors files.
-
-    Raises:
-        ImportRefused: Names the file that is broken.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    shapes: Shapes = {}
-    for name in names:
-        try:
-            with safe_open(folder / name, framework="np") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no iterator
-        except (SafetensorError, OSError) as error:
-            raise ImportRefused(f"{name} is broken: {error}") from error
-    return shapes
-
-
-def _shards(source: Path, index: str) -> list[str]:
-    """Give the files that an index names."""
-    try:
-        values = json.loads(source_file(source, index).read_text(encoding="utf-8"))
-        names = sorted(set(values["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ImportRefused(f"{index} is broken: no legal weight_map") from error
-    for name in names:
-        if not isinstance(name, str) or not is_inside(name) or "/" in name:
-            raise ImportRefused(f"{index} names a file outside of the checkpoint: {name!r}")
-        if index == _SAFE_INDEX and not name.endswith(".safetensors"):
-            raise ImportRefused(f"{index} names a file that is not safetensors: {name!r}")
-    return names
-
-
-def _convert(source: Path, target: Path, is_tied: bool) -> None:
-    """Turn pickles into one safetensors file."""
-    from safetensors.torch import save_file
-
-    if (source / _PICKLE).exists():
-        names = [_PICKLE]
-    elif (source / _PICKLE_INDEX).exists():
-        names = _shards(source, _PICKLE_INDEX)
-    else:
-        raise ImportRefused(_nothing(source))
-    state: dict[str, Any] = {}
-    for name in names:
-        state |= _load_pickle(source_file(source, name))
-    state = {key: value for key, value in state.items() if not key.endswith(_BUFFERS)}
-    if is_tied:
-        state.pop("lm_head.weight", None)
-    save_file(
-        {key: value.clone().contiguous() for key, value in state.items()}, target / _SAFE, {"format": "pt"}
-    )
-
-
-def _load_pickle(path: Path) -> dict[str, Any]:
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's, zipfile's and torch's own, by what is wrong with the file
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ImportRefused(
-            f"{path.name} was not loaded: it is broken or holds more than tensors ({reason})"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ImportRefused(f"{path.name} is not a plain dictionary of tensors")
-    return state
-
-
-def _nothing(source: Path) -> str:
-    foreign = [name for name in _FOREIGN if (source / name).exists()]
+    require_config(folder)
+    config = read_config(folder)
+    files = _weight_files(folder, config.get("transformers_weights"))
+    stored = _by_name(folder, [file for file in files if file.suffix != ".json"])
+    is_tied, warnings = _tie(stored, read_switches(config).tie_word_embeddings)
+    config["tie_word_embeddings"] = is_tied
+    architecture = read_switches(config)
+    tensors = {name: _fitting(folder, stored, name, shape) for name, shape in architecture.tensor_shapes()}
+    foreign = sorted(stored.keys() - tensors.keys())
     if foreign:
-        return f"the weights are in {foreign[0]}; export them as safetensors with transformers first"
-    return f"no weights: none of {_SAFE}, {_SAFE_INDEX}, {_PICKLE}, {_PICKLE_INDEX}"
+        more = f" and {len(foreign) - _NUM_NAMED} more" if len(foreign) > _NUM_NAMED else ""
+        names = ", ".join(foreign[:_NUM_NAMED]) + more
+        warnings.append(f"{folder}: not used, since this GPT-2 has no such tensor: {names}")
+    return Checkpoint(folder, config, architecture, tensors, tuple(files), tuple(warnings))
 
 
-def _check_shapes(shapes: Shapes, config: Mapping[str, Any]) -> None:
-    """Refuse tensors that are not those of the config, before transformers fills gaps with random numbers."""
-    plain = {key.removeprefix("transformer."): shape for key, shape in shapes.items()}
-    for name, expected in _expected(config).items():
-        if name not in plain:
-            raise ImportRefused(f"the weights have no tensor {name}")
-        if plain[name] != expected:
-            raise ImportRefused(f"tensor {name} has the shape {plain[name]}; config.json makes it {expected}")
+def require_config(folder: Path) -> None:
+    """Refuse a folder that is no model in Hugging Face format, and say what it is.
+
+    Raises:
+        UnsupportedCheckpoint: A PEFT adapter, a run of transformers' Trainer, or there is no config.json.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UnsupportedCheckpoint(
+            f"{folder} holds a PEFT adapter, not a whole model; merge it first: AutoPeftModelForCausalLM"
+            f".from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged')"
+        )
+    if (folder / "config.json").exists():
+        return
+    runs = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
+    if runs:
+        raise UnsupportedCheckpoint(f"{folder} is a run; name one of its checkpoints, as {runs[-1].parent}")
+    if any(folder.glob("*.gguf")):
+        raise UnsupportedCheckpoint(_no_weights(folder))
+    raise UnsupportedCheckpoint(f"{folder / 'config.json'} is missing: not a model in Hugging Face format")
 
 
-def _expected(config: Mapping[str, Any]) -> Shapes:
-    width, layers = config_size(config, "n_embd", 768), config_size(config, "n_layer", 12)
-    inner = config_size(config, "n_inner", 4 * width)
-    vocab, positions = config_size(config, "vocab_size", 50257), config_size(config, "n_positions", 1024)
-    sizes = dict(zip(_BLOCK_WEIGHTS, (width, 3 * width, width, width, inner, width), strict=True))
-    rows = {"mlp.c_proj": inner}
-    shapes: Shapes = {"wte.weight": (vocab, width), "wpe.weight": (positions, width)}
-    for layer in range(layers):
-        for part, size in sizes.items():
-            is_norm = part.startswith("ln")
-            shapes[f"h.{layer}.{part}.weight"] = (size,) if is_norm else (rows.get(part, width), size)
-            shapes[f"h.{layer}.{part}.bias"] = (size,)
-    shapes |= {"ln_f.weight": (width,), "ln_f.bias": (width,)}
-    is_tied = config.get("tie_word_embeddings", True)
-    return shapes if is_tied else {**shapes, "lm_head.weight": (vocab, width)}
+def _weight_files(folder: Path, named: object) -> list[Path]:
+    """The files of the weights: the one that config.json names, else the single one, which wins over an index
+    beside it, else the index and its files.
+    """
+    name = named or next((name for name in (SINGLE, INDEX) if os.path.lexists(folder / name)), None)
+    if name is None:
+        raise UnsupportedCheckpoint(_no_weights(folder))
+    if not isinstance(name, str) or "/" in name or not name.endswith(_ENDINGS):
+        raise UnsupportedCheckpoint(
+            f"{folder}/config.json: transformers_weights must name a file of the folder"
+        )
+    path = folder / name
+    return [path, *indexed_files(path, ".safetensors")] if path.suffix == ".json" else [path]
 
 
-def _count(shapes: Shapes, is_tied: bool) -> int:
-    total = 0
-    for name, shape in shapes.items():
-        if name.endswith(_BUFFERS) or (is_tied and name == "lm_head.weight"):
+def indexed_files(index: Path, suffix: str) -> list[Path]:
+    """Give the files that an index names, in order.
+
+    Raises:
+        UnreadableFile, UnsupportedCheckpoint: The index is broken or names files elsewhere.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UnsupportedCheckpoint(f"{index} is broken: it has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not name.endswith(suffix) or "/" in name or "\\" in name:
+            raise UnsupportedCheckpoint(f"{index} names a file that is no {suffix} file beside it: {name!r}")
+    return [index.parent / name for name in sorted(set(weight_map.values()))]
+
+
+def _by_name(folder: Path, files: list[Path]) -> dict[str, StoredTensor]:
+    """All tensors but the causal masks, by their names without prefix."""
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in (tensor for file in files for tensor in _read_header(file)):
+        name = tensor.name
+        while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""):
+            name = name.removeprefix(prefix)
+        if name.endswith(BUFFERS):
             continue
-        size = 1
-        for length in shape:
-            size *= length
-        total += size
-    return total
+        if name in tensors:
+            raise UnsupportedCheckpoint(
+                f"{folder} holds {name} twice: as {tensors[name].name} in {tensors[name].file.name} and as "
+                f"{tensor.name} in {tensor.file.name}"
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+def _read_header(path: Path) -> Iterator[StoredTensor]:
+    """The tensors of a safetensors file; the library checks the header."""
+    with open_file(path) as file:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UnsupportedCheckpoint(f"{path} is broken or incomplete: {error}") from error
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    for name, values in header.items():
+        if name != "__metadata__":
+            start, end = (8 + size + offset for offset in values["data_offsets"])
+            yield StoredTensor(path, name, values["dtype"], tuple(values["shape"]), start, end)
+
+
+def _tie(stored: dict[str, StoredTensor], is_tied: bool) -> tuple[bool, list[str]]:
+    """Say whether the head is the embedding, as transformers 5 decides it.
+
+    Where both are there and differ, they are not tied, whatever the config says; where only the head is
+    there, it is both.
+    """
+    if not is_tied or _HEAD not in stored:
+        return is_tied, []
+    if _WTE not in stored:
+        stored[_WTE] = stored.pop(_HEAD)
+    elif _are_equal(stored[_WTE], stored[_HEAD]):
+        del stored[_HEAD]
+    else:
+        file = stored[_HEAD].file
+        return False, [f"{file}: the head differs from the embeddings, so it is not tied to them"]
+    return True, []
+
+
+def _are_equal(a: StoredTensor, b: StoredTensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.file.open("rb") as file_a, b.file.open("rb") as file_b:
+        file_a.seek(a.start)
+        file_b.seek(b.start)
+        sizes = [*[_PIECE] * ((a.end - a.start) // _PIECE), (a.end - a.start) % _PIECE]
+        return all(file_a.read(size) == file_b.read(size) for size in sizes)
+
+
+def _fitting(folder: Path, stored: Mapping[str, StoredTensor], name: str, shape: Shape) -> StoredTensor:
+    tensor = stored.get(name)
+    if tensor is None:
+        raise UnsupportedCheckpoint(f"the weights in {folder} have no tensor {name}{_reason(stored)}")
+    if tensor.shape != shape:
+        raise UnsupportedCheckpoint(
+            f"{tensor.file}: tensor {name} has the shape {tensor.shape}; config.json makes it {shape}"
+        )
+    if tensor.dtype not in _FLOATS:
+        raise UnsupportedCheckpoint(f"{tensor.file}: tensor {name} is {tensor.dtype}; give float weights")
+    return tensor
+
+
+def _reason(stored: Mapping[str, StoredTensor]) -> str:
+    """Why a tensor may be missing; "" where nothing tells."""
+    if not stored:
+        return ", nor any other"
+    if any("lora_" in name or ".base_layer." in name for name in stored):
+        return "; they are those of an adapter: merge it first (merge_and_unload)"
+    return ""
+
+
+def _no_weights(folder: Path) -> str:
+    """What to do where there are no safetensors."""
+    names = sorted(path.name for path in folder.iterdir())
+    if PICKLE in names or PICKLE_INDEX in names:
+        return f"{folder} holds a pickle; convert it once: textgen model import {folder}"
+    for pattern, library, option in _FOREIGN:
+        for name in fnmatch.filter(names, pattern):
+            way = f"GPT2LMHeadModel.from_pretrained({str(folder)!r}, {option.format(name)})"
+            return (
+                f"the weights in {folder} are in {name}; make safetensors with {library}: "
+                f"{way}.save_pretrained('out')"
+            )
+    if onnx := fnmatch.filter(names, "*.onnx"):
+        return f"the weights in {folder} are in {onnx[0]}; give the checkpoint that it was made of"
+    return f"{folder} holds no weights: none of {SINGLE}, {INDEX}, {PICKLE}, {PICKLE_INDEX}"

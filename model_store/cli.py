@@ -13,7 +13,7 @@ import typer
 
 from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.entry import ModelEntry, read_entry
-from model_store.errors import StoreError
+from model_store.errors import CorruptEntry, StoreError
 from model_store.layout import Listing
 from model_store.store import Store, resolve
 
@@ -100,7 +100,11 @@ def verify(
     """Compare files with their checksums. Exit code 1 when something is wrong."""
     if model:
         with one_line_errors():
-            entry = resolve(model, store.expanduser())
+            try:
+                entry = resolve(model, store.expanduser())
+            except CorruptEntry as error:
+                typer.echo(f"error: {error}", err=True)
+                raise typer.Exit(1) from None
         _warn(entry)
         typer.echo(f"{entry.label}: {len(entry.manifest.files)} files are as they were")
         raise typer.Exit(1 if entry.warnings and "corrupt" in entry.warnings[0] else 0)

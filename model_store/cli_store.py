@@ -24,9 +24,9 @@ StoreFolder = Annotated[
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End with one line on standard error and exit code 1, not with a traceback."""
+    """End with one line on standard error and exit code 2, not with a traceback."""
     try:
         yield
     except (StoreError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(2)

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_store.checkpoint import require_config
 from model_store.errors import CorruptEntry, InvalidManifest
+from model_store.hub import folder_name
 from model_store.manifest import (
     MANIFEST,
     Draft,
@@ -139,11 +141,11 @@ def read_folder(folder: Path) -> ModelEntry:
     """Read a folder that is in no store. What it has is checked; a manifest is not asked for.
 
     Raises:
-        CorruptEntry: It holds no config.json, or it has a manifest and differs from it.
+        UnsupportedCheckpoint: It holds no config.json.
+        CorruptEntry: It has a manifest and differs from it.
     """
-    if not (folder / "config.json").is_file():
-        raise CorruptEntry(f"{folder} holds no config.json: not a model in Hugging Face format")
-    name = folder.resolve().name
+    require_config(folder)
+    name = folder_name(folder)
     try:
         values = read_json_manifest(folder) if (folder / MANIFEST).is_file() else {}
         if "checksum" not in values:

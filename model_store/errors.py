@@ -10,6 +10,8 @@
     ├── CorruptEntry         a file of an entry is missing, foreign, or differs from its checksum
     ├── EntryExists          the version is there already; versions never change
     ├── EntryInUse           the version is active and was not removed
+    ├── UnreadableFile       a file is missing, no file, may not be read or is broken; names it and the cause
+    ├── UnsupportedCheckpoint  a checkpoint is not a GPT-2 that can be served; names what and where
     ├── ImportRefused        a checkpoint cannot become an entry; says why
     └── GoldenMismatch       an entry's golden prompts do not give the texts that its manifest promises
 
@@ -84,6 +86,14 @@ class EntryExists(StoreError):
 
 class EntryInUse(StoreError):
     """That version is the active one."""
+
+
+class UnreadableFile(StoreError):
+    """A file cannot be read."""
+
+
+class UnsupportedCheckpoint(StoreError):
+    """A checkpoint cannot be served, or this machine cannot hold it."""
 
 
 class ImportRefused(StoreError):

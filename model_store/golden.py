@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model_store.checkpoint import read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import GoldenMismatch
 from model_store.manifest import GoldenPrompt
@@ -80,9 +81,9 @@ def _still_says(model: Any, prompt: GoldenPrompt) -> bool:
 
 
 def _load(folder: Path) -> Any:
-    import torch
-    from transformers import GPT2LMHeadModel
     from transformers.utils import logging
 
+    from model_store.weights import load_gpt2
+
     logging.disable_progress_bar()
-    return GPT2LMHeadModel.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True).eval()
+    return load_gpt2(read_checkpoint(folder))

@@ -1,5 +1,6 @@
 """Fetches a checkpoint from the Hugging Face hub. The only module here that opens a network connection."""
 
+import re
 from pathlib import Path
 
 from model_store.errors import ImportRefused
@@ -17,13 +18,37 @@ def download(hub_id: str) -> Path:
         A folder of the cache; its files may be links.
 
     Raises:
-        ImportRefused: No such model, no permission, or no network.
+        ImportRefused: No such model, no permission, or no network; says what to do.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     name, _, revision = hub_id.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_WANTED))
+    except (RepositoryNotFoundError, GatedRepoError) as error:
+        advice = "check the name; for a private or gated model set HF_TOKEN"
+        raise ImportRefused(f"{hub_id} cannot be fetched from the hub: {_line(error)}; {advice}") from error
     except Exception as error:  # the client raises its own, its transport's and ValueError
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ImportRefused(f"{hub_id} cannot be fetched from the hub: {reason}") from error
+        advice = f"or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give the folder"
+        raise ImportRefused(f"{hub_id} cannot be fetched from the hub: {_line(error)}; {advice}") from error
+
+
+def is_hub_id(text: str) -> bool:
+    """Say whether a text can be a model of the hub: `name` or `owner/name`, and maybe `@revision`."""
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?", text)) and text[0] not in ".~/"
+
+
+def folder_name(folder: Path) -> str:
+    """Give the name of the model in a folder.
+
+    In the hub's cache that is not the commit's hash but the repository's name, in lower case as in the store.
+    """
+    path = folder.resolve()
+    repository = path.parent.parent.name
+    is_cached = path.parent.name == "snapshots" and repository.startswith("models--")
+    return repository.rpartition("--")[2].lower() if is_cached else path.name
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -26,6 +26,7 @@ from pathlib import Path
 from model_store.atomic import sync_folder, write_atomically
 from model_store.entry import ModelEntry, as_manifest, hash_folder, read_entry, read_folder, sync_files
 from model_store.errors import CorruptEntry, EntryExists, EntryInUse, ModelNotFound, StoreError
+from model_store.hub import download, is_hub_id
 from model_store.layout import Listing, history, model_names, read_line, sweep, versions
 from model_store.manifest import Draft, is_name, is_version, version_key, write_manifest
 
@@ -217,7 +218,8 @@ class Store:
             return f"{name} has no version {version!r}; it has {', '.join(present)}"
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"
-        return f"no model {name!r} in {self.root}; {hint}"
+        ways = f"a folder is written with a slash (./{name}), a model of the hub with hf: (hf:OWNER/{name})"
+        return f"no model {name!r} in {self.root}; {hint}; {ways}"
 
     def _next_version(self, name: str) -> str:
         present = versions(self.root, name)
@@ -256,16 +258,18 @@ def resolve(model: str, store: Path) -> ModelEntry:
     Raises:
         StoreError: Nothing whole answers to that name; one line for a person.
     """
-    if model.startswith("hf:"):
-        from model_store.hub import download
-
-        return read_folder(download(model.removeprefix("hf:")))
-    if os.sep in model or model in (".", ".."):
+    try:
+        if model.startswith("hf:"):
+            return read_folder(download(model.removeprefix("hf:")))
+        if os.sep not in model and model not in (".", ".."):
+            return Store(store).resolve(model)
         folder = Path(model).expanduser()
-        if not folder.is_dir():
-            raise ModelNotFound(f"there is no folder {model}")
-        return read_folder(folder)
-    return Store(store).resolve(model)
+        if folder.is_dir():
+            return read_folder(folder)
+    except OSError as error:
+        raise StoreError(f"{error.filename or store} cannot be read: {error.strerror}") from error
+    hint = f"; a model of the hub is written hf:{model}" if is_hub_id(model) else ""
+    raise ModelNotFound(f"there is no folder {model}{hint}")
 
 
 def _order(active: list[str], present: list[str]) -> list[str]:

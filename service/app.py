@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from model_store.checkpoint import Checkpoint, read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import StoreError
 from model_store.store import resolve
@@ -109,11 +110,12 @@ class Life:
             needed, given = MIN_MEMORY_BYTES >> 20, limit >> 20
             log.warning(f"memory is limited to {given} MiB; the smallest model needs {needed} MiB")
         entry = await asyncio.to_thread(resolve, settings.model, settings.store)
-        for warning in entry.warnings:
+        checkpoint = await asyncio.to_thread(read_checkpoint, entry.path)
+        for warning in (*entry.warnings, *checkpoint.warnings):
             log.warning(warning)
         self.state.metrics.model = entry.name
         tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path)
-        facts = _facts(entry)
+        facts = _facts(entry, checkpoint)
         tokenizer.fit(facts["vocab_size"])
         if self._engine is None:
             self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer)
@@ -210,16 +212,11 @@ async def _explain(request: Request, error: RequestValidationError) -> Response:
     raise HttpProblem(problem.code, problem.message, problem.param)
 
 
-def _facts(entry: ModelEntry) -> dict[str, Any]:
+def _facts(entry: ModelEntry, checkpoint: Checkpoint) -> dict[str, Any]:
     """What `/info` tells about the model; the engine adds its part."""
-    from service.engine.architecture import UnsupportedCheckpoint, read_architecture
-
-    try:
-        architecture = read_architecture(entry.path)
-    except UnsupportedCheckpoint as error:
-        raise SettingsError(f"{entry.label} cannot be served: {error}") from error
+    architecture = checkpoint.architecture
     return {
-        "parameters": entry.manifest.parameters,
+        "parameters": checkpoint.num_parameters,
         "license": entry.manifest.license,
         "vocab_size": architecture.vocab_size,
         "n_positions": architecture.n_positions,
@@ -248,7 +245,7 @@ def _build_engine(config: EngineConfig, tokenizer: Tokenizer, observer: Observer
     Raises:
         SettingsError: the model cannot be served here.
     """
-    from service.engine.architecture import UnsupportedCheckpoint
+    from model_store.errors import UnsupportedCheckpoint
     from service.engine.loader import build_engine
 
     try:

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from model_store.checkpoint import read_checkpoint
 from model_store.evidence import SEPARATOR
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from model_store.weights import load_gpt2
 
 NUM_BEAMS = 4
 MAX_ANSWER_TOKENS = 40
@@ -77,10 +79,8 @@ class LocalModel:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import GPT2LMHeadModel
-
         self.tokenizer = Tokenizer.load(folder)
-        self.model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model: Any = load_gpt2(read_checkpoint(folder))
         self.num_positions: int = self.model.config.n_positions
 
     def prompt(self, task: Task, fields: Mapping[str, str], reserve: int) -> list[int]:

@@ -2,7 +2,7 @@
 evaluate`.
 
 Reads options, calls `pipeline.py` or `evaluate.py`, shows results. Errors become one line and exit code
-1. The store's commands are in `model_store/cli.py`.
+2. The store's commands are in `model_store/cli.py`.
 """
 
 import shlex

@@ -5,12 +5,12 @@ Each function is one command. The parts are in `dataset.py` (rows), `train.py` (
 options are read and results shown by `cli.py`.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model_store.checkpoint import read_checkpoint
 from model_store.manifest import Draft
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
@@ -123,16 +123,19 @@ def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Rep
     """
     require_training_extra()
     from model_store.training.lean_gpt2 import LeanGPT2
+    from model_store.weights import load_gpt2
 
+    checkpoint = read_checkpoint(model_folder)
     tokenizer = Tokenizer.load(model_folder)
-    num_positions = _num_positions(model_folder)
+    tokenizer.fit(checkpoint.architecture.vocab_size)
+    num_positions = checkpoint.architecture.n_positions
     require_block(job.block, num_positions)
     _prepare(job, {"model": str(model_folder)})
     train, valid = _rows(job, tokenizer, num_positions, report, is_loss_everywhere)
     import torch
 
     torch.manual_seed(job.options.seed)  # new adapters are drawn
-    model = LeanGPT2.from_pretrained(model_folder, dtype=torch.float32)
+    model = load_gpt2(checkpoint, LeanGPT2)
     model.config.use_cache = False
     return _train_and_export(job, model, train, valid, model_folder)
 
@@ -204,14 +207,6 @@ def _inputs(job: Job, more: dict[str, Any]) -> dict[str, Any]:
         "valid": [asdict(source) for source in job.valid],
         "tasks": {name: task.to_dict() for name, task in job.tasks.items()},
     }
-
-
-def _num_positions(folder: Path) -> int:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return int(config["n_positions"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidOption("--model", f"{folder}/config.json is not that of a GPT-2: {error}") from error
 
 
 def _summary(name: str, info: PackedInfo) -> str:

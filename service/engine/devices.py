@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from service.engine.architecture import UnsupportedCheckpoint
+from model_store.errors import UnsupportedCheckpoint
 from service.engine.config import DeviceName
 from service.engine.huge_pages import huge_array
 from service.engine.memory import free_host_bytes, one_line_without_host_memory

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from service.engine.architecture import Architecture, UnsupportedCheckpoint
+from model_store.architecture import Architecture
+from model_store.errors import UnsupportedCheckpoint
 from service.engine.backend import Backend
 from service.engine.backends import choose
 from service.engine.block_pool import BlockPool

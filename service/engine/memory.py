@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.engine.architecture import UnsupportedCheckpoint
+from model_store.errors import UnsupportedCheckpoint
 from service.engine.container import memory_left_bytes
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from llvmlite.binding import FeatureMap, get_host_cpu_features, get_host_cpu_name
 
-from service.engine.architecture import Architecture
+from model_store.architecture import Architecture
 from service.engine.backends.cpu import draw, gemm, self_check
 from service.engine.backends.cpu.attention import CpuAttention
 from service.engine.backends.cpu.backend import CpuBackend

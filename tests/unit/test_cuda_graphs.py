@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import checkpoint, loaded_gpt2
 
-from service.engine.architecture import UnsupportedCheckpoint
+from model_store.errors import UnsupportedCheckpoint
 from service.engine.backend import Reference
 from service.engine.backends import choose
 from service.engine.backends.cuda.backend import CudaBackend

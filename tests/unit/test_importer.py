@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from store_models import gpt2_state, write_byte_level, write_checkpoint, write_config
 
-from model_store.errors import GoldenMismatch, ImportRefused, StoreError
+from model_store.errors import GoldenMismatch, StoreError, UnsupportedCheckpoint
 from model_store.golden import check_golden
 from model_store.importer import Origin, import_model
 from model_store.manifest import GoldenPrompt
-from model_store.store import Store
+from model_store.store import Store, resolve
 from model_store.task import Task
 
 
@@ -159,7 +159,7 @@ def test_other_weights_fail_the_golden_prompts(store: Store, checkpoint: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "model type 'llama' is not supported"),
+        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "'GPT2ForSequenceClassification' is not"),
         ({"add_cross_attention": True}, "add_cross_attention is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
@@ -192,7 +192,7 @@ def test_a_missing_file_is_named(store: Store, checkpoint: Path, name: str, mess
 
 def test_weights_of_another_framework_are_named(store: Store, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "tf_model.h5")
-    assert "the weights are in tf_model.h5" in refuse(store, checkpoint)
+    assert "are in tf_model.h5; make safetensors with transformers 4" in refuse(store, checkpoint)
 
 
 def test_a_truncated_weights_file_is_named(store: Store, checkpoint: Path) -> None:
@@ -242,12 +242,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(store: Store, checkpoint: 
     write_config(checkpoint, vocab_size=200)
     state = gpt2_state(vocab_size=200)
     save_file(state, checkpoint / "model.safetensors", {"format": "pt"})
-    assert "config.json's vocab_size is 200" in refuse(store, checkpoint)
+    assert "the tokenizer has 315 tokens, the model embeddings for 200" in refuse(store, checkpoint)
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "./none", "a b c", "one/two/three"])
 def test_a_folder_that_is_not_there_is_named(store: Store, source: str) -> None:
     assert refuse(store, source) == f"there is no folder {source}"
+
+
+def test_a_model_of_the_hub_is_called_by_its_name_and_not_by_a_commit(store: Store, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--me--GPT2-News" / "snapshots" / "b2ffc1f8a8d0"
+    write_checkpoint(snapshot)
+    assert import_model(store, str(snapshot), make_golden=no_golden).name == "gpt2-news"
+    assert resolve(str(snapshot), store.root).name == "gpt2-news"
 
 
 def test_a_wrong_manifest_names_its_key(store: Store, checkpoint: Path) -> None:
@@ -278,6 +285,6 @@ def test_an_import_is_refused_where_the_version_is_there(store: Store, checkpoin
 def test_a_refused_checkpoint_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:
     folder = write_byte_level(tmp_path / "half")
     write_config(folder)
-    with pytest.raises(ImportRefused):
+    with pytest.raises(UnsupportedCheckpoint):
         import_model(store, str(folder), make_golden=no_golden)
     assert [path.name for path in store.root.iterdir()] == [".lock"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny import checkpoint
 
-from service.engine.architecture import UnsupportedCheckpoint, read_architecture
+from model_store.architecture import read_architecture
+from model_store.errors import UnsupportedCheckpoint
 from service.engine.backends.torch.backend import TorchBackend
 from service.engine.config import EngineConfig
 from service.engine.devices import Host

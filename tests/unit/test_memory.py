@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from service.engine.architecture import UnsupportedCheckpoint
+from model_store.errors import UnsupportedCheckpoint
 from service.engine.memory import one_line_without_host_memory
 
 TORCH_SAYS = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"

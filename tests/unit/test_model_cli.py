@@ -48,9 +48,9 @@ def test_show_says_on_standard_error_that_another_version_took_the_place(root: P
     assert "story@1" in result.stdout and "differs from its checksum" in result.stderr
 
 
-def test_an_unknown_name_is_one_line_and_exit_code_one(root: Path) -> None:
+def test_an_unknown_name_is_one_line_and_exit_code_two(root: Path) -> None:
     result = run("show", "storry", "--store", root)
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1) and "did you mean story" in result.stderr
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "did you mean story" in result.stderr
 
 
 def test_verify_names_the_corrupt_version_and_fails(root: Path) -> None:

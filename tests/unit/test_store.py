@@ -17,6 +17,7 @@ from model_store.errors import (
     GoldenMismatch,
     ModelNotFound,
     StoreError,
+    UnsupportedCheckpoint,
 )
 from model_store.manifest import Draft
 from model_store.store import Store, resolve
@@ -231,5 +232,5 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorruptEntry, match=r"holds no config\.json"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"config\.json is missing"):
         resolve(str(tmp_path), tmp_path)

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.engine.architecture import Architecture, read_architecture
+from model_store.architecture import Architecture
+from model_store.checkpoint import read_checkpoint
+from model_store.weights import read_weights
 from service.engine.model.attention import Attention, ForwardBatch
 from service.engine.model.linear import Linear, Packer
-from service.engine.model.weights import read_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,10 @@ class GPT2:
         """Read a checkpoint folder.
 
         Raises:
-            UnsupportedCheckpoint: naming what this engine does not serve.
+            UnreadableFile, UnsupportedCheckpoint: naming the file and what is wrong.
         """
-        architecture = read_architecture(folder)
-        return cls(architecture, read_weights(folder, architecture), packer)
+        checkpoint = read_checkpoint(folder)
+        return cls(checkpoint.architecture, read_weights(checkpoint), packer)
 
     def _take(self, name: str) -> Tensor:
         return self._weights[name].to(self._packer.device.name)
