@@ -55,4 +55,5 @@ def load_gpt2(checkpoint: Checkpoint, model_class: Any = None) -> Any:
     except Exception as error:  # its validation's own
         reason = " ".join(str(error).split())
         raise UnsupportedCheckpoint(f"{checkpoint.folder}/config.json: {reason}") from error
+    model.config.name_or_path = model.name_or_path = str(checkpoint.folder)
     return model.eval()
