@@ -29,8 +29,7 @@ from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
 from service.api import native, openai, ops, page
 from service.api.description import describe
-from service.api.exchange import end_tasks
-from service.api.gate import Gate
+from service.api.exchange import Gate, end_tasks
 from service.api.json_pieces import CompactResponse
 from service.api.key_file import watch_keys
 from service.api.openai_schemas import OPENAI_LEGAL
@@ -140,10 +139,8 @@ class Life:
     async def drain(self) -> None:
         """Refuse new work, let running requests finish for `drain_s`, end the rest with an error frame."""
         self.state.is_draining = True
-        if self._engine is not None:
-            self._engine.begin_drain()
         await self._until_idle(self.state.settings.drain_s)
-        await self.end_requests(Draining("the service stopped before this request was done", 5.0))
+        await self.end_requests(Draining("the service stopped before this request was done"))
 
     async def end_requests(self, error: Exception) -> None:
         """End every request in flight and give it a moment to say so."""
@@ -153,7 +150,7 @@ class Life:
 
     async def _until_idle(self, limit_s: float) -> None:
         end = time.monotonic() + limit_s
-        while self.state.exchanges and time.monotonic() < end and not self._hurry.is_set():
+        while self.state.in_flight and time.monotonic() < end and not self._hurry.is_set():
             await asyncio.sleep(_POLL_S)
 
 

@@ -81,13 +81,30 @@ class QueueFull(Refused):
 class NotReady(Refused):
     """The model is still loading or warming up."""
 
+    def __init__(self, message: str = "the model is still loading", retry_after_s: float = 2.0) -> None:
+        super().__init__(message, retry_after_s)
+
 
 class Draining(Refused):
     """The process was told to stop: what runs finishes, new work is refused."""
 
+    def __init__(
+        self,
+        message: str = "the service is shutting down and takes no new work",
+        retry_after_s: float = 5.0,
+    ) -> None:
+        super().__init__(message, retry_after_s)
+
 
 class EngineDead(Refused):
     """The engine thread died, or hangs with work before it. The process will end and be restarted."""
+
+    def __init__(
+        self,
+        message: str = "the engine stopped working; the service is about to restart",
+        retry_after_s: float = 5.0,
+    ) -> None:
+        super().__init__(message, retry_after_s)
 
 
 class DeadlineExceeded(TextgenError):

@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._hurry if self._num_signals > 1 else self._begin_drain, name)
 
     def _begin_drain(self, signal_name: str) -> None:
-        num_running = len(self.life.state.exchanges)
+        num_running = len(self.life.state.in_flight)
         get_logger().info("draining", signal=signal_name, requests_in_flight=num_running)
         self._tasks.append(asyncio.create_task(self._drain()))
 

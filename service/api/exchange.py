@@ -1,76 +1,251 @@
-"""One HTTP request on its way: who asks, since when, how it ends, and how it is ended from outside.
+"""One HTTP request from the door to its end: who asks, what it holds, until when, and how it ends.
 
-`Exchange.run` is the one place where work races against a client that leaves, a deadline, and a service that
-shuts down. `gate` makes an exchange for each request; routes find it with `exchange_of`.
+`Gate` is the middleware every request passes; it makes an `Exchange` of each. Whatever can be refused without
+looking into the body is refused before the body is read. What a request is given on its way (a place among
+its key's, room for its body, a job in the engine) it gives back at its end, in one place. It ends once: with
+its answer, or because the client left, its time was over, or the service stops. Requests are counted here,
+too: received = finished + in flight holds whenever the event loop is looked at. Read `native` next.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import time
-from collections.abc import Coroutine, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import Dialect, Problem
+from service.api.bodies import check_body_headers
+from service.api.client import Client, ClientGone
+from service.api.head import check_head
+from service.api.page import is_page
+from service.api.problems import Dialect, Problem, problem_for
+from service.api.security import request_id_from
+from service.api.state import Served, ServiceState
 from service.errors import DeadlineExceeded
 from service.logs import get_logger
-from service.tasks.calls import Origin, Result, Timings, Usage
+from service.metrics import ENDPOINTS
+from service.tasks.calls import Origin, Result
+from service.tasks.events import Done, Event
+from service.tasks.run import Running
 
 T = TypeVar("T")
-GRACE_S = 0.25  # the engine ends a job at its deadline; if it does not, the exchange does, this much later
+_TASK = re.compile(r"/tasks/[^/]+")
+_OPEN = {"/livez", "/readyz"}
+_OPS = {"/", "/metrics", "/info", "/docs", "/redoc", "/openapi.json"}
 
 
-class ClientGone(Exception):
-    """The client left, or stopped reading; there is nobody to answer."""
+class Gate:
+    """The middleware, pure ASGI: every HTTP request becomes an exchange.
+
+    Args:
+        app: the application behind it.
+        state: the service.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServiceState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            await Exchange(self._state, scope, receive, send).serve(self._app)
+        else:
+            await self._app(scope, receive, send)
 
 
-@dataclass(eq=False, slots=True)
 class Exchange:
-    """State of one request. Lives on the event loop only."""
+    """One request. Lives on the event loop only.
 
-    request_id: str
-    endpoint: str  # one of `service.metrics.ENDPOINTS`
-    dialect: Dialect
-    started_at: float = field(default_factory=time.monotonic)
-    tenant: str = ""
-    is_alone: bool = False  # its key is the only one: there is nobody to be fair to
-    status: int = 0  # 0 until the response starts
-    outcome: str = ""  # `ok`, `abort` or an error code, once it is known
-    usage: Usage | None = None
-    timings: Timings | None = None
-    deadline: float = float("inf")  # on the clock of `time.monotonic`
-    _failure: Exception | None = None
-    _worker: asyncio.Task[Any] | None = None
+    Args:
+        service: what serves it.
+        scope, receive, send: the request, as the server gave it.
+    """
 
-    @property
-    def party(self) -> str:
-        """Whose share of the engine this request takes; "" where all of it is there for everybody."""
-        return "" if self.is_alone else self.tenant
+    served: Served  # the model; known of requests that take work
 
-    def origin(self, limit_s: float, is_streamed: bool, timeout_s: float | None = None) -> Origin:
-        """Who asks and until when, for a task call.
+    def __init__(self, service: ServiceState, scope: Scope, receive: Receive, send: Send) -> None:
+        self.service = service
+        self.started_at = time.monotonic()
+        self.endpoint = endpoint_of(scope["path"])
+        self.dialect: Dialect = "openai" if scope["path"].startswith("/v1/") else "native"
+        self._headers = dict(scope["headers"])
+        self.request_id = request_id_from(self._headers.get(b"x-request-id"))
+        self.client = Client(scope, receive, send, self.request_id)
+        self.key_id = ""  # of the key that asks; "" without keys
+        self.tenant = ""  # whose share of the service it takes; "" where there is nobody to be fair to
+        self.deadline = math.inf  # on the event loop's clock
+        self.outcome = ""  # `ok`, `abort` or an error code, once it is known
+        self.result: Result | None = None
+        self.job = AsyncExitStack()  # what `admit` began; left at the end, or before
+        self._permits = AsyncExitStack()  # given back at the end, whichever it is
+        self._scope: Scope = {**scope, "textgen.exchange": self}
+        self._worker: asyncio.Task[Any] | None = None
+        self._failure: Exception | None = None
+
+    # ---- from the door to the end --------------------------------------------------------------------------
+
+    async def serve(self, app: ASGIApp) -> None:
+        """Let the application answer, and count the request if it may take work."""
+        if self._scope["method"] != "POST":
+            await self._answer(app)
+            return
+        self.service.metrics.request_received(self.endpoint)
+        self.service.in_flight.add(self.fail)
+        try:
+            await self._answer(app)
+        finally:
+            outcome = self.outcome or ("ok" if 0 < self.client.status < 400 else "abort")
+            duration_s = time.monotonic() - self.started_at
+            self.service.in_flight.discard(self.fail)
+            self.service.metrics.request_finished(self.endpoint, outcome, duration_s, self.key_id)
+            self._log(outcome, duration_s)
+
+    async def _answer(self, app: ASGIApp) -> None:
+        """The last resort for exceptions, whatever raised them."""
+        try:
+            async with self._permits:
+                await self._admit(app)
+        except ClientGone:
+            self.outcome = "abort"
+            await self.client.cut()
+        except asyncio.CancelledError:
+            self.outcome = self.outcome or "abort"  # the server ends while this is under way
+            raise
+        except Exception as error:
+            problem = problem_for(error)
+            self.failed(problem, error)
+            if self.client.status:
+                await self.client.cut()
+                return
+            headers = problem.headers(self.dialect) | dict(getattr(error, "headers", None) or {})
+            body = problem.encoded(self.dialect, self.request_id)
+            await self.client.answer(problem.status(self.dialect), headers, body)
+
+    async def _admit(self, app: ASGIApp) -> None:
+        """Refuse what can be refused now, read the body if there is a use for it, and pass the request on."""
+        check_head(self._scope["http_version"], self._scope["headers"])
+        service, settings = self.service, self.service.settings
+        if self._needs_key():
+            self.key_id = service.keyring.key_id(self._headers.get(b"authorization", b""))
+            self.tenant = self.key_id if service.keyring.num_keys > 1 else ""
+        receive: Receive = self.client.receive
+        method = self._scope["method"]
+        if method == "HEAD":  # as GET; the server leaves the body out
+            self._scope["method"] = "GET"
+        elif method == "POST" and self.endpoint != "other":
+            await self._permits.enter_async_context(self.job)
+            self._permits.enter_context(service.keyring.place(self.key_id))
+            hold = self._permits.enter_context(service.body_room.holding(self.tenant))
+            service.require_served()
+            check_body_headers(self._headers, settings.max_body_bytes)
+            reading = self.client.read_body(hold, settings.max_body_bytes, settings.body_timeout_s)
+            body = await self.run(reading, is_reading=True)
+            self.served = service.require_served()  # much may have happened meanwhile
+            self.served.engine.check_room(self.tenant)
+            receive = _replay(body, receive)
+        await app(self._scope, receive, self.client.send)
+
+    def _needs_key(self) -> bool:
+        path = self._scope["path"]
+        if is_page(path, self._headers.get(b"accept", b"")):
+            return False
+        return self.service.settings.ops_require_key if path in _OPS else path not in _OPEN
+
+    def _log(self, outcome: str, duration_s: float) -> None:
+        """The one line of a request: no prompt, no answer, no key."""
+        fields: dict[str, object] = {"tenant": self.key_id} if self.key_id else {}
+        if self.result is not None:
+            usage, timings = self.result.usage, self.result.timings
+            fields["prompt_tokens"] = usage.prompt_tokens
+            fields["completion_tokens"] = usage.completion_tokens
+            fields["cached_tokens"] = usage.cached_tokens
+            fields["queue_ms"] = timings.queue_ms
+            fields["prefill_ms"] = timings.prefill_ms
+            fields["decode_ms"] = timings.decode_ms
+        get_logger().info(
+            "request",
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            outcome=outcome,
+            status=self.client.status,
+            total_ms=round(duration_s * 1000, 1),
+            **fields,
+        )
+
+    # ---- work ---------------------------------------------------------------------------------------------
+
+    def origin(self, is_streamed: bool, timeout_s: float | None = None) -> Origin:
+        """Who asks, for a task call; from now on there is a deadline.
 
         Args:
-            limit_s: the server's longest time for a request.
             is_streamed: whether the answer is sent as it comes.
-            timeout_s: the request's own wish; it can only shorten the time.
+            timeout_s: the request's own wish; it can only shorten the server's time.
         """
+        limit_s = self.service.settings.request_timeout_s
         self.deadline = self.started_at + min(limit_s, timeout_s or limit_s)
-        return Origin(self.party, self.tenant, self.deadline, is_streamed)
+        return Origin(self.tenant, self.key_id, is_streamed)
+
+    async def result_of(self, task: Running) -> Result:
+        """Admit a task and run it to its end. Raises as `run`, and what the task raises."""
+        self.result = await self.run(_last(task))
+        return self.result
+
+    async def admit(self, task: Running) -> AsyncIterator[Event]:
+        """Admit a task as this request's job. Raises as `result_of`."""
+        return await self.run(self.job.enter_async_context(task))
+
+    async def run(self, work: Coroutine[Any, Any, T], is_reading: bool = False) -> T:
+        """Do some work of this request while the client is there and there is time.
+
+        Args:
+            work: ends when it is cancelled.
+            is_reading: whether it reads what the client sends, and so notices by itself that it left.
+
+        Raises:
+            ClientGone: the client left first.
+            DeadlineExceeded: the time is over.
+            Exception: what `fail` was told.
+        """
+        if self._failure is not None:
+            work.close()
+            raise self._failure
+        self._worker = worker = asyncio.current_task()
+        assert worker is not None, "an exchange lives on the event loop"
+        watchers = [] if is_reading else [asyncio.ensure_future(self._watch())]
+        limit = asyncio.timeout_at(None if self.deadline == math.inf else self.deadline)
+        try:
+            async with limit:
+                return await work
+        except TimeoutError:
+            if limit.expired():
+                raise DeadlineExceeded from None
+            raise
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+            worker.uncancel()  # it was `fail` who cancelled
+            raise self._failure from None
+        finally:
+            self._worker = None
+            await end_tasks(*watchers)
+
+    async def _watch(self) -> None:
+        await self.client.until_gone()
+        self.fail(ClientGone())
 
     def fail(self, error: Exception) -> None:
-        """End the request from outside: its work is cancelled and `error` is what the client is told."""
-        self._failure = self._failure or error
-        if self._worker is not None:
-            self._worker.cancel()
-
-    def account(self, result: Result) -> None:
-        """Note what the request used, for its log line."""
-        self.usage, self.timings = result.usage, result.timings
+        """End the request from outside: its work is cancelled, and `error` is what the client is told."""
+        if self._failure is None:
+            self._failure = error
+            if self._worker is not None:
+                self._worker.cancel()
 
     def failed(self, problem: Problem, error: BaseException) -> None:
         """Note how the request ends; what is our own fault goes to the log with its trace."""
@@ -78,59 +253,36 @@ class Exchange:
         if problem.code == "internal":
             get_logger().error("request failed", request_id=self.request_id, exc_info=error)
 
-    async def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for `work`, which notices by itself that the client leaves, or for `fail`."""
-        if self._failure is not None:
-            work.close()
-            raise self._failure
-        task = self._worker = asyncio.current_task()
-        assert task is not None, "an exchange lives on the event loop"
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if self._failure is None:
-                raise
-            task.uncancel()  # it was `fail` who cancelled
-            raise self._failure from None
-        finally:
-            self._worker = None
 
-    async def run(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
-        """Run `work` while the client is there and there is time.
-
-        Raises:
-            ClientGone: the client left first.
-            DeadlineExceeded: the time is over.
-        """
-        worker = self._worker = asyncio.ensure_future(work)
-        watcher = asyncio.ensure_future(_until_gone(receive))
-        if self._failure is not None:
-            worker.cancel()
-        try:
-            timeout = max(self.deadline + GRACE_S - time.monotonic(), 0)
-            await asyncio.wait(
-                {worker, watcher},
-                timeout=None if timeout == float("inf") else timeout,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            return await self._outcome_of(worker, watcher)
-        finally:
-            self._worker = None
-            await end_tasks(worker, watcher)
-
-    async def _outcome_of(self, worker: asyncio.Task[T], watcher: asyncio.Task[None]) -> T:
-        is_done = worker.done()
-        await end_tasks(worker)
-        if self._failure is not None and (not is_done or worker.cancelled()):
-            raise self._failure
-        if is_done:
-            return worker.result()
-        raise ClientGone if watcher.done() else DeadlineExceeded
+async def _last(task: Running) -> Result:
+    async with task as events:
+        async for event in events:
+            if isinstance(event, Done):
+                return event.result
+    raise AssertionError("a task's events end with Done")
 
 
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that first gives a body that was read, then whatever comes after it."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return first.pop() if first else await receive()
+
+    return replayed
+
+
+def endpoint_of(path: str) -> str:
+    """The route template of a path, for a label; `other` for paths that take no work."""
+    if _TASK.fullmatch(path):
+        return "/tasks/{name}"
+    return path if path in ENDPOINTS else "other"
+
+
+def exchange_of(request: Request) -> Exchange:
+    """The exchange that this request is part of."""
+    exchange: Exchange = request.scope["textgen.exchange"]
+    return exchange
 
 
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
@@ -145,14 +297,3 @@ async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # marks it as seen
-
-
-def exchange_of(request: Request) -> Exchange:
-    """The exchange that `gate` made for this request."""
-    found: Exchange = request.scope["textgen.exchange"]
-    return found
-
-
-def attach(scope: MutableMapping[str, Any], exchange: Exchange) -> None:
-    """Put an exchange where `exchange_of` finds it."""
-    scope["textgen.exchange"] = exchange

@@ -12,16 +12,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.bodies import StrictRoute
 from service.api.description import OPENAI_STREAM
-from service.api.exchange import Exchange, exchange_of
-from service.api.native import collect, json_response, stream
+from service.api.exchange import exchange_of
+from service.api.json_pieces import json_response
 from service.api.openai_schemas import CompletionBody
 from service.api.problems import Problem
 from service.api.replies import new_id
 from service.api.reply_models import OPENAI_LOOK, OPENAI_WORK
-from service.api.sse import frame
+from service.api.sse import EventStream, frame
 from service.api.state import Served, service_of
+from service.api.strict_route import StrictRoute
 from service.errors import NotFound
 from service.tasks.calls import GenerateResult, TokenScore, Usage
 from service.tasks.events import Done, Event, Token
@@ -43,20 +43,19 @@ _OBJECT: dict[int | str, Any] = {
 @router.post("/completions", responses={**OPENAI_WORK, **_REPLY}, response_model=None)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Continue a prompt, or several, in OpenAI's shapes."""
-    service, exchange = service_of(request), exchange_of(request)
-    served = service.require_served()
+    exchange = exchange_of(request)
+    served, is_streamed = exchange.served, body.stream
     _check_model(body.model, served)
-    call = body.to_call(exchange.origin(service.settings.request_timeout_s, body.stream))
+    task = served.runner.generate(body.to_call(exchange.origin(is_streamed)))
     head = _head(served.name)
-    work = served.runner.prepare_generate(call)
-    if body.stream:
+    if is_streamed:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
-        return await stream(request, work, OpenAIFrames(head, body, has_usage, exchange))
-    result = await exchange.run(collect(work), request.receive)
-    assert isinstance(result, GenerateResult), "prepare_generate gives no other result"
-    exchange.account(result)
-    found = {**head, "choices": _choices(result, body), "usage": _usage(result.usage, body.n)}
-    return await json_response(found)
+        return EventStream(await exchange.admit(task), OpenAIFrames(head, body, has_usage), exchange)
+    result = await exchange.result_of(task)
+    assert isinstance(result, GenerateResult), "its task is of kind generate"
+    return await json_response(
+        {**head, "choices": _choices(result, body), "usage": _usage(result.usage, body.n)}
+    )
 
 
 @router.get("/models", responses={**OPENAI_LOOK, **_OBJECT}, response_model=None)
@@ -138,14 +137,11 @@ class OpenAIFrames:
         head: what all chunks begin with.
         body: the request's body.
         has_usage: whether a chunk with the usage is to come before the end.
-        exchange: the request; learns usage and timings from the last event.
     """
 
-    def __init__(
-        self, head: dict[str, Any], body: CompletionBody, has_usage: bool, exchange: Exchange
-    ) -> None:
+    def __init__(self, head: dict[str, Any], body: CompletionBody, has_usage: bool) -> None:
         self._head = {**head, "usage": None} if has_usage else head
-        self._body, self._has_usage, self._exchange = body, has_usage, exchange
+        self._body, self._has_usage = body, has_usage
 
     def of(self, event: Event) -> Iterator[bytes]:
         """See `service.api.sse.Frames`."""
@@ -155,12 +151,11 @@ class OpenAIFrames:
                 {**self._head, "choices": [_choice(event.index, event.text, scores, event.finish_reason)]}
             )
         if isinstance(event, Done):
-            self._exchange.account(event.result)
             if self._has_usage:
                 usage = _usage(event.result.usage, self._body.n)
                 yield frame({**self._head, "choices": [], "usage": usage})
             yield b"data: [DONE]\n\n"
 
-    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+    def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
         """See `service.api.sse.Frames`."""
-        return [frame(problem.body("openai", self._exchange.request_id))]
+        return [frame(problem.body("openai", request_id))]

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.native import json_response
+from service.api.json_pieces import json_response
 from service.api.page import is_page, page
 from service.api.reply_models import LOOK
 from service.api.state import ServiceState, service_of
@@ -35,7 +35,7 @@ async def readyz(request: Request) -> dict[str, str]:
     """Answer 200 when new work would be taken now, 503 with the reason otherwise."""
     served = service_of(request).require_served()
     if not served.engine.is_ready:
-        raise EngineDead("the engine takes no work", 5.0)
+        raise EngineDead("the engine takes no work")
     return {"status": "ready"}
 
 

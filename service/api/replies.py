@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from service.api.exchange import Exchange
 from service.api.problems import Problem
 from service.api.sse import frame, frame_in_pieces
 from service.tasks.calls import (
@@ -80,11 +79,10 @@ class NativeFrames:
     Args:
         reply_id: the reply's id.
         model: the served model's name.
-        exchange: the request; learns usage and timings from the last event.
     """
 
-    def __init__(self, reply_id: str, model: str, exchange: Exchange) -> None:
-        self._reply_id, self._model, self._exchange = reply_id, model, exchange
+    def __init__(self, reply_id: str, model: str) -> None:
+        self._reply_id, self._model = reply_id, model
 
     def of(self, event: Event) -> Iterator[bytes]:
         """See `service.api.sse.Frames`."""
@@ -97,13 +95,12 @@ class NativeFrames:
             case Chunk():
                 yield frame(asdict(event), "chunk")
             case Done():
-                self._exchange.account(event.result)
                 found = without_text(reply(event.result, self._reply_id, self._model))
                 yield from frame_in_pieces(found, "done")
 
-    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+    def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
         """See `service.api.sse.Frames`."""
-        return [frame(problem.body("native", self._exchange.request_id), "error")]
+        return [frame(problem.body("native", request_id), "error")]
 
 
 def without_text(found: dict[str, Any]) -> dict[str, Any]:

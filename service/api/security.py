@@ -1,7 +1,7 @@
 """Who asks: API keys and how many requests each may have in flight. Request ids are cleaned here too.
 
 Keys are kept and compared as digests, every key each time, so that neither time nor a core dump tells one.
-No HTTP framework here; `gate` calls it before a body is read.
+No HTTP framework here; `exchange` calls it before a body is read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hmac
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from service.api.problems import HttpProblem
 
@@ -23,12 +24,12 @@ class Keyring:
 
     Args:
         keys: the keys as clients send them, each with the name of its tenant or "".
-        concurrency: most requests in flight for one key; 0 is no limit.
+        concurrency: maximum requests in flight for one key; 0 is no limit.
     """
 
     def __init__(self, keys: Mapping[str, str], concurrency: int = 0) -> None:
         self._digests: list[bytes] = []
-        self.names: dict[str, str] = {}  # of tenants, by what `tenant` returns; of keys that are gone, too
+        self.names: dict[str, str] = {}  # of tenants, by what `key_id` returns; of keys that are gone, too
         self.replace(keys)
         self._concurrency = concurrency
         self._in_flight: Counter[str] = Counter()
@@ -45,14 +46,14 @@ class Keyring:
         """How many keys there are."""
         return len(self._digests)
 
-    def tenant(self, authorization: bytes) -> str:
+    def key_id(self, authorization: bytes) -> str:
         """Check a key.
 
         Args:
             authorization: value of the Authorization header, b"" if there is none.
 
         Returns:
-            A name for the key that says nothing about it, "" when access is open.
+            What stands for the key and says nothing about it, "" when access is open.
 
         Raises:
             HttpProblem: 401, this is none of the keys.
@@ -66,18 +67,17 @@ class Keyring:
             raise HttpProblem("unauthorized", "send a valid API key as `Authorization: Bearer <key>`")
         return _public(given)
 
-    def enter(self, tenant: str) -> None:
-        """Count a request of this key in. Raises HttpProblem (429) when it has too many in flight."""
-        if self._concurrency and tenant and self._in_flight[tenant] >= self._concurrency:
+    @contextmanager
+    def place(self, key_id: str) -> Iterator[None]:
+        """Hold a place among the key's requests. Raises HttpProblem (429) when it has too many in flight."""
+        if self._concurrency and key_id and self._in_flight[key_id] >= self._concurrency:
             message = f"this key has {self._concurrency} requests in flight, as many as it may have"
             raise HttpProblem("queue_full", message, retry_after_s=1.0)
-        self._in_flight[tenant] += 1
-
-    def leave(self, tenant: str) -> None:
-        """Count a request of this key out."""
-        self._in_flight[tenant] -= 1
-        if not self._in_flight[tenant]:
-            del self._in_flight[tenant]
+        self._in_flight[key_id] += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= Counter({key_id: 1})  # keeps no key without requests
 
 
 def _digest(key: bytes) -> bytes:

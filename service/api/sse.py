@@ -9,18 +9,18 @@ client that does not read. How an event becomes a frame is the dialect's concern
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.exchange import ClientGone, Exchange, end_tasks
+from service.api.client import ClientGone
+from service.api.exchange import Exchange, end_tasks
 from service.api.json_pieces import compact, in_pieces, taking_turns
 from service.api.problems import Problem, problem_for
 from service.tasks.events import Done, Event
-from service.tasks.job import Prepared
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -35,7 +35,7 @@ class Frames(Protocol):
         """Frames of one event, the last ones for `Done`; those may come in pieces."""
         ...
 
-    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+    def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
         """The last frames after a failure."""
         ...
 
@@ -58,13 +58,12 @@ def _head(event: str | None) -> str:
 
 
 class EventStream(Response):
-    """A response that streams a prepared task.
+    """A response that streams a task.
 
     Args:
-        prepared: the admitted task; left, and so aborted, when the stream ends for whatever reason.
+        events: of the task that `exchange` admitted; it is left when the stream ends for whatever reason.
         frames: the dialect.
         exchange: the request.
-        send_timeout_s: seconds one frame may take to be taken by the client's socket.
         keep_alive_s: seconds of silence after which a comment is sent.
     """
 
@@ -72,16 +71,15 @@ class EventStream(Response):
 
     def __init__(
         self,
-        prepared: Prepared,
+        events: AsyncIterator[Event],
         frames: Frames,
         exchange: Exchange,
-        send_timeout_s: float,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._prepared, self._frames, self._exchange = prepared, frames, exchange
-        self._send_timeout_s, self._keep_alive_s = send_timeout_s, keep_alive_s
+        self._events, self._frames, self._exchange = events, frames, exchange
+        self._send_timeout_s, self._keep_alive_s = exchange.service.settings.send_timeout_s, keep_alive_s
         self._lock = asyncio.Lock()
         self._ready: list[bytes] = []  # frames to be written
         self._news = asyncio.Event()
@@ -92,8 +90,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; see the class."""
         try:
-            async with self._prepared as prepared:
-                await self._exchange.run(self._stream(send, prepared), receive)
+            async with self._exchange.job:  # left before the last frame, which a slow client may keep waiting
+                await self._exchange.run(self._stream(send))
         except ClientGone:
             raise
         except Exception as error:
@@ -108,24 +106,28 @@ class EventStream(Response):
             return
         problem = problem_for(error)
         self._exchange.failed(problem, error)
-        self._ready += self._frames.of_problem(problem)
+        self._ready += self._frames.of_problem(problem, self._exchange.request_id)
 
-    async def _stream(self, send: Send, prepared: Prepared) -> None:
+    async def _stream(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         self._is_started = True
         self._last_frame_at = asyncio.get_running_loop().time()
         helpers = [asyncio.create_task(work(send)) for work in (self._keep_writing, self._keep_alive)]
         try:
-            await self._gather_events(send, prepared)
+            await self._gather_events(send)
         finally:
             await end_tasks(*helpers)
 
-    async def _gather_events(self, send: Send, prepared: Prepared) -> None:
+    async def _gather_events(self, send: Send) -> None:
         """Make frames of events as they come; when none is left to come at once, the writer has its turn."""
-        async for event in prepared.events():
+        async for event in self._events:
             frames = self._frames.of(event)
-            self._ready += await taking_turns(frames) if isinstance(event, Done) else frames
-            self._is_whole = isinstance(event, Done)
+            if isinstance(event, Done):
+                self._exchange.result = event.result
+                self._ready += await taking_turns(frames)
+                self._is_whole = True
+            else:
+                self._ready += frames
             self._news.set()
             if len(self._ready) > _MOST_READY:
                 await self._flush(send)

@@ -5,32 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import Request
 
 from model_store.task import Task
 from service.api.bodies import BodyRoom
-from service.api.exchange import Exchange
 from service.api.security import Keyring
+from service.engine.async_engine import AsyncEngine
 from service.errors import Draining, EngineDead, NotReady
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tasks.run import TaskRunner
 
 _BODIES = 16  # of the largest size, held at once
-
-
-class EngineHealth(Protocol):
-    """What the API layer asks of the engine; work goes through the task runner."""
-
-    @property
-    def is_ready(self) -> bool: ...
-    @property
-    def is_alive(self) -> bool: ...
-    def check_room(self, tenant: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +31,7 @@ class Served:
     version: str
     tasks: Mapping[str, Task]
     runner: TaskRunner
-    engine: EngineHealth
+    engine: AsyncEngine
     created: int  # seconds since 1970, for the list of models
     facts: Mapping[str, Any]  # shown by /info
 
@@ -58,7 +48,7 @@ class ServiceState:
     metrics: Metrics = field(default_factory=Metrics)
     served: Served | None = None  # None while loading
     is_draining: bool = False
-    exchanges: set[Exchange] = field(default_factory=set)
+    in_flight: set[Callable[[Exception], None]] = field(default_factory=set)  # each ends one request
     keyring: Keyring = field(init=False)
     body_room: BodyRoom = field(init=False)
 
@@ -77,17 +67,17 @@ class ServiceState:
             EngineDead: the engine is gone, the process will follow.
         """
         if self.is_draining:
-            raise Draining("the service is shutting down and takes no new work", 5.0)
+            raise Draining
         if self.served is None:
-            raise NotReady("the model is still loading", 2.0)
+            raise NotReady
         if not self.served.engine.is_alive:
-            raise EngineDead("the engine stopped working; the service is about to restart", 5.0)
+            raise EngineDead
         return self.served
 
     def fail_all(self, error: Exception) -> None:
         """End every request in flight; streams get `error` as their last frame."""
-        for exchange in tuple(self.exchanges):
-            exchange.fail(error)
+        for fail in tuple(self.in_flight):
+            fail(error)
 
 
 def service_of(request: Request) -> ServiceState:

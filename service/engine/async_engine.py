@@ -28,7 +28,7 @@ from service.engine.sequence import (
     SequenceRequest,
     Status,
 )
-from service.errors import Draining, EngineDead, EngineFault, NotReady
+from service.errors import EngineDead, EngineFault, NotReady
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
@@ -63,7 +63,6 @@ class AsyncEngine:
         self._make_engine = make_engine
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._streams: dict[Job, JobStream] = {}
-        self._is_draining = False
         self._is_warm = False
         self._watched: float | None = None  # the beat that the watchdog saw last
         self._still_s = 0.0  # how long it has seen that one
@@ -101,7 +100,7 @@ class AsyncEngine:
     @property
     def is_ready(self) -> bool:
         """Whether new work would be taken, if there is room."""
-        return self._is_warm and not self.died.is_set() and not self._is_draining
+        return self._is_warm and not self.died.is_set()
 
     @property
     def is_alive(self) -> bool:
@@ -113,10 +112,6 @@ class AsyncEngine:
         """Sequences submitted and not finished."""
         return self.quota.num_held
 
-    def begin_drain(self) -> None:
-        """Refuse new work from now on; jobs in flight finish, their extensions included."""
-        self._is_draining = True
-
     def fail_all(self, error: Exception) -> None:
         """End every stream with an error; leaving the streams aborts their sequences."""
         for stream in self._streams.values():
@@ -125,11 +120,7 @@ class AsyncEngine:
     # ---- jobs -------------------------------------------------------------------------------------------
 
     def submit(
-        self,
-        requests: collections.abc.Sequence[SequenceRequest],
-        tenant: str = "",
-        salt: str = "",
-        deadline: float | None = None,
+        self, requests: collections.abc.Sequence[SequenceRequest], tenant: str = "", salt: str = ""
     ) -> JobStream:
         """Queue the sequences of one job.
 
@@ -137,14 +128,13 @@ class AsyncEngine:
             requests: at least one.
             tenant: whose share and whose turns it takes; "" where there is nobody to be fair to.
             salt: of the prefix cache; jobs with different salts share nothing.
-            deadline: on the event loop's clock (monotonic seconds), queueing included; None waits for ever.
 
         Raises:
-            NotReady, Draining, EngineDead, QueueFull: nothing was queued.
+            NotReady, EngineDead, QueueFull: nothing was queued.
         """
         self._refuse(len(requests), tenant)
         job = Job(tenant, salt)
-        stream = self._streams[job] = JobStream(self, job, deadline, self._loop.time)
+        stream = self._streams[job] = JobStream(self, job)
         self.enqueue(stream, requests)
         return stream
 
@@ -153,17 +143,15 @@ class AsyncEngine:
         tokenising.
 
         Raises:
-            NotReady, Draining, EngineDead, QueueFull: as `submit`.
+            NotReady, EngineDead, QueueFull: as `submit`.
         """
         self._refuse(1, tenant)
 
     def _refuse(self, count: int, tenant: str) -> None:
         if self.died.is_set():
-            raise EngineDead("the engine is not running; the service is about to restart", 5.0)
+            raise EngineDead
         if not self._is_warm:
-            raise NotReady("the model is still loading", 1.0)
-        if self._is_draining:
-            raise Draining("the service is shutting down and takes no new work", 1.0)
+            raise NotReady
         self.quota.check(tenant, count)
 
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:

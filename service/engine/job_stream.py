@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
-from collections.abc import Callable
+import time
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from service.engine.sequence import FinishReason, Job, Sequence, SequenceOutput, SequenceRequest
-from service.errors import DeadlineExceeded, EngineFault
+from service.engine.sequence import (
+    FinishReason,
+    Job,
+    Sequence,
+    SequenceOutput,
+    SequenceRequest,
+    SequenceStats,
+)
+from service.errors import EngineFault
 
 
 class StreamOwner(Protocol):
@@ -39,24 +46,18 @@ class JobStream:
     Args:
         owner: the engine.
         job: the job.
-        deadline: on the event loop's clock, or None.
-        clock: the event loop's clock.
     """
 
-    def __init__(
-        self, owner: StreamOwner, job: Job, deadline: float | None, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, owner: StreamOwner, job: Job) -> None:
         self.job = job
         self.unfinished: dict[int, Sequence] = {}
         self.num_submitted = 0
+        self.submitted_at = time.monotonic()
+        self.stats: list[SequenceStats] = []  # of the sequences that were read to their end
         self._owner = owner
-        self._deadline = deadline
-        self._clock = clock
         self._unread: dict[int, SequenceOutput] = {}
         self._error: Exception | None = None
         self._changed = asyncio.Event()
-        self._alarm: asyncio.TimerHandle | None = None
-        self._is_over = False  # the alarm rang; by the clock, which it rounds, it may be a little early
 
     # ---- the caller's side ------------------------------------------------------------------------------
 
@@ -77,15 +78,11 @@ class JobStream:
         self._changed.set()
 
     async def __aenter__(self) -> Self:
-        if self._deadline is not None:  # one timer for all waits
-            self._alarm = asyncio.get_running_loop().call_at(self._deadline, self._ring)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
         left = list(self.unfinished.values())
         self.unfinished.clear()
         self._unread.clear()
@@ -99,36 +96,22 @@ class JobStream:
         """Wait for the next output of any sequence.
 
         Raises:
-            DeadlineExceeded: the job's time is over.
             EngineFault: a sequence failed, or the engine died.
             StopAsyncIteration: every sequence has finished.
         """
-        if self.unfinished and self._is_late:
-            raise DeadlineExceeded
         while not self._unread:
             if self._error is not None:
                 raise self._error
             if not self.unfinished:
                 raise StopAsyncIteration
-            await self._wait()
+            self._changed.clear()
+            await self._changed.wait()
         output = self._unread.pop(next(iter(self._unread)))
-        if output.finish_reason is FinishReason.ERROR:
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             raise EngineFault
+        if output.stats is not None:
+            self.stats.append(output.stats)
         return output
-
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
-        if self._is_late and not self._unread:  # the last output may come at the same moment
-            raise DeadlineExceeded
-
-    def _ring(self) -> None:
-        self._is_over = True
-        self._changed.set()
-
-    @property
-    def _is_late(self) -> bool:
-        return self._is_over or (self._deadline is not None and self._clock() >= self._deadline)
 
     # ---- the engine's side ------------------------------------------------------------------------------
 

@@ -8,15 +8,16 @@ Read `choice` next.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
 
 from model_store.borders import first_occurrence
 from model_store.steps import Steps
+from service.engine.job_stream import JobStream
 from service.engine.sequence import SequenceOutput, SequenceRequest
 from service.tasks.calls import QaAnswer, QaCall, QaResult
 from service.tasks.events import Done, Event, Plan, Token
-from service.tasks.job import Job
+from service.tasks.job import timings, usage
 from service.tasks.offload import Offloader, size_of
 from service.tasks.qa import Reader
 from service.tasks.search import Candidate, Frontier, Rollout, Window, no_answer_request, total_logprob
@@ -41,7 +42,7 @@ class QaRun:
     """
 
     def __init__(
-        self, job: Job, reader: Reader, call: QaCall, found: list[Window], offloader: Offloader
+        self, job: JobStream, reader: Reader, call: QaCall, found: list[Window], offloader: Offloader
     ) -> None:
         self._job = job
         self._offloader = offloader
@@ -55,7 +56,7 @@ class QaRun:
         self._frontier = Frontier(self._rules, self._answer_of)
         self._is_search = reader.decoding.params.temperature == 0
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """Yield the plan, the best answer as one token event, and the result."""
         yield Plan("windows", len(self._windows))
         self._add_scores()
@@ -73,7 +74,7 @@ class QaRun:
         answers = await self._offload(size_of([self._call.context]), self._answers())
         yield Token(0, answers[0].answer, finish_reason="stop")
         seed = self._reader.decoding.params.seed
-        yield Done(QaResult(seed, answers, len(self._windows), self._job.usage(), self._job.timings()))
+        yield Done(QaResult(seed, answers, len(self._windows), usage(self._job), timings(self._job)))
 
     @property
     def _width(self) -> int:
@@ -98,7 +99,7 @@ class QaRun:
 
     @property
     def _num_planned(self) -> int:
-        return self._job.num_sequences + len(self._planned)
+        return self._job.num_submitted + len(self._planned)
 
     def _plan(self, requests: Sequence[SequenceRequest]) -> None:
         """Put sequences in line. Their order, hence index and ordinal, does not depend on when they start."""
@@ -107,7 +108,7 @@ class QaRun:
 
     def _start(self) -> None:
         """Start as many as there is room for beside those that run."""
-        room = max(len(self._windows), MIN_SIDE_BY_SIDE) - self._job.num_unfinished
+        room = max(len(self._windows), MIN_SIDE_BY_SIDE) - len(self._job.unfinished)
         count = min(max(room, 0), len(self._planned))
         if count:
             self._job.extend([self._planned.popleft() for _ in range(count)])
@@ -115,7 +116,7 @@ class QaRun:
     async def _finish_round(self) -> None:
         """Let everything that was planned finish or lose its prospects, then take the round's rollouts in."""
         floor = self._frontier.floor(self._floor(), self._call.num_answers)
-        async for output in self._job.outputs():
+        async for output in self._job:
             self._take(output, floor)
             self._start()
         num_looked_at = sum(len(step.top) for r in self._rollouts.values() for step in r.logprobs)

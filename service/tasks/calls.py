@@ -20,11 +20,10 @@ SamplingFields = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asks, and until when the answer is of use."""
+    """Who asks, and how the answer is wanted."""
 
     tenant: str = ""  # whose turns and whose share it takes; "" where there is nobody to be fair to
     salt: str = ""  # keeps what it puts into the prefix cache from others
-    deadline: float | None = None  # on the clock of `time.monotonic`, seconds; None never
     is_streamed: bool = True  # whether tokens are wanted as they come
 
 

@@ -8,18 +8,19 @@ next.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from model_store.sampling import SAMPLING
 from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from service.engine.job_stream import JobStream
 from service.engine.sequence import SamplingParams, SequenceRequest
 from service.errors import InvalidRequest
 from service.tasks.calls import ChoiceResult, ModelLimits, Overflow, SamplingFields
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import Fitted, fit_fields
-from service.tasks.job import Job
+from service.tasks.job import check_job_size, timings, usage
 from service.tasks.sampling import Decoding
 from service.tasks.search import total_logprob
 
@@ -50,7 +51,9 @@ def build_requests(
 
     Raises:
         PromptTooLong: prompt and longest label do not fit.
+        InvalidRequest: there are more labels than a job may have sequences.
     """
+    check_job_size(len(task.labels), limits, "labels")
     labels = [task.encode_answer(tokenizer, label) for label in task.labels]
     fitted = yield from _fit(task, tokenizer, fields, limits.n_positions - max(map(len, labels)), overflow)
     params = SamplingParams(max_new_tokens=0, temperature=0.0, score_from=len(fitted.prompt_ids))
@@ -67,16 +70,16 @@ def _fit(
     return (yield from fit_fields(task, tokenizer, fields, nothing_new, room, overflow))
 
 
-async def choice_events(job: Job, task: Task, seed: int) -> AsyncIterator[Event]:
+async def choice_events(job: JobStream, task: Task, seed: int, num_dropped: int) -> AsyncGenerator[Event]:
     """Yield the label as one token event, then the result."""
     logprobs = [0.0] * len(task.labels)
-    async for output in job.outputs():
+    async for output in job:
         if output.prompt_logprobs:
             logprobs[output.index] = total_logprob(output.prompt_logprobs)
     scores = dict(zip(task.labels, softmax(logprobs), strict=True))
     label = max(scores, key=lambda name: scores[name])
     yield Token(0, label, finish_reason="stop")
-    yield Done(ChoiceResult(seed, label, scores, job.usage(), job.timings()))
+    yield Done(ChoiceResult(seed, label, scores, usage(job, num_dropped), timings(job)))
 
 
 def softmax(logprobs: list[float]) -> list[float]:

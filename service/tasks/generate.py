@@ -6,16 +6,27 @@ Choices come as the engine gives them, untrimmed. Read `chunking` and `summarize
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
+from model_store.steps import Steps
+from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from service.engine.job_stream import JobStream
 from service.engine.sequence import SequenceOutput, SequenceRequest, TokenLogprob
-from service.tasks.calls import Choice, GenerateCall, GenerateResult, TokenScore
+from service.errors import InvalidRequest
+from service.tasks.calls import (
+    Choice,
+    GenerateCall,
+    GenerateResult,
+    ModelLimits,
+    TaskCall,
+    TokenScore,
+)
 from service.tasks.events import Done, Event, Token
-from service.tasks.fitting import Fitted
-from service.tasks.job import Job
-from service.tasks.sampling import Decoding, check_option
+from service.tasks.fitting import Fitted, check_unicode, fit_fields, fit_ids, fit_text
+from service.tasks.job import timings, usage
+from service.tasks.sampling import Decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +37,43 @@ class Prompt:
     echo: str = ""
 
 
-def check_options(call: GenerateCall) -> None:
-    """Raise `InvalidRequest` for options out of range."""
-    check_option("n", call.n)
-    if call.logprobs is not None:
-        check_option("logprobs", call.logprobs)
+def fit_prompts(
+    call: GenerateCall, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
+) -> Steps[list[Prompt]]:
+    """Tokenise the call's prompts.
+
+    Raises:
+        PromptTooLong: one does not fit and nothing may be dropped.
+        InvalidRequest: one is no valid text, or has a token that the model does not know.
+    """
+    prompts: list[Prompt] = []
+    for index, prompt in enumerate(call.prompts):
+        param = "prompt" if len(call.prompts) == 1 else f"prompt.{index}"
+        text = prompt if isinstance(prompt, str) else None
+        if isinstance(prompt, str):
+            check_unicode(param, prompt)
+            fit = fit_text(tokenizer, prompt, decoding, limits.n_positions, call.overflow, param)
+            fitted = yield from fit
+        else:
+            ids = list(prompt) or [tokenizer.eos_id]
+            fitted = fit_ids(ids, decoding, limits.n_positions, call.overflow, param)
+            if not all(0 <= token_id < tokenizer.vocab_size for token_id in fitted.prompt_ids):
+                legal = f"token ids from 0 to {tokenizer.vocab_size - 1}"
+                raise InvalidRequest(f"{param} must hold {legal}", param)
+        prompts.append(Prompt(fitted, _echo(tokenizer, fitted, text) if call.echo else ""))
+    return prompts
 
 
-def echo_of(tokenizer: Tokenizer, fitted: Fitted, text: str | None) -> str:
+def fit_task(
+    call: TaskCall, task: Task, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
+) -> Steps[list[Prompt]]:
+    """Render the prompt of a task of kind generate."""
+    fitted = yield from fit_fields(task, tokenizer, call.fields, decoding, limits.n_positions, call.overflow)
+    text = "".join(part for part, _ in task.segments(call.fields))
+    return [Prompt(fitted, _echo(tokenizer, fitted, text) if call.echo else "")]
+
+
+def _echo(tokenizer: Tokenizer, fitted: Fitted, text: str | None) -> str:
     """The prompt's text as the model sees it: the caller's own unless it was cut or given as ids."""
     return text if text is not None and not fitted.num_dropped else tokenizer.decode(fitted.prompt_ids)
 
@@ -108,18 +148,19 @@ class ChoiceText:
 
 
 async def generate_events(
-    job: Job, tokenizer: Tokenizer, prompts: Sequence[Prompt], call: GenerateCall, seed: int
-) -> AsyncIterator[Event]:
+    job: JobStream, tokenizer: Tokenizer, prompts: Sequence[Prompt], call: GenerateCall, seed: int
+) -> AsyncGenerator[Event]:
     """Yield the choices' tokens as they come, then the result."""
     choices = [
         ChoiceText(index, prompt.echo)
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(call.n))
     ]
-    async for output in job.outputs():
+    async for output in job:
         yield choices[output.index].push(tokenizer, output, call)
     finished: list[Choice] = []
     for c in choices:
         scores = c.scores(tokenizer) if call.logprobs is not None else None
         finished.append(Choice(c.index, c.text, c.finish_reason, scores))
         await asyncio.sleep(0)  # the scores of many choices are work: others have their turn between them
-    yield Done(GenerateResult(seed, tuple(finished), job.usage(), job.timings()))
+    num_dropped = sum(prompt.fitted.num_dropped for prompt in prompts)
+    yield Done(GenerateResult(seed, tuple(finished), usage(job, num_dropped), timings(job)))

@@ -2,7 +2,7 @@
 
 The thread does a few milliseconds of one caller's steps, then of another's: a short text waits for a turn of
 each large one before it, not for its end. Work that nobody waits for any more, because its caller was
-cancelled or its deadline passed, gets no further turn. Read `run` for who uses it.
+cancelled, gets no further turn. Read `run` for who uses it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from weakref import WeakValueDictionary
 
 from model_store.steps import Steps, finish
 from service.engine.quota import Quota
-from service.errors import DeadlineExceeded
 from service.tasks.calls import Origin
 from service.tasks.turns import Turns
 
@@ -64,7 +63,7 @@ class Offloader:
         Args:
             size: how large the work is, as that of tokenising so many bytes; see `size_of`.
             work: steps without side effects: they may end before the last.
-            origin: whose turn it takes, and until when the result is of use.
+            origin: whose turn it takes.
             is_admitted: whether it belongs to a job under way, which is never refused.
 
         Returns:
@@ -72,18 +71,13 @@ class Offloader:
 
         Raises:
             QueueFull: too many wait.
-            DeadlineExceeded: the time is over; the work ends with its current step.
         """
         if size <= LARGE_TEXT_BYTES:
             return finish(work)
         tenant = origin.tenant
         with self._place(tenant, is_admitted):
-            try:
-                async with asyncio.timeout_at(origin.deadline):
-                    async with self._in_hand(tenant, size > HUGE_TEXT_BYTES and not is_admitted):
-                        return await self._in_turns(work, tenant)
-            except TimeoutError:
-                raise DeadlineExceeded from None
+            async with self._in_hand(tenant, size > HUGE_TEXT_BYTES and not is_admitted):
+                return await self._in_turns(work, tenant)
 
     def close(self) -> None:
         """Let the thread end after the turn it is at."""

@@ -6,13 +6,14 @@ them ends it: then the joined summaries are the answer. Read `qa` next.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
+from service.engine.job_stream import JobStream
 from service.engine.sequence import FinishReason, SequenceOutput
 from service.tasks.calls import ChunkSummary, Origin, SummarizeResult
 from service.tasks.documents import Span
 from service.tasks.events import Chunk, Done, Event, Plan, Token
-from service.tasks.job import Job
+from service.tasks.job import timings, usage
 from service.tasks.offload import Offloader, size_of
 from service.tasks.summarize import Plotted, Summarizer
 from service.tasks.trimming import Trimmer
@@ -37,20 +38,19 @@ class Summary:
 
 
 async def summarize_events(
-    job: Job, summarizer: Summarizer, plotted: Plotted, offloader: Offloader, origin: Origin
-) -> AsyncIterator[Event]:
+    job: JobStream, summarizer: Summarizer, plotted: Plotted, offloader: Offloader, origin: Origin
+) -> AsyncGenerator[Event]:
     """Yield the plan, chunks as they finish, the last reduction's tokens, and the result."""
     yield Plan(plotted.strategy, len(plotted.spans))
     run = _Run(job, summarizer, offloader, origin)
     chunks = [Summary() for _ in plotted.spans]
-    outputs = job.outputs()
     if len(chunks) == 1:
-        async for token in run.stream(outputs, chunks[0]):
+        async for token in run.stream(chunks[0]):
             yield token
         yield _chunk_event(plotted.spans[0], 0, chunks[0])
         final = chunks[0]
     else:
-        async for index in run.collect(outputs, chunks, first_index=0):
+        async for index in run.collect(chunks, first_index=0):
             yield _chunk_event(plotted.spans[index], index, chunks[index])
         final = Summary()
         async for token in run.reduce([chunk.text for chunk in chunks], plotted.num_text_tokens, final):
@@ -59,10 +59,9 @@ async def summarize_events(
         ChunkSummary(span.start, span.end, chunk.text)
         for span, chunk in zip(plotted.spans, chunks, strict=True)
     )
+    spent = usage(job, plotted.num_dropped)
     yield Done(
-        SummarizeResult(
-            summarizer.seed, final.text, final.finish_reason, summaries, job.usage(), job.timings()
-        )
+        SummarizeResult(summarizer.seed, final.text, final.finish_reason, summaries, spent, timings(job))
     )
 
 
@@ -73,24 +72,22 @@ def _chunk_event(span: Span, index: int, summary: Summary) -> Chunk:
 class _Run:
     """The rounds of one job."""
 
-    def __init__(self, job: Job, summarizer: Summarizer, offloader: Offloader, origin: Origin) -> None:
+    def __init__(self, job: JobStream, summarizer: Summarizer, offloader: Offloader, origin: Origin) -> None:
         self._origin = origin
         self._job = job
         self._summarizer = summarizer
         self._offloader = offloader
 
-    async def stream(self, outputs: AsyncIterator[SequenceOutput], summary: Summary) -> AsyncIterator[Token]:
+    async def stream(self, summary: Summary) -> AsyncIterator[Token]:
         """Show the one sequence that runs, token by token."""
-        async for output in outputs:
+        async for output in self._job:
             delta = summary.push(output)
             if delta or output.finish_reason:
                 yield Token(0, delta, finish_reason=output.finish_reason)
 
-    async def collect(
-        self, outputs: AsyncIterator[SequenceOutput], summaries: list[Summary], first_index: int
-    ) -> AsyncIterator[int]:
+    async def collect(self, summaries: list[Summary], first_index: int) -> AsyncIterator[int]:
         """Let a round run and yield the place of each summary when it is complete."""
-        async for output in outputs:
+        async for output in self._job:
             place = output.index - first_index
             summaries[place].push(output)
             if output.finish_reason is not None:
@@ -113,20 +110,19 @@ class _Run:
                 return
             num_tokens = plotted.num_text_tokens
             first_index = self._job.extend(plotted.requests).start
-            outputs = self._job.outputs()
             if is_last:
-                async for token in self.stream(outputs, final):
+                async for token in self.stream(final):
                     yield token
                 return
             summaries = [Summary() for _ in plotted.spans]
-            async for _ in self.collect(outputs, summaries, first_index):
+            async for _ in self.collect(summaries, first_index):
                 pass
             parts = [summary.text for summary in summaries]
 
     async def _plot(self, joined: str) -> Plotted | None:
         if not joined:
             return None
-        work = self._summarizer.plot_round(joined, self._job.num_sequences)
+        work = self._summarizer.plot_round(joined, self._job.num_submitted)
         return await self._offloader.run(size_of([joined]), work, self._origin, is_admitted=True)
 
     def _keep(self, joined: str, final: Summary) -> Token:

@@ -1,42 +1,33 @@
 """Runs tasks: the one door through which every dialect reaches the engine.
 
-`prepare_*` validates, renders and tokenises (a large text in turns in a thread), checks lengths and submits;
-whatever can be refused is refused there. What it returns yields the task's events. How each kind works stands
-in `generate`, `summarize`, `qa` and `choice`.
+Each method gives a context. Entering it admits the call: it validates, renders, tokenises (a large text in
+turns in a thread), checks lengths and submits; whatever can be refused is refused there. Inside, the task's
+events come. Leaving it, for whatever reason, aborts what is unfinished. How each kind works stands in
+`generate`, `summarize`, `qa` and `choice`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
-from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from service.engine.async_engine import AsyncEngine
+from service.engine.job_stream import JobStream
+from service.engine.sequence import SequenceRequest
 from service.errors import InvalidRequest, NotFound
 from service.tasks import answers, choice, generate, qa, reduction, summarize
-from service.tasks.calls import (
-    GenerateCall,
-    ModelLimits,
-    Overflow,
-    QaCall,
-    SamplingFields,
-    SummarizeCall,
-    TaskCall,
-)
-from service.tasks.fitting import (
-    Fitted,
-    check_fields,
-    check_not_blank,
-    check_unicode,
-    fit_fields,
-    fit_ids,
-    fit_text,
-)
+from service.tasks.calls import GenerateCall, ModelLimits, Origin, QaCall, SummarizeCall, TaskCall
+from service.tasks.events import Event
+from service.tasks.fitting import check_fields, check_not_blank, check_unicode
 from service.tasks.generate import Prompt
-from service.tasks.job import Prepared, Submitter, submit
 from service.tasks.offload import Offloader, size_of
-from service.tasks.sampling import Decoding, check_option, resolve
+from service.tasks.sampling import Decoding, resolve
 from service.tasks.vocabulary import Vocabulary
+
+# Enter it to be admitted; its events end with exactly one `Done`; leave it to abort what is unfinished.
+Running = AbstractAsyncContextManager[AsyncIterator[Event]]
 
 _OPTIONS: dict[str, set[str]] = {
     "generate": {"n", "echo", "logprobs"},
@@ -51,14 +42,14 @@ class TaskRunner:
     """Turns calls into events.
 
     Args:
-        engine: takes the sequences; `AsyncEngine` in the service.
+        engine: takes the sequences.
         tokenizer: the served model's.
         tasks: the served model's, by name.
         limits: of the model and the settings.
     """
 
     def __init__(
-        self, engine: Submitter, tokenizer: Tokenizer, tasks: Mapping[str, Task], limits: ModelLimits
+        self, engine: AsyncEngine, tokenizer: Tokenizer, tasks: Mapping[str, Task], limits: ModelLimits
     ) -> None:
         self.tasks = dict(tasks)
         self.limits = limits
@@ -72,182 +63,142 @@ class TaskRunner:
         """Let the worker thread end."""
         self._offloader.close()
 
-    def task(self, name: str) -> Task:
-        """The task of that name.
-
-        Raises:
-            NotFound: the served model has none.
-        """
-        if name not in self.tasks:
-            raise NotFound(f"no such task; the served model has: {', '.join(self.tasks)}")
-        return self.tasks[name]
-
-    async def prepare_generate(self, call: GenerateCall) -> Prepared:
-        """Admit a call to continue prompts.
+    @asynccontextmanager
+    async def generate(self, call: GenerateCall) -> AsyncIterator[AsyncIterator[Event]]:
+        """Continue prompts.
 
         Raises:
             RequestError: something about the call is not legal, or too long.
             Refused: the engine takes no more work now.
         """
-        task = self.task("generate")
-        decoding = self._resolve(call.sampling, task, call.allow_zero)
-        generate.check_options(call)
-        self._check_prompts(call)
-        size = size_of(call.prompts)
-        prompts = await self._offloader.run(size, self._fit_prompts(call, decoding), call.origin)
-        return self._submit_generate(call, prompts, decoding)
+        task, limit = self._task("generate"), self.limits.max_job_sequences
+        decoding = resolve(
+            call.sampling, task, self._tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs
+        )
+        if call.n > limit:
+            raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
+        if not 0 < len(call.prompts) <= limit // call.n:
+            raise InvalidRequest(f"prompt must be 1 to {limit // call.n} prompts with n = {call.n}", "prompt")
+        work = generate.fit_prompts(call, self._tokenizer, decoding, self.limits)
+        prompts = await self._offloader.run(size_of(call.prompts), work, call.origin)
+        async with self._generating(call, prompts, decoding) as events:
+            yield events
 
-    def _check_prompts(self, call: GenerateCall) -> None:
-        if call.n > self.limits.max_job_sequences:
-            raise InvalidRequest(f"n must be at least 1 and at most {self.limits.max_job_sequences}", "n")
-        most = self.limits.max_job_sequences // call.n
-        if not 0 < len(call.prompts) <= most:
-            raise InvalidRequest(f"prompt must be 1 to {most} prompts with n = {call.n}", "prompt")
-        for place, prompt in enumerate(call.prompts):
-            if isinstance(prompt, str):
-                check_unicode(_param(call, place), prompt)
-
-    def _fit_prompts(self, call: GenerateCall, decoding: Decoding) -> Steps[list[Prompt]]:
-        prompts = []
-        for place, prompt in enumerate(call.prompts):
-            fitted = yield from self._fit_prompt(prompt, _param(call, place), decoding, call.overflow)
-            text = prompt if isinstance(prompt, str) else None
-            prompts.append(self._prompt(fitted, text, call.echo))
-        return prompts
-
-    def _fit_prompt(
-        self, prompt: str | tuple[int, ...], param: str, decoding: Decoding, overflow: Overflow
-    ) -> Steps[Fitted]:
-        n_positions = self.limits.n_positions
-        if isinstance(prompt, str):
-            return (yield from fit_text(self._tokenizer, prompt, decoding, n_positions, overflow, param))
-        ids = list(prompt) or [self._tokenizer.eos_id]
-        fitted = fit_ids(ids, decoding, n_positions, overflow, param)
-        if not all(0 <= token_id < self._tokenizer.vocab_size for token_id in fitted.prompt_ids):
-            legal = f"token ids from 0 to {self._tokenizer.vocab_size - 1}"
-            raise InvalidRequest(f"{param} must hold {legal}", param)
-        return fitted
-
-    def _prompt(self, fitted: Fitted, text: str | None, has_echo: bool) -> Prompt:
-        return Prompt(fitted, generate.echo_of(self._tokenizer, fitted, text) if has_echo else "")
-
-    def _submit_generate(self, call: GenerateCall, prompts: list[Prompt], decoding: Decoding) -> Prepared:
-        requests = generate.build_requests(prompts, decoding, call)
-        num_dropped = sum(prompt.fitted.num_dropped for prompt in prompts)
-        job = submit(self._engine, requests, call.origin, self.limits, "prompt", num_dropped)
-        seed = decoding.params.seed
-        return Prepared(
-            job,
-            seed,
-            lambda: generate.generate_events(job, self._tokenizer, prompts, call, seed),
+    def _generating(self, call: GenerateCall, prompts: list[Prompt], decoding: Decoding) -> Running:
+        return self._running(
+            generate.build_requests(prompts, decoding, call),
+            call.origin,
+            lambda job: generate.generate_events(job, self._tokenizer, prompts, call, decoding.params.seed),
         )
 
-    async def prepare_summarize(self, call: SummarizeCall) -> Prepared:
-        """Admit a call to summarise a text, with the model's task `summarize`.
+    def summarize(self, call: SummarizeCall) -> Running:
+        """Summarise a text, with the model's task `summarize`. Raises as `generate`."""
+        return self._summarize(self._endpoint_task("summarize"), call)
 
-        Raises:
-            RequestError: something about the call is not legal, or too long.
-            Refused: the engine takes no more work now.
-        """
-        return await self._summarize(self._task_for("summarize"), call)
-
-    async def _summarize(self, task: Task, call: SummarizeCall) -> Prepared:
+    @asynccontextmanager
+    async def _summarize(self, task: Task, call: SummarizeCall) -> AsyncIterator[AsyncIterator[Event]]:
         check_unicode("text", call.text)
         check_not_blank("text", call.text)
-        decoding = self._resolve(call.sampling, task)
+        decoding = resolve(call.sampling, task, self._tokenizer)
         summarize.check_sampling(call, task)
         summarizer = summarize.Summarizer(
             task, self._tokenizer, decoding, self.limits, call.origin.is_streamed
         )
         work = summarizer.plot(call.text, call.strategy, call.overflow)
         plotted = await self._offloader.run(size_of([call.text]), work, call.origin)
-        job = submit(self._engine, plotted.requests, call.origin, self.limits, "text", plotted.num_dropped)
-        return Prepared(
-            job,
-            summarizer.seed,
-            lambda: reduction.summarize_events(job, summarizer, plotted, self._offloader, call.origin),
-        )
+        async with self._running(
+            plotted.requests,
+            call.origin,
+            lambda job: reduction.summarize_events(job, summarizer, plotted, self._offloader, call.origin),
+        ) as events:
+            yield events
 
-    async def prepare_qa(self, call: QaCall) -> Prepared:
-        """Admit a question about a context, with the model's task `qa`.
+    def answer(self, call: QaCall) -> Running:
+        """Answer a question about a context, with the model's task `qa`. Raises as `generate`."""
+        return self._answer(self._endpoint_task("qa"), call)
 
-        Raises:
-            RequestError: something about the call is not legal, or too long.
-            Refused: the engine takes no more work now.
-        """
-        return await self._ask(self._task_for("qa"), call)
-
-    async def _ask(self, task: Task, call: QaCall) -> Prepared:
+    @asynccontextmanager
+    async def _answer(self, task: Task, call: QaCall) -> AsyncIterator[AsyncIterator[Event]]:
         for name, text in (("question", call.question), ("context", call.context)):
             check_unicode(name, text)
             check_not_blank(name, text)
-        check_option("num_answers", call.num_answers)
-        decoding = self._resolve(call.sampling, task)
+        decoding = resolve(call.sampling, task, self._tokenizer, num_answers=call.num_answers)
         qa.check_sampling(call)
         assert self._vocabulary is not None, "a model with a qa task has its vocabulary indexed"
         reader = qa.Reader(task, self._tokenizer, self._vocabulary, decoding, self.limits)
         size = size_of([call.context, call.question])
         windows = await self._offloader.run(size, reader.read(call), call.origin)
-        requests = qa.window_requests(reader, call, windows)
-        job = submit(self._engine, requests, call.origin, self.limits, "context")
-        return Prepared(
-            job, decoding.params.seed, answers.QaRun(job, reader, call, windows, self._offloader).events
-        )
+        async with self._running(
+            qa.window_requests(reader, call, windows),
+            call.origin,
+            lambda job: answers.QaRun(job, reader, call, windows, self._offloader).events(),
+        ) as events:
+            yield events
 
-    async def prepare_task(self, call: TaskCall) -> Prepared:
-        """Admit a call to any task of the served model.
+    def run_task(self, call: TaskCall) -> Running:
+        """Run any task of the served model.
 
         Raises:
             NotFound: there is no such task.
-            RequestError: something about the call is not legal, or too long.
-            Refused: the engine takes no more work now.
+            RequestError, Refused: as `generate`.
         """
-        task = self.task(call.name)
+        task = self._task(call.name)
         check_fields(task, call.fields)
         _check_options(task, call)
-        if task.kind == "summarize":
-            return await self._summarize(task, _as_summarize(call))
-        if task.kind == "qa":
-            return await self._ask(task, _as_qa(call))
-        return await (self._choose(task, call) if task.kind == "choice" else self._continue(task, call))
+        match task.kind:
+            case "generate":
+                return self._continue(task, call)
+            case "summarize":
+                return self._summarize(task, _as_summarize(call))
+            case "qa":
+                return self._answer(task, _as_qa(call))
+            case "choice":
+                return self._choose(task, call)
 
-    async def _continue(self, task: Task, call: TaskCall) -> Prepared:
-        as_generate = _as_generate(call)
-        decoding = self._resolve(call.sampling, task)
-        generate.check_options(as_generate)
-        work = self._render(task, call, decoding, as_generate.echo)
-        prompt = await self._offloader.run(size_of(call.fields.values()), work, call.origin)
-        return self._submit_generate(as_generate, [prompt], decoding)
+    @asynccontextmanager
+    async def _continue(self, task: Task, call: TaskCall) -> AsyncIterator[AsyncIterator[Event]]:
+        decoding = resolve(call.sampling, task, self._tokenizer, n=call.n, logprobs=call.logprobs)
+        work = generate.fit_task(call, task, self._tokenizer, decoding, self.limits)
+        prompts = await self._offloader.run(size_of(call.fields.values()), work, call.origin)
+        async with self._generating(_as_generate(call), prompts, decoding) as events:
+            yield events
 
-    def _render(self, task: Task, call: TaskCall, decoding: Decoding, has_echo: bool) -> Steps[Prompt]:
-        n_positions = self.limits.n_positions
-        fitted = yield from fit_fields(
-            task, self._tokenizer, call.fields, decoding, n_positions, call.overflow
-        )
-        text = "".join(part for part, _ in task.segments(call.fields))
-        return self._prompt(fitted, text, has_echo)
-
-    async def _choose(self, task: Task, call: TaskCall) -> Prepared:
-        seed = self._resolve(call.sampling, task).params.seed
+    @asynccontextmanager
+    async def _choose(self, task: Task, call: TaskCall) -> AsyncIterator[AsyncIterator[Event]]:
+        seed = resolve(call.sampling, task, self._tokenizer).params.seed
         choice.check_neutral(call.sampling)
         work = choice.build_requests(task, self._tokenizer, call.fields, self.limits, call.overflow)
         requests, num_dropped = await self._offloader.run(size_of(call.fields.values()), work, call.origin)
-        job = submit(self._engine, requests, call.origin, self.limits, "labels", num_dropped)
-        return Prepared(job, seed, lambda: choice.choice_events(job, task, seed))
+        async with self._running(
+            requests, call.origin, lambda job: choice.choice_events(job, task, seed, num_dropped)
+        ) as events:
+            yield events
 
-    def _resolve(self, given: SamplingFields, task: Task, allow_zero: bool = False) -> Decoding:
-        return resolve(given, task, self._tokenizer, allow_zero)
+    @asynccontextmanager
+    async def _running(
+        self,
+        requests: Sequence[SequenceRequest],
+        origin: Origin,
+        make_events: Callable[[JobStream], AsyncGenerator[Event]],
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Submit sequences and give what becomes of them."""
+        async with (
+            self._engine.submit(requests, origin.tenant, origin.salt) as job,
+            aclosing(make_events(job)) as events,
+        ):
+            yield events
 
-    def _task_for(self, kind: str) -> Task:
+    def _task(self, name: str) -> Task:
+        if name not in self.tasks:
+            raise NotFound(f"no such task; the served model has: {', '.join(self.tasks)}")
+        return self.tasks[name]
+
+    def _endpoint_task(self, kind: str) -> Task:
         """The task an endpoint of that name serves."""
         task = self.tasks.get(kind)
         if task is None or task.kind != kind:
             raise NotFound(f"the served model has no task {kind!r}")
         return task
-
-
-def _param(call: GenerateCall, place: int) -> str:
-    return "prompt" if len(call.prompts) == 1 else f"prompt.{place}"
 
 
 def _check_options(task: Task, call: TaskCall) -> None:

@@ -46,12 +46,6 @@ class Decoding:
     is_explicit: bool
 
 
-def check_option(name: str, value: object) -> None:
-    """Raise `InvalidRequest` naming an option of `model_store.sampling.OPTIONS` unless `value` is legal."""
-    if OPTIONS[name].problem(value):
-        raise _illegal(name, OPTIONS[name])
-
-
 def check_neutral(given: SamplingFields, names: Iterable[str], when: str) -> None:
     """Raise `InvalidRequest` for a field that is neither left out nor at the value that changes nothing."""
     for name in names:
@@ -60,14 +54,17 @@ def check_neutral(given: SamplingFields, names: Iterable[str], when: str) -> Non
             raise InvalidRequest(f"{name} must be {str(neutral).lower()} or left out {when}", name)
 
 
-def resolve(given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero: bool = False) -> Decoding:
-    """Fill in and check a call's sampling fields.
+def resolve(
+    given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero: bool = False, **options: int | None
+) -> Decoding:
+    """Check a call's sampling fields and options, and fill in the fields.
 
     Args:
         given: the call's fields.
         task: whose defaults apply.
         tokenizer: bounds token ids and knows which of them end a text.
         allow_zero: whether `max_new_tokens` may be 0 (the prompt is only scored).
+        options: of `model_store.sampling.OPTIONS`, to be checked with the fields; None was not given.
 
     Returns:
         The parameters; the seed is drawn below 2^53 where none was given.
@@ -75,6 +72,9 @@ def resolve(given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero:
     Raises:
         InvalidRequest: a value is out of its range.
     """
+    for name, value in options.items():
+        if value is not None and OPTIONS[name].problem(value):
+            raise _illegal(name, OPTIONS[name])
     _check_given(given, tokenizer.vocab_size, allow_zero)
     values = {
         "max_new_tokens": DEFAULT_NEW_TOKENS,

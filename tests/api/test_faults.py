@@ -94,7 +94,7 @@ def test_a_drain_does_not_wait_for_a_body_that_does_not_come(tiny_model: Path) -
     )
     with running(Settings(model=str(tiny_model), port=0, drain_s=0.0)) as live, live.connect() as sock:
         sock.sendall(head.encode())
-        expect(lambda: live.state.exchanges, "the request")
+        expect(lambda: live.state.in_flight, "the request")
         live.server._loop.call_soon_threadsafe(live.server._begin_drain, "SIGTERM")
         reply = read_all(sock)
     assert reply.startswith(b"HTTP/1.1 503 ") and b'"draining"' in reply
@@ -124,7 +124,10 @@ def test_running_streams_finish_while_newcomers_are_refused(saboteur: Saboteur, 
         readers = [threading.Thread(target=read) for _ in range(4)]
         for reader in readers:
             reader.start()
-        expect(lambda: [e.status for e in tuple(live.state.exchanges)] == [200] * 4, "the streams to start")
+        expect(
+            lambda: [fail.__self__.client.status for fail in tuple(live.state.in_flight)] == [200] * 4,
+            "the streams to start",
+        )
         live.server._loop.call_soon_threadsafe(live.server._begin_drain, "SIGTERM")
         expect(lambda: live.state.is_draining, "the drain")
         assert live.post("/generate", {"prompt": "a"}).json()["error"]["code"] == "draining"

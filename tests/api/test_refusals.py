@@ -332,9 +332,6 @@ class NeverReady:
     async def stop(self) -> None:
         return None
 
-    def begin_drain(self) -> None:
-        return None
-
 
 def test_while_loading_the_listener_answers_and_work_is_refused(serve: Callable[..., Live]) -> None:
     live = serve(NeverReady(), is_ready=False)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from exchanges import make_exchange, stays
 from live_service import Live, events, expect, read_all
 
 from service.api import sse
@@ -112,21 +113,15 @@ def test_a_client_that_stops_reading_is_cut_off(serve: Callable[..., Live]) -> N
 def test_requests_on_one_connection_are_answered_in_order(live: Live) -> None:
     one = raw_request("/generate", {"prompt": "a", "max_new_tokens": 1, "seed": 1})
     with live.connect() as sock:
-        sock.sendall(one * 2 + b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
+        sock.sendall(one * 2 + b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert read_all(sock).count(b"HTTP/1.1 200 OK") == 3
 
 
 class SilentTask:
-    """A prepared task that says nothing until it is told to."""
+    """A task that says nothing until it is told to."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
-
-    async def __aenter__(self) -> SilentTask:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        return None
 
     async def events(self) -> AsyncIterator[Event]:
         await self.may_end.wait()
@@ -145,7 +140,7 @@ class TwoAtOnce(SilentTask):
 
 async def body_chunks(task: SilentTask, exchange: Exchange, on_chunk: Callable[[], None]) -> list[bytes]:
     """Stream a task to its end; `on_chunk` is called at every write."""
-    stream = sse.EventStream(task, NativeFrames("x", "m", exchange), exchange, 1.0)  # type: ignore[arg-type]
+    stream = sse.EventStream(task.events(), NativeFrames("x", "m"), exchange)
     chunks = []
 
     async def send(message: Any) -> None:
@@ -153,24 +148,21 @@ async def body_chunks(task: SilentTask, exchange: Exchange, on_chunk: Callable[[
             chunks.append(message["body"])
             on_chunk()
 
-    async def receive() -> Any:
-        await asyncio.Event().wait()
-
-    await asyncio.wait_for(stream({}, receive, send), 10)
+    await asyncio.wait_for(stream({}, stays, send), 10)
     return chunks
 
 
 @pytest.mark.asyncio
 async def test_what_is_ready_is_written_at_once_and_together() -> None:
     task = TwoAtOnce()
-    chunks = await body_chunks(task, Exchange("id", "/generate", "native"), task.may_end.set)
+    chunks = await body_chunks(task, make_exchange(), task.may_end.set)
     assert len(chunks) == 1
     assert chunks[0].index(b"one") < chunks[0].index(b"two")
 
 
 @pytest.mark.asyncio
 async def test_what_is_ready_goes_out_before_an_error_from_outside() -> None:
-    exchange = Exchange("id", "/generate", "native")
+    exchange = make_exchange()
 
     class Failing(TwoAtOnce):
         async def events(self) -> AsyncIterator[Event]:
@@ -186,16 +178,13 @@ async def test_what_is_ready_goes_out_before_an_error_from_outside() -> None:
 @pytest.mark.asyncio
 async def test_an_idle_stream_says_that_it_lives() -> None:
     task, sent = SilentTask(), []
-    exchange = Exchange("id", "/generate", "native")
-    stream = sse.EventStream(task, NativeFrames("x", "m", exchange), exchange, 1.0, keep_alive_s=0.01)  # type: ignore[arg-type]
+    exchange = make_exchange()
+    stream = sse.EventStream(task.events(), NativeFrames("x", "m"), exchange, keep_alive_s=0.01)
 
     async def send(message: Any) -> None:
         sent.append(message)
         if message.get("body") == b": keep-alive\n\n":
             task.may_end.set()
 
-    async def receive() -> Any:
-        await asyncio.Event().wait()
-
-    await asyncio.wait_for(stream({}, receive, send), 10)
+    await asyncio.wait_for(stream({}, stays, send), 10)
     assert sent[1]["body"] == b": keep-alive\n\n"

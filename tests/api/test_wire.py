@@ -226,7 +226,7 @@ def test_large_bodies_that_wait_for_their_end_have_only_so_much_room(serve: Call
         reply = read_all(readable[0])
         assert reply.startswith(b"HTTP/1.1 429 ") and b'"queue_full"' in reply
         assert live.post("/generate", {"prompt": "a", "max_new_tokens": 1}).status_code == 200
-    expect(lambda: not live.state.exchanges, "the ends")
+    expect(lambda: not live.state.in_flight, "the ends")
     assert live.post("/generate", {"prompt": " " * 90_000}).status_code == 422  # there is room again
 
 

@@ -66,7 +66,7 @@ def test_no_sentences_leave_only_the_end(tokenizer: Tokenizer) -> None:
 async def _summary(tokenizer: Tokenizer, model: object, text: str = TEXT, **fields: object) -> str:
     call = SummarizeCall(text, sampling=SamplingFields(**fields))
     async with running(model, tokenizer, {"summarize": TASK}, LIMITS) as (runner, _):
-        return (await result_of(await runner.prepare_summarize(call))).summary
+        return (await result_of(runner.summarize(call))).summary
 
 
 @pytest.mark.asyncio

@@ -46,7 +46,7 @@ async def _ask(
         runner,
         _,
     ):
-        return await result_of(await runner.prepare_qa(call))
+        return await result_of(runner.answer(call))
 
 
 async def test_the_answer_a_model_knows_is_found_with_its_offsets(tokenizer: Tokenizer) -> None:
@@ -157,8 +157,8 @@ async def test_an_answer_in_any_window_is_found(tokenizer: Tokenizer) -> None:
 async def test_windows_do_not_depend_on_the_length_of_the_question(tokenizer: Tokenizer) -> None:
     context = CONTEXT * 12
     async with running(babbling(tokenizer.vocab_size), tokenizer, {"qa": TASK}, LIMITS) as (runner, _):
-        await result_of(await runner.prepare_qa(QaCall("Who?", context)))
-        again = await result_of(await runner.prepare_qa(QaCall("Who lives in the sea?", context)))
+        await result_of(runner.answer(QaCall("Who?", context)))
+        again = await result_of(runner.answer(QaCall("Who lives in the sea?", context)))
     assert again.usage.cached_tokens > 0.6 * again.usage.prompt_tokens
 
 
@@ -190,7 +190,7 @@ async def test_free_text_may_say_that_there_is_no_answer(tokenizer: Tokenizer) -
 async def test_the_streamed_answer_is_the_answer(tokenizer: Tokenizer, grounded: bool) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, {"qa": TASK}, LIMITS) as (runner, _):
         call = QaCall("Who?", CONTEXT, grounded=grounded, no_answer=False)
-        events = await events_of(await runner.prepare_qa(call))
+        events = await events_of(runner.answer(call))
     assert isinstance(events[0], Plan)
     assert "".join(e.text for e in events if isinstance(e, Token)) == events[-1].result.answers[0].answer
 
@@ -260,7 +260,7 @@ LONG = "The sea is wide. " * 300 + "Tom lives in New\nYork City. He sings." + " 
 
 async def _ask_of_evidence(tokenizer: Tokenizer, call: QaCall, model: object) -> QaResult:
     async with running(model, tokenizer, {"qa": EVIDENCE}, LIMITS) as (runner, _):
-        return await result_of(await runner.prepare_qa(call))
+        return await result_of(runner.answer(call))
 
 
 async def test_with_evidence_a_long_context_is_one_short_prompt(tokenizer: Tokenizer) -> None:
@@ -296,7 +296,7 @@ async def test_a_penalty_of_no_answer_moves_every_score(tokenizer: Tokenizer) ->
     plain = (await _ask(tokenizer, call, model)).answers[0]
     tasks = {"qa": replace(TASK, no_answer_penalty=200.0)}
     async with running(model, tokenizer, tasks, LIMITS) as (runner, _):
-        moved = (await result_of(await runner.prepare_qa(replace(call, no_answer=True)))).answers[0]
+        moved = (await result_of(runner.answer(replace(call, no_answer=True)))).answers[0]
     assert moved.answer == plain.answer != ""
     assert moved.score == pytest.approx(plain.score + 200, abs=1e-3)
 
@@ -305,7 +305,7 @@ async def test_a_long_question_that_fits_beside_the_evidence_is_answered(tokeniz
     tasks = {"qa": replace(TASK, evidence=10)}
     call = QaCall("where is " + "ship " * 60, "The sea is wide. The ship left. " * 3)
     async with running(babbling(tokenizer.vocab_size), tokenizer, tasks, ModelLimits(512, 64)) as (runner, _):
-        result = await result_of(await runner.prepare_qa(call))
+        result = await result_of(runner.answer(call))
     assert result.num_windows == 1
 
 
@@ -329,7 +329,7 @@ async def test_a_job_has_never_more_sequences_in_the_engine_than_it_was_admitted
             return indices
 
         engine.enqueue = counting  # type: ignore[method-assign]
-        result = await result_of(await runner.prepare_qa(call))
+        result = await result_of(runner.answer(call))
     assert result.num_windows > MIN_SIDE_BY_SIDE
     assert most == result.num_windows
 

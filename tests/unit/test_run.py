@@ -10,9 +10,11 @@ from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of,
 from model_store.default_tasks import default_tasks
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from service.errors import DeadlineExceeded, Draining, InvalidRequest, NotFound, PromptTooLong, QueueFull
-from service.tasks.calls import GenerateCall, Origin, QaCall, SamplingFields, SummarizeCall, TaskCall
+from service.engine.sequence import SamplingParams, SequenceRequest
+from service.errors import InvalidRequest, NotFound, PromptTooLong, QueueFull
+from service.tasks.calls import GenerateCall, QaCall, SamplingFields, SummarizeCall, TaskCall
 from service.tasks.events import Done, Token
+from service.tasks.job import timings
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,13 +32,13 @@ def tokenizer() -> Tokenizer:
 
 async def _generate(tokenizer: Tokenizer, call: GenerateCall) -> object:
     async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _):
-        return await result_of(await runner.prepare_generate(call))
+        return await result_of(runner.generate(call))
 
 
 async def test_streamed_deltas_joined_are_the_final_texts(tokenizer: Tokenizer) -> None:
     call = GenerateCall(("the king", "计算机"), n=3, sampling=SamplingFields(seed=5, max_new_tokens=20))
     async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _):
-        *tokens, done = await events_of(await runner.prepare_generate(call))
+        *tokens, done = await events_of(runner.generate(call))
     assert isinstance(done, Done)
     for choice in done.result.choices:
         joined = "".join(e.text for e in tokens if isinstance(e, Token) and e.index == choice.index)
@@ -93,7 +95,7 @@ async def test_a_task_that_wants_long_texts_says_how_long(tokenizer: Tokenizer) 
     call = GenerateCall(("Anna",), sampling=SamplingFields(max_new_tokens=9))
     async with running(babbling(tokenizer.vocab_size), tokenizer, {"generate": task}) as (runner, _):
         with pytest.raises(InvalidRequest, match="at least 10") as caught:
-            await runner.prepare_generate(call)
+            await result_of(runner.generate(call))
     assert caught.value.param == "max_new_tokens"
 
 
@@ -205,14 +207,7 @@ async def test_a_lone_surrogate_is_refused_by_field(tokenizer: Tokenizer) -> Non
 async def test_a_full_queue_is_refused_before_any_event(tokenizer: Tokenizer) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, max_sequences=2) as (runner, _):
         with pytest.raises(QueueFull):
-            await runner.prepare_generate(GenerateCall(("a",), n=3))
-
-
-async def test_a_draining_engine_refuses_before_any_event(tokenizer: Tokenizer) -> None:
-    async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, engine):
-        engine.begin_drain()
-        with pytest.raises(Draining):
-            await runner.prepare_summarize(SummarizeCall("Anna lives in Paris."))
+            await result_of(runner.generate(GenerateCall(("a",), n=3)))
 
 
 @pytest.mark.parametrize(
@@ -226,12 +221,12 @@ async def test_a_draining_engine_refuses_before_any_event(tokenizer: Tokenizer) 
 async def test_leaving_a_job_aborts_all_of_it(tokenizer: Tokenizer, call: object) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, engine):
         prepare = {
-            GenerateCall: runner.prepare_generate,
-            SummarizeCall: runner.prepare_summarize,
-            QaCall: runner.prepare_qa,
+            GenerateCall: runner.generate,
+            SummarizeCall: runner.summarize,
+            QaCall: runner.answer,
         }[type(call)]
-        async with await prepare(call) as prepared:
-            async for _ in prepared.events():
+        async with prepare(call) as running_events:
+            async for _ in running_events:
                 break
         assert engine.num_in_flight == 0
         assert not engine._streams
@@ -240,14 +235,14 @@ async def test_leaving_a_job_aborts_all_of_it(tokenizer: Tokenizer, call: object
 async def test_a_choice_prefers_the_likelier_label_and_its_scores_sum_to_one(tokenizer: Tokenizer) -> None:
     model = reciting(tokenizer, {"\nMood:": " bad"})
     async with running(model, tokenizer, TASKS) as (runner, _):
-        result = await result_of(await runner.prepare_task(TaskCall("sentiment", {"text": "Don't ask"})))
+        result = await result_of(runner.run_task(TaskCall("sentiment", {"text": "Don't ask"})))
     assert result.label == "bad"
     assert sum(result.scores.values()) == pytest.approx(1)
 
 
 async def test_labels_are_scored_and_not_generated(tokenizer: Tokenizer) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
-        result = await result_of(await runner.prepare_task(TaskCall("sentiment", {"text": "Paris"})))
+        result = await result_of(runner.run_task(TaskCall("sentiment", {"text": "Paris"})))
     assert result.usage.completion_tokens == 0
 
 
@@ -255,7 +250,7 @@ async def test_a_choice_refuses_sampling_fields_that_change_nothing(tokenizer: T
     call = TaskCall("sentiment", {"text": "a"}, sampling=SamplingFields(top_k=5))
     async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
         with pytest.raises(InvalidRequest) as caught:
-            await runner.prepare_task(call)
+            await result_of(runner.run_task(call))
     assert caught.value.param == "top_k"
 
 
@@ -263,7 +258,7 @@ async def test_a_task_renders_its_template_and_stops_at_its_stop_string(tokenize
     model = reciting(tokenizer, {"A: Anna\nB:": " Tom lives\nin"})
     async with running(model, tokenizer, TASKS) as (runner, _):
         call = TaskCall("reply", {"line": "Anna"}, sampling=SamplingFields(temperature=0))
-        result = await result_of(await runner.prepare_task(call))
+        result = await result_of(runner.run_task(call))
     assert result.choices[0].text == " Tom lives"
 
 
@@ -272,7 +267,7 @@ async def test_a_task_truncates_its_document_and_never_its_template(tokenizer: T
     sampling = SamplingFields(max_new_tokens=20, temperature=0)
     call = TaskCall("reply", fields, echo=True, overflow="truncate_left", sampling=sampling)
     async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
-        result = await result_of(await runner.prepare_task(call))
+        result = await result_of(runner.run_task(call))
     text = result.choices[0].text
     assert text.startswith("A:") and " Paris. \nB:" in text
     assert result.usage.dropped_tokens > 0 and result.usage.prompt_tokens <= 108
@@ -282,37 +277,47 @@ async def test_a_task_truncates_its_document_and_never_its_template(tokenizer: T
 async def test_missing_and_unknown_fields_are_named(tokenizer: Tokenizer, fields: dict[str, str]) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
         with pytest.raises(InvalidRequest) as caught:
-            await runner.prepare_task(TaskCall("reply", fields))
+            await result_of(runner.run_task(TaskCall("reply", fields)))
     assert caught.value.param in ("line", "other")
 
 
 async def test_an_unknown_field_of_any_length_is_not_repeated(tokenizer: Tokenizer) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
         with pytest.raises(InvalidRequest) as caught:
-            await runner.prepare_task(TaskCall("reply", {"line": "a", "secret" * 100: "b"}))
+            await result_of(runner.run_task(TaskCall("reply", {"line": "a", "secret" * 100: "b"})))
     assert caught.value.param is None and "secret" not in caught.value.message
 
 
 async def test_a_deadline_that_passes_ends_the_job(tokenizer: Tokenizer) -> None:
-    origin = Origin(deadline=asyncio.get_running_loop().time() - 1)
     async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, engine):
-        prepared = await runner.prepare_summarize(SummarizeCall("Anna lives in Paris. " * 60, origin=origin))
-        with pytest.raises(DeadlineExceeded):
-            await events_of(prepared)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(-1):
+                await events_of(runner.summarize(SummarizeCall("Anna lives in Paris. " * 60)))
         assert engine.num_in_flight == 0
+
+
+async def test_the_parts_of_the_time_are_within_the_whole(tokenizer: Tokenizer) -> None:
+    """What a sequence measures itself begins after its job's own time does."""
+    async with running(babbling(tokenizer.vocab_size), tokenizer) as (_, engine):
+        async with engine.submit([SequenceRequest((1,), SamplingParams(max_new_tokens=1))]) as job:
+            arrived_at = min(sequence.arrived_at for sequence in job.unfinished.values())
+            assert job.submitted_at <= arrived_at
+            assert [output.finish_reason async for output in job][-1] == "length"
+        parts = timings(job)
+    assert 0 < parts.queue_ms + parts.prefill_ms <= parts.total_ms
 
 
 async def test_an_option_of_another_kind_is_refused_by_name(tokenizer: Tokenizer) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
         with pytest.raises(InvalidRequest) as caught:
-            await runner.prepare_task(TaskCall("reply", {"line": "a"}, num_answers=2))
+            await result_of(runner.run_task(TaskCall("reply", {"line": "a"}, num_answers=2)))
     assert caught.value.param == "num_answers"
 
 
 async def test_an_unknown_task_is_not_found(tokenizer: Tokenizer) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, TASKS) as (runner, _):
         with pytest.raises(NotFound):
-            await runner.prepare_task(TaskCall("no-such-task", {}))
+            await result_of(runner.run_task(TaskCall("no-such-task", {})))
 
 
 async def test_a_large_prompt_leaves_the_event_loop_free(
@@ -328,5 +333,5 @@ async def test_a_large_prompt_leaves_the_event_loop_free(
     monkeypatch.setattr(Tokenizer, "encode", noting)
     async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _):
         with pytest.raises(PromptTooLong):
-            await runner.prepare_generate(GenerateCall(("the king " * 40000,)))
+            await result_of(runner.generate(GenerateCall(("the king " * 40000,))))
     assert threads and threading.main_thread() not in threads

@@ -51,14 +51,14 @@ async def _serving(folder: Path) -> AsyncIterator[TaskRunner]:
 
 async def test_a_grounded_answer_is_a_slice_of_the_context(folder: Path) -> None:
     async with _serving(folder) as runner:
-        result = await result_of(await runner.prepare_qa(QUESTION))
+        result = await result_of(runner.answer(QUESTION))
     assert result.answers and all(ENGLISH[a.start : a.end] == a.answer for a in result.answers)
 
 
 async def test_a_summary_streams_what_it_says(folder: Path) -> None:
     sampling = SamplingFields(max_new_tokens=24, temperature=1.0, seed=5)
     async with _serving(folder) as runner:
-        events = await events_of(await runner.prepare_summarize(SummarizeCall(LONG, sampling=sampling)))
+        events = await events_of(runner.summarize(SummarizeCall(LONG, sampling=sampling)))
     assert len(events[-1].result.chunks) > 1
     assert "".join(e.text for e in events if isinstance(e, Token)) == events[-1].result.summary
 
@@ -66,16 +66,16 @@ async def test_a_summary_streams_what_it_says(folder: Path) -> None:
 async def test_answers_are_the_same_alone_and_beside_others(folder: Path) -> None:
     crowd = GenerateCall(("the king", "the sea"), n=4, sampling=SamplingFields(max_new_tokens=40, seed=1))
     async with _serving(folder) as runner:
-        alone = await result_of(await runner.prepare_qa(QUESTION))
+        alone = await result_of(runner.answer(QUESTION))
         _, crowded = await asyncio.gather(
-            result_of(await runner.prepare_generate(crowd)), result_of(await runner.prepare_qa(QUESTION))
+            result_of(runner.generate(crowd)), result_of(runner.answer(QUESTION))
         )
     assert alone.answers == crowded.answers
 
 
 async def test_the_score_of_an_answer_is_what_scoring_the_text_gives(folder: Path) -> None:
     async with _serving(folder) as runner:
-        answer = (await result_of(await runner.prepare_qa(QUESTION))).answers[0]
+        answer = (await result_of(runner.answer(QUESTION))).answers[0]
         tokenizer, task = Tokenizer.load(folder), default_tasks()["qa"]
         prompt = task.encode(tokenizer, {"context": ENGLISH, "question": QUESTION.question})
         newline = tokenizer.encode("\n")
@@ -89,7 +89,7 @@ async def test_the_score_of_an_answer_is_what_scoring_the_text_gives(folder: Pat
                 allow_zero=True,
                 sampling=SamplingFields(max_new_tokens=0),
             )
-            scores = (await result_of(await runner.prepare_generate(call))).choices[0].logprobs
+            scores = (await result_of(runner.generate(call))).choices[0].logprobs
             return sum(score.logprob for score in scores[len(prompt) :])
 
         expected = await logprob(answer.answer) - await logprob("I don't know.")
@@ -98,6 +98,6 @@ async def test_the_score_of_an_answer_is_what_scoring_the_text_gives(folder: Pat
 
 async def test_choices_share_their_prompt_in_the_cache(folder: Path) -> None:
     async with _serving(folder) as runner:
-        result = await result_of(await runner.prepare_task(TaskCall("mood", {"text": ENGLISH})))
+        result = await result_of(runner.run_task(TaskCall("mood", {"text": ENGLISH})))
     assert sum(result.scores.values()) == pytest.approx(1)
     assert result.usage.cached_tokens > 0

@@ -9,9 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from starlette.types import Message
+from exchanges import make_exchange, stays
+from starlette.types import Message, Receive
 
-from service.api.exchange import ClientGone, Exchange
+from service.api.client import ClientGone
+from service.api.exchange import Exchange
 from service.api.problems import Problem
 from service.api.sse import EventStream, frame
 from service.errors import DeadlineExceeded
@@ -40,13 +42,13 @@ DONE = Done(GenerateResult(1, (), Usage(1, 1, 0, 0), Timings(0, 0, 0, 0)))
 
 
 class Work:
-    """A prepared task with two events, the last of which may never come; notes whether it was left."""
+    """A task with two events, the last of which may never come; notes whether it was left."""
 
     def __init__(self, is_endless: bool = False) -> None:
         self.is_endless, self.is_left = is_endless, False
 
-    async def __aenter__(self) -> Work:
-        return self
+    async def __aenter__(self) -> AsyncIterator[Event]:
+        return self.events()
 
     async def __aexit__(self, *_: object) -> None:
         self.is_left = True
@@ -63,7 +65,7 @@ class Names:
     def of(self, event: Event) -> Iterable[bytes]:
         return [b"done|" if event is DONE else b"token|"]
 
-    def of_problem(self, problem: Problem) -> Iterable[bytes]:
+    def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
         return [f"error {problem.code}|".encode()]
 
 
@@ -82,19 +84,18 @@ class Socket:
         self.body += body
 
 
-def stream_of(work: Work) -> tuple[EventStream, Exchange]:
-    exchange = Exchange("r", "/generate", "native")
-    prepared: Any = work
-    return EventStream(prepared, Names(), exchange, send_timeout_s=30), exchange
+async def stream_of(work: Work, receive: Receive = stays) -> tuple[EventStream, Exchange]:
+    exchange = make_exchange(receive)
+    task: Any = work
+    events = await exchange.job.enter_async_context(task)
+    return EventStream(events, Names(), exchange), exchange
 
 
-def gone_after(ticks: int | None) -> Any:
-    """A `receive` that tells of the client's leaving after so many turns of the event loop, or never."""
+def gone_after(ticks: int) -> Receive:
+    """A `receive` that tells of the client's leaving after so many turns of the event loop."""
 
     async def receive() -> Message:
-        if ticks is None:
-            await asyncio.Event().wait()
-        for _ in range(ticks or 0):
+        for _ in range(ticks):
             await asyncio.sleep(0)
         return {"type": "http.disconnect"}
 
@@ -107,15 +108,16 @@ async def test_no_task_is_left_whenever_the_client_leaves(ticks: int) -> None:
     work = Work()
     before = asyncio.all_tasks()
     with suppress(ClientGone):
-        await stream_of(work)[0]({}, gone_after(ticks), Socket().send)
+        stream, _ = await stream_of(work, gone_after(ticks))
+        await stream({}, stays, Socket().send)
     await asyncio.sleep(0)
     assert (asyncio.all_tasks() - before, work.is_left) == (set(), True)
 
 
 @pytest.mark.asyncio
 async def test_a_deadline_while_the_last_frame_is_written_adds_no_other_one() -> None:
-    (stream, exchange), socket = stream_of(Work()), Socket(held=b"done")
-    sending = asyncio.create_task(stream({}, gone_after(None), socket.send))
+    (stream, exchange), socket = await stream_of(Work()), Socket(held=b"done")
+    sending = asyncio.create_task(stream({}, stays, socket.send))
     await socket.holds.wait()
     exchange.fail(DeadlineExceeded())
     socket.may_go.set()
@@ -125,8 +127,8 @@ async def test_a_deadline_while_the_last_frame_is_written_adds_no_other_one() ->
 
 @pytest.mark.asyncio
 async def test_a_deadline_before_the_last_frame_makes_it() -> None:
-    (stream, exchange), socket = stream_of(Work(is_endless=True)), Socket(held=b"token")
-    sending = asyncio.create_task(stream({}, gone_after(None), socket.send))
+    (stream, exchange), socket = await stream_of(Work(is_endless=True)), Socket(held=b"token")
+    sending = asyncio.create_task(stream({}, stays, socket.send))
     await socket.holds.wait()
     exchange.fail(DeadlineExceeded())
     socket.may_go.set()
@@ -137,8 +139,8 @@ async def test_a_deadline_before_the_last_frame_makes_it() -> None:
 @pytest.mark.asyncio
 async def test_a_job_whose_request_ends_before_its_stream_begins_is_left() -> None:
     work = Work()
-    stream, exchange = stream_of(work)
+    stream, exchange = await stream_of(work)
     exchange.fail(DeadlineExceeded())
     with pytest.raises(DeadlineExceeded):
-        await stream({}, gone_after(None), Socket().send)
+        await stream({}, stays, Socket().send)
     assert work.is_left

@@ -37,7 +37,7 @@ async def test_a_text_that_fits_is_one_chunk_without_reduction(tokenizer: Tokeni
         runner,
         _,
     ):
-        result = await result_of(await runner.prepare_summarize(SummarizeCall("Anna lives in Paris.")))
+        result = await result_of(runner.summarize(SummarizeCall("Anna lives in Paris.")))
     assert result.summary == "Anna"
     assert [(c.start, c.end, c.summary) for c in result.chunks] == [(0, 20, "Anna")]
 
@@ -45,7 +45,7 @@ async def test_a_text_that_fits_is_one_chunk_without_reduction(tokenizer: Tokeni
 @pytest.mark.asyncio
 async def test_chunks_of_a_long_text_tile_it(tokenizer: Tokenizer) -> None:
     async with _babble(tokenizer) as (runner, _):
-        result = await result_of(await runner.prepare_summarize(SummarizeCall(LONG)))
+        result = await result_of(runner.summarize(SummarizeCall(LONG)))
     assert len(result.chunks) > 3
     assert "".join(LONG[c.start : c.end] for c in result.chunks) == LONG
 
@@ -55,7 +55,7 @@ async def test_chunks_of_a_long_text_tile_it(tokenizer: Tokenizer) -> None:
 async def test_deltas_joined_are_the_summary_and_it_is_trimmed(tokenizer: Tokenizer, text: str) -> None:
     sampling = SamplingFields(temperature=1.0, seed=11)
     async with _babble(tokenizer) as (runner, _):
-        events = await events_of(await runner.prepare_summarize(SummarizeCall(text, sampling=sampling)))
+        events = await events_of(runner.summarize(SummarizeCall(text, sampling=sampling)))
     summary = events[-1].result.summary
     assert "".join(e.text for e in events if isinstance(e, Token)) == summary == summary.strip()
 
@@ -63,7 +63,7 @@ async def test_deltas_joined_are_the_summary_and_it_is_trimmed(tokenizer: Tokeni
 @pytest.mark.asyncio
 async def test_events_are_plan_chunks_tokens_done(tokenizer: Tokenizer) -> None:
     async with _babble(tokenizer) as (runner, _):
-        events = await events_of(await runner.prepare_summarize(SummarizeCall(LONG)))
+        events = await events_of(runner.summarize(SummarizeCall(LONG)))
     kinds = [type(event) for event in events]
     first_token, last_chunk = kinds.index(Token), len(kinds) - 1 - kinds[::-1].index(Chunk)
     assert kinds[0] is Plan and kinds[-1] is Done and last_chunk < first_token
@@ -76,7 +76,7 @@ async def test_summaries_that_do_not_fit_one_window_are_reduced_again(tokenizer:
     async with running(
         reciting(tokenizer, {"TL;DR:": " Tom lives in New York City."}), tokenizer, {"summarize": TASK}
     ) as (runner, _):
-        result = await result_of(await runner.prepare_summarize(SummarizeCall(text)))
+        result = await result_of(runner.summarize(SummarizeCall(text)))
     joined = "\n".join(c.summary for c in result.chunks)
     assert len(tokenizer.encode(joined)) > 128  # they did not fit
     assert result.summary == "Tom lives in New York City."
@@ -87,7 +87,7 @@ async def test_a_reduction_that_does_not_shrink_ends_with_the_joined_summaries(t
     sampling = SamplingFields(max_new_tokens=90, ignore_eos=True, temperature=1, seed=1)
     async with _babble(tokenizer) as (runner, _):
         call = SummarizeCall(LONG[:240], sampling=sampling)
-        events = await events_of(await runner.prepare_summarize(call))
+        events = await events_of(runner.summarize(call))
     result = events[-1].result
     assert result.finish_reason == "length"
     assert "".join(e.text for e in events if isinstance(e, Token)) == result.summary != ""
@@ -96,7 +96,7 @@ async def test_a_reduction_that_does_not_shrink_ends_with_the_joined_summaries(t
 @pytest.mark.asyncio
 async def test_a_model_that_says_nothing_gives_an_empty_summary(tokenizer: Tokenizer) -> None:
     async with running(reciting(tokenizer, {"TL;DR:": ""}), tokenizer, {"summarize": TASK}) as (runner, _):
-        result = await result_of(await runner.prepare_summarize(SummarizeCall(LONG)))
+        result = await result_of(runner.summarize(SummarizeCall(LONG)))
     assert result.summary == ""
 
 
@@ -104,7 +104,7 @@ async def test_a_model_that_says_nothing_gives_an_empty_summary(tokenizer: Token
 async def test_more_chunks_than_a_job_may_have_are_refused_with_figures(tokenizer: Tokenizer) -> None:
     async with _babble(tokenizer, ModelLimits(128, 3)) as (runner, _):
         with pytest.raises(InvalidRequest, match=r"makes more than 3 sequences; at most 3 ") as caught:
-            await runner.prepare_summarize(SummarizeCall(LONG))
+            await result_of(runner.summarize(SummarizeCall(LONG)))
     assert caught.value.param == "text"
 
 
@@ -112,7 +112,7 @@ async def test_more_chunks_than_a_job_may_have_are_refused_with_figures(tokenize
 async def test_strategy_single_refuses_a_text_that_does_not_fit(tokenizer: Tokenizer) -> None:
     async with _babble(tokenizer) as (runner, _):
         with pytest.raises(PromptTooLong) as caught:
-            await runner.prepare_summarize(SummarizeCall(LONG, strategy="single"))
+            await result_of(runner.summarize(SummarizeCall(LONG, strategy="single")))
     assert caught.value.param == "text"
 
 
@@ -120,7 +120,7 @@ async def test_strategy_single_refuses_a_text_that_does_not_fit(tokenizer: Token
 async def test_strategy_single_keeps_the_end_of_a_text_when_told_to_truncate(tokenizer: Tokenizer) -> None:
     call = SummarizeCall(LONG, "single", "truncate_left", SamplingFields(max_new_tokens=20))
     async with _babble(tokenizer) as (runner, _):
-        result = await result_of(await runner.prepare_summarize(call))
+        result = await result_of(runner.summarize(call))
     assert result.usage.dropped_tokens > 0
     assert result.chunks[0].start > 0 and result.chunks[0].end == len(LONG)
 
@@ -130,7 +130,7 @@ async def test_strategy_single_refuses_when_not_even_an_empty_text_would_fit(tok
     call = SummarizeCall(LONG, "single", "truncate_left", SamplingFields(max_new_tokens=126))
     async with _babble(tokenizer) as (runner, _):
         with pytest.raises(PromptTooLong, match=r"at most \d+") as caught:
-            await runner.prepare_summarize(call)
+            await result_of(runner.summarize(call))
     assert caught.value.param == "max_new_tokens"
 
 
@@ -141,7 +141,7 @@ async def test_new_tokens_that_leave_no_room_for_text_are_refused_with_the_large
     call = SummarizeCall(LONG, sampling=SamplingFields(max_new_tokens=126))
     async with _babble(tokenizer) as (runner, _):
         with pytest.raises(PromptTooLong, match=r"at most \d+") as caught:
-            await runner.prepare_summarize(call)
+            await result_of(runner.summarize(call))
     assert caught.value.param == "max_new_tokens"
 
 
@@ -149,7 +149,7 @@ async def test_new_tokens_that_leave_no_room_for_text_are_refused_with_the_large
 async def test_a_blank_text_is_refused(tokenizer: Tokenizer) -> None:
     async with _babble(tokenizer) as (runner, _):
         with pytest.raises(InvalidRequest) as caught:
-            await runner.prepare_summarize(SummarizeCall(" \n\t "))
+            await result_of(runner.summarize(SummarizeCall(" \n\t ")))
     assert caught.value.param == "text"
 
 
@@ -157,13 +157,13 @@ async def test_a_blank_text_is_refused(tokenizer: Tokenizer) -> None:
 async def test_a_model_without_the_task_has_no_endpoint(tokenizer: Tokenizer) -> None:
     async with running(babbling(tokenizer.vocab_size), tokenizer, {"other": TASK}) as (runner, _):
         with pytest.raises(NotFound):
-            await runner.prepare_summarize(SummarizeCall("a"))
+            await result_of(runner.summarize(SummarizeCall("a")))
 
 
 @pytest.mark.asyncio
 async def test_usage_counts_every_sequence(tokenizer: Tokenizer) -> None:
     async with _babble(tokenizer) as (runner, _):
-        result = await result_of(await runner.prepare_summarize(SummarizeCall(LONG)))
+        result = await result_of(runner.summarize(SummarizeCall(LONG)))
     assert result.usage.prompt_tokens > len(tokenizer.encode(LONG))
 
 

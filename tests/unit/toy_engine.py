@@ -25,8 +25,7 @@ from service.engine.sequence import TokenLogprob
 from service.engine.step_cost import StepCost
 from service.tasks.calls import ModelLimits
 from service.tasks.events import Done, Event
-from service.tasks.job import Prepared
-from service.tasks.run import TaskRunner
+from service.tasks.run import Running, TaskRunner
 
 LanguageModel = Callable[[Sequence[int]], torch.Tensor]
 BLOCK_SIZE = 16
@@ -145,14 +144,14 @@ async def running(
         scheduler.check()
 
 
-async def events_of(prepared: Prepared) -> list[Event]:
+async def events_of(task: Running) -> list[Event]:
     """All events of a task."""
-    async with prepared:
-        return [event async for event in prepared.events()]
+    async with task as events:
+        return [event async for event in events]
 
 
-async def result_of(prepared: Prepared) -> Any:
+async def result_of(task: Running) -> Any:
     """The result of a task."""
-    last = (await events_of(prepared))[-1]
+    last = (await events_of(task))[-1]
     assert isinstance(last, Done)
     return last.result

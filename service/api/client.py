@@ -1,0 +1,120 @@
+"""The client's side of one request: what it sends, whether it is still there, and what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from service.api.problems import HttpProblem
+
+DRAIN_S = 2.0
+
+
+class ClientGone(Exception):
+    """The client left, or stopped reading; there is nobody to answer."""
+
+
+class Client:
+    """See the module's docstring.
+
+    Args:
+        scope, receive, send: of the request, as the server gave them.
+        request_id: goes back with the answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        self.status = 0  # of the answer; 0 until it starts
+        self._scope, self._receive, self._send, self._request_id = scope, receive, send, request_id
+        headers = dict(scope["headers"])
+        self._is_body_left = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        self._may_drain = b"expect" not in headers  # a client that waits for 100 sends nothing to drain
+
+    # ---- what it sends ------------------------------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        """Pass on what comes, and note the end of the body."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._is_body_left = False
+        return message
+
+    async def read_body(self, hold: Callable[[int], None], limit: int, timeout_s: float) -> bytes:
+        """Read a whole body, counting as it comes.
+
+        Args:
+            hold: is told how many bytes there are by now, see `bodies.BodyRoom`.
+            limit: maximum bytes.
+            timeout_s: for all of it.
+
+        Raises:
+            HttpProblem: 413, more than `limit` bytes; 408, not complete after `timeout_s`.
+            QueueFull: there is no room for it.
+            ClientGone: the client left within it, or right behind it.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._is_body_left or not chunks:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > limit:
+                        raise HttpProblem("body_too_large", f"the body is larger than {limit} bytes")
+                    hold(size)
+        except TimeoutError:
+            raise HttpProblem("request_timeout", f"the body did not arrive within {timeout_s:g} s") from None
+        is_gone = self._scope.get("textgen.is_gone")  # the server may know before the event loop does
+        if is_gone is not None and is_gone():
+            raise ClientGone
+        return b"".join(chunks)
+
+    async def until_gone(self) -> None:
+        """Wait until the client has left. Its body must have been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    # ---- what it is told ----------------------------------------------------------------------------------
+
+    async def send(self, message: Message) -> None:
+        """Pass on the answer with its request id; a body nobody read ends the connection, politely."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self._request_id
+            if self._is_body_left:
+                headers["Connection"] = "close"
+        elif self._is_body_left and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            if self._may_drain:
+                await self._drain()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def _drain(self) -> None:
+        """Swallow what it still sends, for a while: a reset connection would cost it the answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while self._is_body_left:
+                    await self.receive()
+
+    async def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        """Send a whole answer of JSON."""
+        fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+        raw = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def cut(self) -> None:
+        """Drop the connection, so that a client that reads nothing holds no buffer; server permitting."""
+        abort: Callable[[], Any] | None = self._scope.get("textgen.abort")
+        if abort is not None:
+            abort()
+            await asyncio.sleep(0)  # lets the server notice before this request returns
