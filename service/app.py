@@ -68,6 +68,7 @@ class Life:
         self.state = state
         self.failure: BaseException | None = None  # why the process must end
         self.failed = asyncio.Event()
+        self._ready = asyncio.Event()
         self._engine = engine
         self._hurry = asyncio.Event()
 
@@ -130,7 +131,15 @@ class Life:
         )
         gc.freeze()  # what was loaded stays: a full collection would walk it, 0.1 s and more without a token
         log.info("ready", model=entry.label, seconds=round(time.monotonic() - started, 1))
+        self._ready.set()
         return self._engine
+
+    async def settled(self) -> None:
+        """Wait until the model is loaded, or cannot be: `failure` then says why."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._ready, self.failed)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     def hurry(self) -> None:
         """Skip what is left of the wait of `drain`."""

@@ -1,4 +1,4 @@
-"""`textgen serve | settings | bench | model …`: the only module that prints.
+"""`textgen serve | generate | ask | bench | model …`: it and `commands` are all that prints.
 
 Importing it is quick: nothing here loads torch or a web framework before a command asks for it.
 """
@@ -18,6 +18,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from service.commands.batch import batch
+from service.commands.chat import chat
+from service.commands.texts import ask, generate, summarize
 from service.errors import SettingsError
 
 app = typer.Typer(help="Serve a GPT-2 over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -40,7 +43,10 @@ def _root(
 
 @app.command()
 def serve(
-    model: Annotated[str | None, typer.Option(help="Store name, name@version, folder, or hf:<id>.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Store name, name@version, folder, or hf:<id>; left out: built in.")
+    ] = None,
+    model_option: Annotated[str | None, typer.Option("--model", help="The same, as an option.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder of models.")] = None,
@@ -61,6 +67,9 @@ def serve(
     Every flag is also a variable (--max-running: TEXTGEN_MAX_RUNNING); `textgen settings` lists them all.
     """
     flags = {name: value for name, value in locals().items() if value is not None}
+    option = flags.pop("model_option", None)
+    if option is not None and flags.setdefault("model", option) != option:
+        raise typer.BadParameter("MODEL and --model name two models; give one", param_hint="MODEL")
     raise typer.Exit(_serve(flags))
 
 
@@ -110,6 +119,10 @@ def settings() -> None:
     from service.settings import settings_table
 
     typer.echo(settings_table())
+
+
+for _command in (generate, summarize, ask, chat, batch):
+    app.command()(_command)
 
 
 class ModelCommands(TyperGroup):

@@ -115,6 +115,18 @@ def configure_logs(
     )
 
 
+def stay_quiet() -> None:
+    """For a model inside somebody's program: warnings only, to standard error; the program's own logging, and
+    what it has set up of ours, stay as they are.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[*_SHARED, *_rendering("text")],
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        )
+
+
 def _rendering(form: Literal["text", "json"]) -> list[structlog.typing.Processor]:
     if form == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

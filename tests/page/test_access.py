@@ -121,7 +121,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(tiny_model: Path, start_browser
         page.run("write")
         assert page.text("#write .continuation")
         page.one("#write .code summary").click()
-        assert "$TEXTGEN_KEY" in page.text("#write .code code")
+        assert "$KEY" in page.text("#write .code code")
         assert "secret-1" not in page.driver.page_source
         page.driver.refresh()
         page.wait_for_state("ready")

@@ -8,7 +8,7 @@ const literal = (value) => (typeof value === "bigint" ? `${value}` : JSON.string
 
 export function curl({ path, body }) {
   const json = `{${pairs(body).map(([name, value]) => `"${name}": ${literal(value)}`).join(", ")}}`;
-  const key = hasKey() ? ` \\\n  -H "Authorization: Bearer $TEXTGEN_KEY"` : "";
+  const key = hasKey() ? ` \\\n  -H "Authorization: Bearer $KEY"` : "";
   const stream = body.stream ? "-N " : "";
   return `curl ${stream}${shell(address(path))} -H 'Content-Type: application/json'${key} \\\n  -d ${shell(json)}`;
 }
@@ -18,7 +18,7 @@ const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 export function python({ path, body }) {
   const lines = pairs(body).map(([name, value]) => `    "${name}": ${pythonLiteral(value)},`);
-  const key = hasKey() ? `, headers={"Authorization": f"Bearer {os.environ['TEXTGEN_KEY']}"}` : "";
+  const key = hasKey() ? `, headers={"Authorization": f"Bearer {os.environ['KEY']}"}` : "";
   const imports = ["import json", ...(hasKey() ? ["import os"] : []), "", "import httpx", ""];
   const call = `httpx.stream("POST", ${JSON.stringify(address(path))}, json=body${key}, timeout=None)`;
   return [...imports, "body = {", ...lines, "}", `with ${call} as reply:`, "    for line in reply.iter_lines():",
@@ -35,7 +35,7 @@ function pythonLiteral(value) {
 }
 
 export function javascript({ path, body }) {
-  const key = hasKey() ? `, "Authorization": \`Bearer \${process.env.TEXTGEN_KEY}\`` : "";
+  const key = hasKey() ? `, "Authorization": \`Bearer \${process.env.KEY}\`` : "";
   const lines = pairs(body).map(([name, value]) => `"${name}": ${literal(value)}`).join(", ");
   return [`const reply = await fetch(${JSON.stringify(address(path))}, {`, `  method: "POST",`,
     `  headers: { "Content-Type": "application/json"${key} },`, `  body: ${quoted(`{${lines}}`)},`, "});",
