@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -66,6 +67,11 @@ def _split_origins(value: object) -> object:
     if origins != ["*"] and not all(map(_ORIGIN.fullmatch, origins)):
         raise ValueError("an origin is a scheme and a host, without a path")
     return tuple(origins)
+
+
+def _split_networks(value: object) -> object:
+    """Read "10.0.0.0/8, ::1" as two networks."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _folder(path: Path) -> Path:
@@ -226,6 +232,13 @@ class Settings(BaseSettings):
         "File with one key a line, read again when it changes and on SIGHUP; `#` begins a comment, and "
         "`#tenant=NAME` names the key of the next line in metrics and log",
         "a readable file",
+    )
+    trusted_proxies: Annotated[
+        tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split_networks)
+    ] = _setting(
+        (),
+        "Proxies whose `X-Forwarded-For` is believed; without keys, clients take turns by their address",
+        "addresses or networks as `10.0.0.0/8`, separated by commas",
     )
     key_concurrency: int = _setting(
         0, "Most requests in flight for one key; 0: no limit", "0 … 100000", ge=0, le=10**5

@@ -18,7 +18,9 @@ from service.api.problems import HttpProblem
 from service.engine.quota import Quota
 
 LARGE_BODY_BYTES = 8 * 1024
+FREE_BODY_BYTES = 4 * 1024
 SMALL_BODY_BYTES = 64 * 1024
+SMALL_ROOM_BYTES = 64 * 2**20
 MAX_FIELDS = 100  # each unknown one would become an error to build
 MAX_PARTS = 20_000  # arrays, objects and names: while it makes them, the parser lets no other thread run
 _TO_NEXT_PART = re.compile(rb'(?:[^"\[{:]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?){0,5000}+([\[{:]?)', re.DOTALL)
@@ -54,19 +56,25 @@ def _is_json(content_type: str) -> bool:
 
 
 class BodyRoom:
-    """How many bytes of large bodies are held at once, half received or waiting to be answered; small ones
-    always fit.
+    """How many bytes of bodies are held at once, half received or waiting to be answered. The first
+    `FREE_BODY_BYTES` of each are free, as its headers are; up to `SMALL_BODY_BYTES` it takes room that large
+    ones cannot fill.
 
     Args:
-        limit: maximum bytes above `SMALL_BODY_BYTES` of each; one key may have its share of them.
+        large: bytes above `SMALL_BODY_BYTES` of each that are held at a time; one key may have its share.
+        small: bytes of each up to there.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._quota = Quota(
-            limit,
-            "too many large bodies are being sent at once",
-            "this key is sending too many large bodies at once",
-        )
+    def __init__(self, large: int, small: int = SMALL_ROOM_BYTES) -> None:
+        self._rooms = [
+            (FREE_BODY_BYTES, SMALL_BODY_BYTES, _room(small, "bodies")),
+            (SMALL_BODY_BYTES, None, _room(large, "large bodies")),
+        ]
+
+    @property
+    def num_held(self) -> int:
+        """Bytes that are held now."""
+        return sum(quota.num_held for _, _, quota in self._rooms)
 
     @contextmanager
     def holding(self, tenant: str) -> Iterator[Callable[[int], None]]:
@@ -78,21 +86,28 @@ class BodyRoom:
         Raises:
             QueueFull: 429, by that function.
         """
-        held = 0
+        held = [0] * len(self._rooms)
 
         def hold(size: int) -> None:
-            nonlocal held
-            more = max(size - SMALL_BODY_BYTES, 0) - held
-            if more > 0:
-                self._quota.check(tenant, more)
-                self._quota.take(tenant, more)
-                held += more
+            for index, (low, high, quota) in enumerate(self._rooms):
+                more = max(min(size, high or size) - low, 0) - held[index]
+                if more > 0:
+                    quota.check(tenant, more)
+                    quota.take(tenant, more)
+                    held[index] += more
 
         try:
             yield hold
         finally:
-            if held:
-                self._quota.give(tenant, held)
+            for count, (_, _, quota) in zip(held, self._rooms, strict=True):
+                if count:
+                    quota.give(tenant, count)
+
+
+def _room(limit: int, what: str) -> Quota:
+    return Quota(
+        limit, f"too many {what} are being sent at once", f"this key is sending too many {what} at once"
+    )
 
 
 def parse_json(data: bytes) -> Any:

@@ -56,25 +56,24 @@ class Client:
             QueueFull: there is no room for it.
             ClientGone: the client left within it, or right behind it.
         """
-        chunks: list[bytes] = []
-        size = 0
+        body, is_more = bytearray(), True  # in one piece: a client may send single bytes
         try:
             async with asyncio.timeout(timeout_s):
-                while self._is_body_left or not chunks:
+                while is_more:
                     message = await self.receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > limit:
+                    body += message.get("body", b"")
+                    if len(body) > limit:
                         raise HttpProblem("body_too_large", f"the body is larger than {limit} bytes")
-                    hold(size)
+                    hold(len(body))
+                    is_more = self._is_body_left
         except TimeoutError:
             raise HttpProblem("request_timeout", f"the body did not arrive within {timeout_s:g} s") from None
         is_gone = self._scope.get("textgen.is_gone")  # the server may know before the event loop does
         if is_gone is not None and is_gone():
             raise ClientGone
-        return b"".join(chunks)
+        return bytes(body)
 
     async def until_gone(self) -> None:
         """Wait until the client has left. Its body must have been read."""

@@ -22,11 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import check_body_headers
 from service.api.client import Client, ClientGone
+from service.api.client_address import client_address
 from service.api.head import check_head
 from service.api.page import is_page
 from service.api.problems import Dialect, Problem, problem_for
 from service.api.security import request_id_from
 from service.api.state import Served, ServiceState
+from service.engine.quota import ADDRESS_MARK
 from service.errors import DeadlineExceeded
 from service.logs import get_logger
 from service.metrics import ENDPOINTS
@@ -134,7 +136,7 @@ class Exchange:
         service, settings = self.service, self.service.settings
         if self._needs_key():
             self.key_id = service.keyring.key_id(self._headers.get(b"authorization", b""))
-            self.tenant = self.key_id if service.keyring.num_keys > 1 else ""
+        self.tenant = self._find_tenant()
         receive: Receive = self.client.receive
         method = self._scope["method"]
         if method == "HEAD":  # as GET; the server leaves the body out
@@ -151,6 +153,16 @@ class Exchange:
             self.served.engine.check_room(self.tenant)
             receive = _replay(body, receive)
         await app(self._scope, receive, self.client.send)
+
+    def _find_tenant(self) -> str:
+        """Of several keys, the key; without keys, the address."""
+        num_keys, scope = self.service.keyring.num_keys, self._scope
+        if num_keys:
+            return self.key_id if num_keys > 1 else ""
+        forwarded = (value for name, value in scope["headers"] if name == b"x-forwarded-for")
+        peer = (scope.get("client") or ("", 0))[0]
+        address = client_address(peer, forwarded, self.service.settings.trusted_proxies)
+        return ADDRESS_MARK + address if address else ""
 
     def _needs_key(self) -> bool:
         path = self._scope["path"]

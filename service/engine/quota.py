@@ -10,11 +10,13 @@ from service.engine.drain_rate import DrainRate
 from service.errors import QueueFull
 
 TENANT_SHARE = 0.75  # for one tenant: the others still get in while it floods
+ADDRESS_MARK = "@"  # begins the name of a tenant without a key: its address, which may be a proxy's
 
 
 class Quota:
-    """How much is held of something, by each tenant. The tenant "" is nobody to be fair to, because access is
-    open or there is one key only; its share is all of it.
+    """How much is held of something, by each tenant. The tenant "" is nobody to be fair to, because there is
+    one key only; its share is all of it. So is that of an address, behind which there may be everybody:
+    addresses have fair turns, not shares.
 
     Args:
         limit: what may be held in all.
@@ -40,7 +42,8 @@ class Quota:
     def excess(self, tenant: str, count: int = 1) -> int:
         """How much must be given back before so much more may be held; 0 or less is nothing."""
         in_all = self.num_held + count - self.limit
-        return max(in_all, self._held[tenant] + count - self.share) if tenant else in_all
+        has_share = tenant != "" and not tenant.startswith(ADDRESS_MARK)
+        return max(in_all, self._held[tenant] + count - self.share) if has_share else in_all
 
     def check(self, tenant: str, count: int = 1) -> None:
         """Refuse to let a tenant hold more than there is.

@@ -16,6 +16,8 @@ from service.tasks.documents import Document, Span
 
 _FILL = 0.9  # plan chunks this full, so that moving a border to a sentence end does not make one chunk more
 
+_MAX_GROWTH = 2  # of a window over the one before it, in tokens
+
 Excess = Callable[[int, int], Steps[int]]
 """Tokens by which `text[start:end]`, rendered and with its new tokens, exceeds the model's window."""
 
@@ -69,10 +71,13 @@ def windows(
     while end < len(document.text) and not spans.are_too_many:
         last = Span(start, end)
         start = _overlap_start(document, last, overlap) if end else 0
-        end = yield from _chunk_end(document, start, capacity, overlap, last.end + 1, excess)
+        # Where a window had to be much smaller than planned, so will its neighbour: beginning with all of the
+        # capacity again would read the rest of the document once more for each.
+        planned = min(capacity, _MAX_GROWTH * document.num_tokens(last.start, last.end)) if end else capacity
+        end = yield from _chunk_end(document, start, planned, overlap, last.end + 1, excess)
         if end <= last.end:  # the overlap left no room to get on
             start = last.end
-            end = yield from _chunk_end(document, start, capacity, overlap, last.end + 1, excess)
+            end = yield from _chunk_end(document, start, planned, overlap, last.end + 1, excess)
         spans.add(Span(start, end))
     return spans.found
 

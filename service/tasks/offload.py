@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from model_store.steps import Steps, finish
 from service.engine.quota import Quota
 from service.tasks.calls import Origin
-from service.tasks.turns import Turns
+from service.tasks.turns import Room, Turns
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ LARGE_TEXT_BYTES = 8 * 1024
 HUGE_TEXT_BYTES = 64 * 1024  # work on it keeps tens of megabytes between its turns
 TURN_S = 0.01
 MAX_JOBS = 64
-MAX_HUGE = 3  # of one tenant in hand at once: many of them half done would fill the memory
+MAX_HUGE_BYTES = 12 * 2**20  # of one tenant's in hand at once: many of them half done would fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,22 @@ class Offloader:
     Args:
         max_jobs: how many may wait and work at a time; one key may have three quarters of them.
         turn_s: seconds of steps in one turn, about; at least one step is done.
-        max_huge: how many huge texts of one key are in hand at a time; its others wait in line for them.
+        max_huge_bytes: how large the huge texts of one tenant that are in hand at a time may be together; its
+            others wait until they fit. A larger one is in hand alone.
     """
 
-    def __init__(self, max_jobs: int = MAX_JOBS, turn_s: float = TURN_S, max_huge: int = MAX_HUGE) -> None:
+    def __init__(
+        self, max_jobs: int = MAX_JOBS, turn_s: float = TURN_S, max_huge_bytes: int = MAX_HUGE_BYTES
+    ) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
         self._turns = Turns()
-        self._turn_s, self._max_huge = turn_s, max_huge
+        self._turn_s, self._max_huge_bytes = turn_s, max_huge_bytes
         self._quota = Quota(
             max_jobs,
             "too many large texts wait to be read",
             "this key has too many large texts waiting",
         )
-        self._huge: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by tenant
+        self._huge: WeakValueDictionary[str, Room] = WeakValueDictionary()  # by tenant
 
     async def run(self, size: int, work: Steps[T], origin: Origin, is_admitted: bool = False) -> T:
         """Do work where it does no harm.
@@ -76,7 +79,7 @@ class Offloader:
             return finish(work)
         tenant = origin.tenant
         with self._place(tenant, is_admitted):
-            async with self._in_hand(tenant, size > HUGE_TEXT_BYTES and not is_admitted):
+            async with self._in_hand(tenant, 0 if is_admitted else size):
                 return await self._in_turns(work, tenant)
 
     def close(self) -> None:
@@ -102,15 +105,11 @@ class Offloader:
         finally:
             self._quota.give(tenant)
 
-    @asynccontextmanager
-    async def _in_hand(self, tenant: str, is_huge: bool) -> AsyncIterator[None]:
-        """Let huge texts of one tenant wait for each other: see `MAX_HUGE`."""
-        if not is_huge:
-            yield
-            return
-        places = self._huge.setdefault(tenant, asyncio.Semaphore(self._max_huge))
-        async with places:
-            yield
+    def _in_hand(self, tenant: str, size: int) -> AbstractAsyncContextManager[None]:
+        """Let huge texts of one tenant wait for each other: see `MAX_HUGE_BYTES`."""
+        if size <= HUGE_TEXT_BYTES:
+            return nullcontext()
+        return self._huge.setdefault(tenant, Room(self._max_huge_bytes)).holding(size)
 
 
 def _advance(work: Steps[T], turn_s: float) -> _Finished[T] | None:

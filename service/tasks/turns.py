@@ -56,3 +56,38 @@ class Turns:
                 turn.has_come.set_result(None)
                 return
         self._is_taken = False
+
+
+class Room:
+    """Something of which only so much may be held at a time; who needs more than is left waits until it fits.
+
+    Args:
+        size: all there is; who needs more than that has it alone.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
+        self._line: dict[asyncio.Future[None], int] = {}  # who waits, for how much, in the order they came
+
+    @asynccontextmanager
+    async def holding(self, count: int) -> AsyncIterator[None]:
+        """Wait for so much and hold it. Who fits goes before who came first and does not."""
+        count = min(count, self._size)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line[turn] = count
+        self._let_in()
+        try:
+            await turn
+            yield
+        finally:
+            if self._line.pop(turn, None) is None:  # it was let in
+                self._left += count
+                self._let_in()
+
+    def _let_in(self) -> None:
+        for turn, count in list(self._line.items()):
+            if count <= self._left:
+                self._left -= count
+                del self._line[turn]
+                if not turn.done():  # else it was cancelled a moment ago, and its task has not run yet
+                    turn.set_result(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_service import WAIT_S, Live, Stuck, expect
@@ -155,6 +156,31 @@ def test_a_key_file_that_became_unusable_leaves_the_keys_as_they_were(
     key_file.write_text(text)
     expect(lambda: any("the keys stay as they were" in line for line in log_lines[start:]), "the line")
     assert (status_with(service, "old"), service.post("/generate", ONE).status_code) == (200, 401)
+
+
+# ---- clients without keys -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "tenant"),
+    [
+        ({}, "@127.0.0.1"),
+        ({"trusted_proxies": "127.0.0.0/8"}, "@198.51.100.7"),
+        ({"trusted_proxies": "127.0.0.0/8", "api_keys": ("only",)}, ""),
+    ],
+)
+def test_clients_without_keys_are_told_apart_by_address(
+    serve: Callable[..., Live], stuck: Stuck, settings: dict[str, Any], tenant: str
+) -> None:
+    service = serve(AsyncEngine(stuck.make, hung_after_s=WAIT_S), **settings)
+    headers = {"x-forwarded-for": "1.1.1.1, 198.51.100.7", "authorization": "Bearer only"}
+    busy = threading.Thread(target=service.post, args=("/generate", ONE), kwargs={"headers": headers})
+    busy.start()
+    expect(lambda: service.num_sequences() == 1, "the work to start")
+    (fail,) = service.state.in_flight
+    assert fail.__self__.tenant == tenant  # type: ignore[attr-defined]  # a method of the exchange
+    stuck.gate.set()
+    busy.join()
 
 
 # ---- pages of other origins -----------------------------------------------------------------------------

@@ -2,10 +2,18 @@
 
 import json
 import random
+from typing import Any
 
 import pytest
 
-from service.api.bodies import MAX_PARTS, SMALL_BODY_BYTES, BodyRoom, parse_json
+from service.api.bodies import (
+    FREE_BODY_BYTES,
+    MAX_PARTS,
+    SMALL_BODY_BYTES,
+    BodyRoom,
+    parse_json,
+)
+from service.api.client import Client
 from service.api.problems import HttpProblem
 from service.errors import QueueFull
 
@@ -63,3 +71,31 @@ def test_one_key_leaves_room_for_the_others() -> None:
         other(SMALL_BODY_BYTES + 250)
         with pytest.raises(QueueFull, match="at once"):
             other(SMALL_BODY_BYTES + 251)
+
+
+def test_small_bodies_have_only_so_much_room_that_large_ones_cannot_fill() -> None:
+    room = BodyRoom(1000, small=SMALL_BODY_BYTES)
+    with room.holding("") as first, room.holding("") as second:
+        first(SMALL_BODY_BYTES + 1000)
+        second(2 * FREE_BODY_BYTES)
+        with pytest.raises(QueueFull, match="too many bodies"):
+            second(2 * FREE_BODY_BYTES + 1)
+        with room.holding("") as third:
+            third(FREE_BODY_BYTES)  # as much as its headers may be
+    with room.holding("") as again:
+        again(SMALL_BODY_BYTES + 1000)
+
+
+@pytest.mark.asyncio
+async def test_a_body_of_single_bytes_is_kept_in_one_piece() -> None:
+    sizes: list[int] = []
+    pieces = iter(b"abc")
+
+    async def receive() -> dict[str, Any]:
+        piece = next(pieces)
+        return {"type": "http.request", "body": bytes([piece]), "more_body": piece != ord("c")}
+
+    scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
+    client = Client(scope, receive, receive, "id")  # type: ignore[arg-type]  # nothing is sent
+    assert await client.read_body(sizes.append, 10, 1.0) == b"abc"
+    assert sizes == [1, 2, 3]

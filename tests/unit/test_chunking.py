@@ -206,6 +206,39 @@ def test_a_long_document_takes_time_in_proportion(monkeypatch: pytest.MonkeyPatc
     assert encoded <= 2 * len(text)
 
 
+@pytest.mark.parametrize("room", [40, 400])
+def test_planning_windows_reads_the_text_a_few_times_however_little_fits(room: int) -> None:
+    """A prompt may hold little of a window that could be the whole document: where that little does not fit,
+    windows are as small as a chunk. Each was planned by reading all that was left.
+    """
+    text = "word " * 20_000
+    document = _document(text)
+    num_read = 0
+
+    def excess(start: int, end: int) -> Steps[int]:
+        nonlocal num_read
+        num_read += end - start
+        yield
+        return min(document.num_tokens(start, end) - room, 300)
+
+    spans = finish(windows(document, document.num_tokens(0, len(text)), room // 4, excess))
+    assert all(document.num_tokens(span.start, span.end) <= room for span in spans)
+    assert len(spans) > 20_000 / room
+    assert num_read < 30 * len(text)
+
+
+def test_windows_grow_again_behind_what_let_them_shrink() -> None:
+    text = "word " * 20_000
+    document = _document(text)
+
+    def excess(start: int, end: int) -> Steps[int]:
+        yield
+        return document.num_tokens(start, end) - 40 if start < 500 else 0
+
+    spans = finish(windows(document, document.num_tokens(0, len(text)), 8, excess))
+    assert len(spans) < 40
+
+
 @pytest.mark.parametrize("unit", ["!", ".", "…", '."', "。", "\n", ", ", "——", "? ", "a. "])
 def test_borders_of_a_million_marks_are_found_in_linear_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit)) + "x"  # with a square of steps this would not end in a day

@@ -11,6 +11,7 @@ import pytest
 from exchanges import make_exchange, stays
 from starlette.types import Message, Receive, Scope, Send
 
+from service.api.bodies import FREE_BODY_BYTES
 from service.api.client import ClientGone
 from service.api.exchange import Exchange, exchange_of
 from service.api.state import Served, ServiceState
@@ -174,7 +175,7 @@ KEY = {"authorization": "Bearer one", "content-length": "100000"}
 
 def held(state: ServiceState) -> tuple[int, int]:
     """What requests hold at present: places of keys, bytes of bodies."""
-    return state.keyring._in_flight.total(), state.body_room._quota.num_held
+    return state.keyring._in_flight.total(), state.body_room.num_held
 
 
 async def answers(exchange: Exchange, scope: Scope, send: Send) -> None:
@@ -229,7 +230,7 @@ async def test_every_end_gives_back_all_that_was_given(
 
     exchange = make_exchange(body_of(100_000), send, headers=KEY, state=state)
     await exchange.serve(app)
-    assert seen == [((1, 100_000 - 64 * 1024), 1)]
+    assert seen == [((1, 100_000 - FREE_BODY_BYTES), 1)]
     assert (held(state), len(state.in_flight), job.is_left) == ((0, 0), 0, True)
     assert (exchange.client.status, exchange.outcome) == (status, outcome)
     assert sum(message["type"] == "http.response.start" for message in sent) == (status > 0)

@@ -43,8 +43,8 @@ class Gate:
 class Bench:
     """An offloader whose turns are single steps, its thread held, and a record of who worked when."""
 
-    def __init__(self, max_jobs: int = 64, max_huge: int = 1) -> None:
-        self.offloader = Offloader(max_jobs, turn_s=0, max_huge=max_huge)
+    def __init__(self, max_jobs: int = 64, max_huge: int = 1) -> None:  # of the size HUGE
+        self.offloader = Offloader(max_jobs, turn_s=0, max_huge_bytes=max_huge * HUGE)
         self.gate = Gate()
         self.log: list[str] = []
         self._holding = asyncio.create_task(
@@ -132,6 +132,19 @@ async def test_huge_texts_of_one_tenant_are_read_one_after_the_other(bench: Benc
 async def test_as_many_huge_texts_of_one_tenant_as_may_be_in_hand_are_read_in_turns(bench: Bench) -> None:
     await bench.finish(*[bench.start(name, "a", 3, size=HUGE) for name in "xyz"])
     assert "".join(bench.log) == "xyxyxyzzz"
+
+
+@benched(max_huge=4)
+async def test_a_huge_text_that_fits_does_not_wait_for_larger_ones(bench: Bench) -> None:
+    tasks = [bench.start(name, "a", 3, size=3 * HUGE) for name in "xy"]
+    await bench.finish(*tasks, bench.start("z", "a", 3, size=HUGE))
+    assert "".join(bench.log) == "xzxzxzyyy"
+
+
+@benched()
+async def test_a_text_larger_than_all_that_may_be_in_hand_is_read_alone(bench: Bench) -> None:
+    await bench.finish(*[bench.start(name, "a", 2, size=9 * HUGE) for name in "xy"])
+    assert "".join(bench.log) == "xxyy"
 
 
 @benched()
