@@ -34,8 +34,4 @@ def _touch(room: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """Write to every page; the system's work for it is shared by two threads where there is much of it."""
     parts = np.array_split(room, 2) if len(room) > _SHARED_FROM else [room]
     with ThreadPoolExecutor(len(parts)) as threads:
-        list(threads.map(_touch_part, parts))
-
-
-def _touch_part(part: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    part[::_PAGE] = 0
+        list(threads.map(lambda part: part[::_PAGE].fill(0), parts))

@@ -42,33 +42,27 @@ def build_engine(
         UnsupportedCheckpoint: the checkpoint or the cache size cannot be served, or memory does not suffice.
     """
     with DEVICES[config.device].out_of_memory_explained():
-        return _build(config, pieces, observer or NullObserver(), on_fault)
-
-
-def _build(
-    config: EngineConfig, pieces: TokenPieces, observer: Observer, on_fault: Callable[[BaseException], None]
-) -> Engine:
-    backend = choose(config)
-    torch.set_num_threads(backend.num_torch_threads)
-    model = GPT2.load(config.folder, backend)
-    cache = allocate_cache(config, model.architecture, backend)
-    forward = backend.forward(model, cache, config.max_running)
-    cost = StepCost(backend.min_prefill_rows)
-    runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.draw, cost)
-    speculates = config.speculation and backend.speculates
-    speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
-    scheduler = Scheduler(
-        BlockPool(cache.k.shape[1] - backend.num_scratch_blocks, BLOCK_SIZE),
-        Budget(config.max_batch_tokens, config.max_running),
-        cost,
-        speculator,
-    )
-    engine = Engine(scheduler, runner, pieces, on_fault=on_fault)
-    runner.on_progress = engine.pulse.beat
-    engine.facts = describe(backend, cache)
-    warm_up(engine, model.architecture, config)
-    engine.reporter.observer = observer
-    return engine
+        backend = choose(config)
+        torch.set_num_threads(backend.num_torch_threads)
+        model = GPT2.load(config.folder, backend)
+        cache = allocate_cache(config, model.architecture, backend)
+        forward = backend.forward(model, cache, config.max_running)
+        cost = StepCost(backend.min_prefill_rows)
+        runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.draw, cost)
+        speculates = config.speculation and backend.speculates
+        speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
+        scheduler = Scheduler(
+            BlockPool(cache.k.shape[1] - backend.num_scratch_blocks, BLOCK_SIZE),
+            Budget(config.max_batch_tokens, config.max_running),
+            cost,
+            speculator,
+        )
+        engine = Engine(scheduler, runner, pieces, on_fault=on_fault)
+        runner.on_progress = engine.pulse.beat
+        engine.facts = describe(backend, cache)
+        warm_up(engine, model.architecture, config)
+        engine.reporter.observer = observer or NullObserver()
+        return engine
 
 
 def describe(backend: Backend, cache: KVCache) -> dict[str, str | int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from service.app import engine_config
 from service.engine.devices import NoSuchDevice, find_device
@@ -39,6 +40,14 @@ def test_limits_that_nobody_sets_suit_the_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     config = engine_config(load_settings(), Path())
     assert (config.max_batch_tokens, config.max_running) == limits
+
+
+def test_old_names_of_settings_are_told_once_in_the_log() -> None:
+    with capture_logs() as lines:
+        config = engine_config(load_settings({"device": "cpu", "quantization": "int8"}), Path())
+    assert config.precision == "int8"
+    (line,) = lines
+    assert line["log_level"] == "warning" and "say TEXTGEN_PRECISION=int8 instead" in line["event"]
 
 
 def test_limits_that_somebody_sets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

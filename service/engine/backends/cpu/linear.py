@@ -53,9 +53,8 @@ class CpuLinear:
         self._columns = np.zeros((3, tiles * gemm.TILE), np.float32)  # bias, scale, column sums (int32 bits)
         for row, values in zip(self._columns, (bias, scale, column_sum), strict=True):
             if values is not None:
-                row[: self.out_features] = (
-                    values.detach().cpu().numpy().astype(_dtype(values)).view(np.float32)
-                )
+                dtype = np.float32 if values.dtype.is_floating_point else np.int32
+                row[: self.out_features] = values.detach().cpu().numpy().astype(dtype).view(np.float32)
         self.row_bytes = packed_row_bytes(self.kind, self.in_features)
         self.record = np.zeros(linear_task.W_FIELDS, np.int64)
         self.record[:12] = (
@@ -100,10 +99,6 @@ def packed_row_bytes(kind: int, length: int) -> int:
 def _steps(kind: int, length: int) -> int:
     per_step = {gemm.FLOAT32: 1, gemm.BFLOAT16: 2, gemm.INT8: 4}[kind]
     return -(-length // per_step)
-
-
-def _dtype(values: Tensor) -> type[np.float32] | type[np.int32]:
-    return np.float32 if values.dtype.is_floating_point else np.int32
 
 
 def _pack(weight: Tensor, kind: int) -> tuple[np.ndarray, Tensor | None, Tensor | None]:
