@@ -1,7 +1,7 @@
 """Compact JSON made piece by piece, so that a reply of megabytes holds up nobody.
 
 Encoding is one call that nothing can interrupt. An object whose value is an iterator is encoded element by
-element; `encoded` lets the event loop turn between them. Read `replies` for what is encoded so.
+element; `json_reply` and `sse` let the event loop turn between them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # making one costs as much as a frame
 
@@ -64,13 +64,3 @@ async def taking_turns(pieces: Iterable[bytes]) -> list[bytes]:
         found.append(piece)
         await asyncio.sleep(0)
     return found
-
-
-async def encoded(value: Mapping[str, Any]) -> bytes:
-    """The JSON of an object, see `in_pieces`; others have their turn between two pieces."""
-    return b"".join(await taking_turns(piece.encode() for piece in in_pieces(value)))
-
-
-async def json_response(value: Mapping[str, Any]) -> Response:
-    """A reply of compact JSON, made in turns with whatever else is to be done."""
-    return Response(await encoded(value), media_type="application/json")

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from service.api.description import NATIVE_STREAM
 from service.api.exchange import Exchange, exchange_of
-from service.api.json_pieces import json_response
+from service.api.json_reply import json_response
 from service.api.replies import NativeFrames, new_id, reply
 from service.api.reply_models import (
     LOOK,

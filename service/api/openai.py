@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from service.api.description import OPENAI_STREAM
 from service.api.exchange import exchange_of
-from service.api.json_pieces import json_response
+from service.api.json_reply import json_response
 from service.api.openai_schemas import CompletionBody
 from service.api.problems import Problem
 from service.api.replies import new_id
@@ -88,7 +88,7 @@ def _head(model_name: str) -> dict[str, Any]:
 
 def _choices(result: GenerateResult, body: CompletionBody) -> Iterator[dict[str, Any]]:
     for choice in result.choices:
-        scores = _scores(choice.logprobs or (), body)
+        scores = _scores(list(choice.logprobs or ()), body)
         yield _choice(choice.index, choice.text, scores, choice.finish_reason)
 
 

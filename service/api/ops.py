@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.json_pieces import json_response
+from service.api.json_reply import json_response
 from service.api.page import is_page, page
 from service.api.reply_models import LOOK
 from service.api.state import ServiceState, service_of

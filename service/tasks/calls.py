@@ -7,7 +7,7 @@ runner checks ranges and lengths. Read `events` next, then `run`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -132,7 +132,7 @@ class Choice:
     index: int
     text: str
     finish_reason: str  # stop | length
-    logprobs: tuple[TokenScore, ...] | None = None
+    logprobs: Iterable[TokenScore] | None = None  # made anew each time they are read
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.job_stream import JobStream
-from service.engine.sequence import SequenceOutput, SequenceRequest, TokenLogprob
+from service.engine.sequence import SequenceOutput, SequenceRequest
 from service.errors import InvalidRequest
 from service.tasks.calls import (
     Choice,
@@ -27,6 +27,7 @@ from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import Fitted, check_unicode, fit_fields, fit_ids, fit_text
 from service.tasks.job import timings, usage
 from service.tasks.sampling import Decoding
+from service.tasks.scores import Scorer, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,47 +105,30 @@ class ChoiceText:
 
     index: int
     echo: str
+    tokenizer: Tokenizer
     text: str = ""
     finish_reason: str = ""
-    entries: list[TokenLogprob] = field(default_factory=list)  # smaller than the scores made of them
-    _is_started: bool = False
-    _previous_id: int | None = None
-    _offset: int = 0
-    _first_offset: int = 0
+    scores: Scores | None = None  # from the first output on, where they are wanted
+    _scorer: Scorer | None = None  # of those that are streamed
 
-    def push(self, tokenizer: Tokenizer, output: SequenceOutput, call: GenerateCall) -> Token:
-        """Take the engine's news and give the event for them; scores that nobody reads before the end are not
-        made yet.
+    def push(self, output: SequenceOutput, call: GenerateCall) -> Token:
+        """Take the engine's news and give the event for them, with the scores of its tokens if it is
+        streamed.
         """
-        delta = output.text if self._is_started else self.echo + output.text
-        entries = (*output.prompt_logprobs, *output.logprobs) if call.logprobs is not None else ()
-        if not self._is_started and not output.prompt_logprobs:
-            self._offset = self._first_offset = len(self.echo)
-        self._is_started = True
-        is_read = call.origin.is_streamed
-        news = tuple(self._score(tokenizer, entry) for entry in entries) if is_read else ()
+        is_first = self._scorer is None
+        if self._scorer is None:
+            offset = 0 if output.prompt_logprobs else len(self.echo)
+            self._scorer = Scorer(self.tokenizer, offset)
+            self.scores = Scores(self.tokenizer, offset) if call.logprobs is not None else None
+        news: tuple[TokenScore, ...] = ()
+        if self.scores is not None:
+            entries = (*output.prompt_logprobs, *output.logprobs)
+            self.scores.add(entries)
+            news = tuple(map(self._scorer.score, entries)) if call.origin.is_streamed else ()
+        delta = self.echo + output.text if is_first else output.text
         self.text += delta
-        self.entries += entries
         self.finish_reason = output.finish_reason or ""
         return Token(self.index, delta, news, self.finish_reason or None)
-
-    def scores(self, tokenizer: Tokenizer) -> tuple[TokenScore, ...]:
-        """All scores again, from the first on."""
-        self._previous_id, self._offset = None, self._first_offset
-        return tuple(self._score(tokenizer, entry) for entry in self.entries)
-
-    def _score(self, tokenizer: Tokenizer, entry: TokenLogprob) -> TokenScore:
-        def as_text(token_id: int) -> str:
-            return tokenizer.piece(self._previous_id, token_id).decode("utf-8", "replace")
-
-        piece = tokenizer.piece(self._previous_id, entry.token_id)
-        continues = bool(piece) and piece[0] & 0xC0 == 0x80  # goes on with a character that began before
-        offset = max(self._offset - continues, 0)
-        top = tuple((as_text(token_id), logprob) for token_id, logprob in entry.top)
-        score = TokenScore(entry.token_id, as_text(entry.token_id), offset, entry.logprob, top)
-        self._offset += sum(byte & 0xC0 != 0x80 for byte in piece)
-        self._previous_id = entry.token_id
-        return score
 
 
 async def generate_events(
@@ -152,15 +136,15 @@ async def generate_events(
 ) -> AsyncGenerator[Event]:
     """Yield the choices' tokens as they come, then the result."""
     choices = [
-        ChoiceText(index, prompt.echo)
+        ChoiceText(index, prompt.echo, tokenizer)
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(call.n))
     ]
     async for output in job:
-        yield choices[output.index].push(tokenizer, output, call)
-    finished: list[Choice] = []
-    for c in choices:
-        scores = c.scores(tokenizer) if call.logprobs is not None else None
-        finished.append(Choice(c.index, c.text, c.finish_reason, scores))
-        await asyncio.sleep(0)  # the scores of many choices are work: others have their turn between them
+        yield choices[output.index].push(output, call)
+        if (
+            output.prompt_logprobs
+        ):  # hundreds of tokens: others have their turn before those of the next prompt
+            await asyncio.sleep(0)
     num_dropped = sum(prompt.fitted.num_dropped for prompt in prompts)
-    yield Done(GenerateResult(seed, tuple(finished), usage(job, num_dropped), timings(job)))
+    finished = tuple(Choice(c.index, c.text, c.finish_reason, c.scores) for c in choices)
+    yield Done(GenerateResult(seed, finished, usage(job, num_dropped), timings(job)))

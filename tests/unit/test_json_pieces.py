@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from service.api.json_pieces import compact, encoded, in_pieces
+from service.api.client import ClientGone
+from service.api.json_pieces import compact, in_pieces
+from service.api.json_reply import LARGE_REPLY_BYTES, json_response
 from service.api.sse import frame, frame_in_pieces
 
 OBJECTS: list[dict[str, Any]] = [
@@ -60,6 +63,55 @@ async def test_others_have_their_turn_between_two_elements() -> None:
 
     seen: list[int] = []
     other = asyncio.create_task(count())
-    assert await encoded({"choices": elements()}) == b'{"choices":[0,1,2,3,4,5,6,7,8,9]}'
+    reply = await json_response({"choices": elements()})
+    assert reply.body == b'{"choices":[0,1,2,3,4,5,6,7,8,9]}'
     other.cancel()
     assert seen == sorted(set(seen)) and len(seen) == 10
+
+
+class Exchange:
+    """The part of an exchange that a reply needs."""
+
+    def __init__(self, send_timeout_s: float = 10.0) -> None:
+        self.service = SimpleNamespace(settings=SimpleNamespace(send_timeout_s=send_timeout_s))
+
+    async def run(self, work: Any) -> Any:
+        return await work
+
+
+def long_choices(made: list[int]) -> Any:
+    """Ten elements of more than half of what is sent at once."""
+    for index in range(10):
+        made.append(index)
+        yield "x" * (LARGE_REPLY_BYTES * 2 // 3)
+
+
+@pytest.mark.asyncio
+async def test_a_large_reply_is_made_while_it_is_sent() -> None:
+    sent, made, made_when_sent = [], [], []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        made_when_sent.append(len(made))
+
+    reply = await json_response({"choices": long_choices(made), "end": 1})
+    assert len(made) == 2
+    await reply({"type": "http", "textgen.exchange": Exchange()}, None, send)  # type: ignore[arg-type]
+    assert "content-length" not in reply.headers
+    assert (
+        b"".join(m.get("body", b"") for m in sent)
+        == compact({"choices": list(long_choices([])), "end": 1}).encode()
+    )
+    assert made_when_sent[:5] == [2, 2, 3, 4, 5]
+    assert not sent[-1].get("more_body", False) and all(m["more_body"] for m in sent[1:-1])
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_take_a_large_reply_is_gone() -> None:
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    reply = await json_response({"choices": long_choices([])})
+    with pytest.raises(ClientGone):
+        await reply({"type": "http", "textgen.exchange": Exchange(0.001)}, None, send)  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ async def test_the_score_of_an_answer_is_what_scoring_the_text_gives(folder: Pat
                 sampling=SamplingFields(max_new_tokens=0),
             )
             scores = (await result_of(runner.generate(call))).choices[0].logprobs
-            return sum(score.logprob for score in scores[len(prompt) :])
+            return sum(score.logprob for score in list(scores)[len(prompt) :])
 
         expected = await logprob(answer.answer) - await logprob("I don't know.")
     assert answer.score >= expected - 1e-3  # the search may know a better way to write the same answer
