@@ -46,6 +46,7 @@ _JOINERS = frozenset("\u200d")  # zero-width joiner: emoji made of several
 _WIDTHLESS = frozenset(
     map(chr, (0xAD, 0x61C, 0x180E, *range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065)))
 ) | frozenset(map(chr, (*range(0x2066, 0x2070), 0xFEFF, *range(0xE0020, 0xE0080))))
+_NOTHING = dict.fromkeys(map(ord, _WIDTHLESS))
 _MOST_MARKS = 30  # on one letter: no more than in Unicode's Stream-Safe Text Format
 _LOOKED_AT = 32 * 1024  # characters in which an answer is looked for at a time
 _LONGEST_ABBREVIATION = 8
@@ -92,6 +93,11 @@ def splits_character(text: str, position: int) -> bool:
         return False
     before, after = text[position - 1], text[position]
     return before in _JOINERS or after in _JOINERS or before + after == "\r\n" or _extends(after)
+
+
+def without_widthless(text: str) -> str:
+    """A text without soft hyphens, zero-width non-joiners and their like: words as they are searched for."""
+    return text if text.isascii() else text.translate(_NOTHING)
 
 
 def whole_characters(text: str, position: int, low: int) -> int:

@@ -12,12 +12,19 @@ Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM2
 
 import math
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
-from model_store.borders import clause_ends, each_sentence_end, whole_characters, word_ends
+from model_store.borders import (
+    clause_ends,
+    each_sentence_end,
+    whole_characters,
+    without_widthless,
+    word_ends,
+)
 from model_store.english import STOPWORDS
 from model_store.steps import Steps, listed
 
@@ -28,6 +35,11 @@ _PER_STEP = 128  # sentences
 _BYTES_PER_WORD = 6  # so many count as a word at least: in Chinese, a sentence has no spaces
 _SATURATION, _LENGTH_NORM = 0.8, 0.2  # BM25's k1 and b; sentences are short and of similar length
 _FROM_BEFORE = 0.2  # what a sentence takes of the score before it: "He was born there" follows the name
+_RUNNING = 3  # copies of a line that make it a running head or foot
+_TIE = 1e-9  # what a sentence counts that shares nothing with others: it still comes before a running line
+_MOST_LINES = 100_000
+_LINE = re.compile(r"(?<![^\n\r\f])[^\n\r\f]{1,200}(?![^\n\r\f])")  # longer ones are paragraphs
+_NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"\w+")
 _SUFFIXES = ("ing", "ed", "es", "s", "er", "ly")
 _STEM = 6
@@ -82,15 +94,58 @@ def for_question(document: str, question: str, num_words: int) -> Steps[Evidence
 def for_summary(document: str, num_words: int) -> Steps[Evidence]:
     """The sentences that a document is about, in its own order.
 
+    What stands on every page (running heads and feet, "All rights reserved") is counted as if it stood there
+    once, and taken when nothing else is left.
+
     Args:
         document: Any text.
         num_words: Sentences are taken, best first, until they have so many words.
     """
     spans = yield from _sentences(document)
+    spans = yield from _parted_at(spans, document, (yield from _running_lines(document)))
     bags = yield from listed((Counter(_stems(document[slice(*span)])) for span in spans), _PER_STEP)
-    counts = Counter(stem for bag in bags for stem in bag)
-    scores = [_salience(bag, counts) * (1 + 1 / (1 + place)) for place, bag in enumerate(bags)]
+    forms = yield from listed((_form(document[slice(*span)]) for span in spans), _PER_STEP)
+    copies = Counter(forms)
+    first = dict(zip(reversed(forms), reversed(bags), strict=True))  # of each form
+    counts = Counter(stem for bag in first.values() for stem in bag)
+    scores = [
+        (_salience(bag, counts) + _TIE)
+        * (1 + 1 / (1 + place))
+        * (_TIE**2 if copies[form] >= _RUNNING else 1.0)
+        for place, (bag, form) in enumerate(zip(bags, forms, strict=True))
+    ]
     return _join(document, sorted(_take(document, spans, scores, num_words)))
+
+
+def _form(text: str) -> str:
+    """What two copies of a running line have in common: not the page's number, nor the white space."""
+    return _NUMBER.sub("0", " ".join(text.split())).casefold()
+
+
+def _running_lines(document: str) -> Steps[list[tuple[int, int]]]:
+    """Lines, as (start, end), that stand in a document several times but for their numbers; none where there
+    are too many lines to compare.
+    """
+    if sum(map(document.count, "\n\r\f")) > _MOST_LINES:
+        return []
+    lines = (match.span() for match in _LINE.finditer(document))
+    found = yield from listed(((*span, _form(document[slice(*span)])) for span in lines), _PER_STEP)
+    copies = Counter(form for _, _, form in found)
+    return [(start, end) for start, end, form in found if copies[form] >= _RUNNING]
+
+
+def _parted_at(
+    spans: list[tuple[int, int]], document: str, lines: list[tuple[int, int]]
+) -> Steps[list[tuple[int, int]]]:
+    """Cut sentences where a running line begins or ends in them."""
+    cuts = sorted({place for line in lines for place in line})
+
+    def parts(span: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        within = cuts[bisect_right(cuts, span[0]) : bisect_left(cuts, span[1])]
+        return (_stripped(document, *part) for part in pairwise((span[0], *within, span[1])))
+
+    found = yield from listed((part for span in spans for part in parts(span)), _PER_STEP)
+    return [(start, end) for start, end in found if start < end]
 
 
 def _salience(bag: Counter[str], counts: Counter[str]) -> float:
@@ -118,15 +173,20 @@ def _bm25(sentences: list[list[str]], wanted: set[str]) -> list[float]:
 def _take(
     document: str, spans: list[tuple[int, int]], scores: list[float], num_words: int
 ) -> list[tuple[int, int]]:
-    """The best sentences, best first, until they have `num_words`; of equal ones the earlier."""
+    """The best sentences, best first, each text once, until they have `num_words`; of equals the earlier."""
     taken: list[tuple[int, int]] = []
+    texts: set[str] = set()
     left = float(num_words)
     for place in sorted(range(len(spans)), key=lambda place: (-scores[place], place)):
         if left <= 0:
             break
         start, end = spans[place]
-        taken.append((start, end))
         sentence = document[start:end]
+        text = " ".join(sentence.split()).casefold()
+        if text in texts:
+            continue
+        texts.add(text)
+        taken.append((start, end))
         left -= max(len(sentence.split()), len(_encoded(sentence)) / _BYTES_PER_WORD)
     return taken
 
@@ -179,7 +239,8 @@ def _stripped(document: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _stems(text: str) -> list[str]:
-    return [_stem(word) for word in _WORD.findall(text.lower()) if word not in STOPWORDS]
+    words = _WORD.findall(without_widthless(text).lower())
+    return [_stem(word) for word in words if word not in STOPWORDS]
 
 
 def _stem(word: str) -> str:

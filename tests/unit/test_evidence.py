@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store import evidence
+from model_store.borders import splits_character
 from model_store.errors import InvalidTask
 from model_store.evidence import SEPARATOR, Evidence, whole
 from model_store.steps import finish
@@ -57,13 +58,57 @@ def test_without_a_common_word_the_first_sentences_are_taken() -> None:
     assert for_question(STORY, "?", 1).text == "The village lies by a lake."
 
 
+BODY = [
+    "The bridge was closed in March after engineers found cracks in two of its piers.",
+    "Repairs will cost about four million dollars and take nine months.",
+    "The ferry runs every twenty minutes until the bridge opens again.",
+    "Residents of the west bank asked for lower fares on the ferry.",
+]
+PAGE = "{head}\n{text}\n{foot}\n\x0c"
+
+
+def pages(head: str, foot: str) -> str:
+    return "".join(PAGE.format(head=head, text=text, foot=foot.format(i + 1)) for i, text in enumerate(BODY))
+
+
+@pytest.mark.parametrize("head", ["ACME Corp. Confidential - do not distribute.", "THE BRIDGE AND THE FERRY"])
+@pytest.mark.parametrize(
+    "foot", ["Page {} of 4. All rights reserved by the bridge.", "- {} -", "The ferry\n{}"]
+)
+def test_what_stands_on_every_page_is_weighed_less_than_the_text(head: str, foot: str) -> None:
+    # As many words as the text has: the whole of it comes before any head or foot.
+    found = for_summary(pages(head, foot), sum(len(text.split()) for text in BODY))
+    assert found.text.split(SEPARATOR) == BODY
+
+
+def test_a_text_is_taken_once_however_often_it_stands_there() -> None:
+    assert for_summary("All work and no play makes Jack a dull boy. " * 200, 60).text.count("Jack") == 1
+    assert for_summary(" ".join(BODY + BODY), 1000).text.split(SEPARATOR) == BODY
+    assert (
+        for_question(
+            "\n\n".join(["Who built it?  The  mill.", "Anna built it."] * 3), "Who built it?", 99
+        ).text.count("Anna")
+        == 1
+    )
+
+
+def test_rows_that_differ_in_their_numbers_are_different_texts() -> None:
+    rows = "\n\n".join(f"Revenue in {year} was {year - 2000} million." for year in range(2015, 2020))
+    assert len(for_summary(rows, 1000).starts) == 5
+
+
+def test_words_meet_whatever_hyphens_nobody_sees() -> None:
+    text = "Bread is old. The com\u00adpany grew. Salt is older."
+    assert for_question(text, "What did the company do?", 1).text == "The com\u00adpany grew."
+
+
 def test_a_text_without_words_is_cut_between_its_characters() -> None:
     family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
-    found = for_question(family * 100, "Who?", 10_000)
-    assert found.text.replace(SEPARATOR, "") == family * 100
-    assert all(
-        found.text[start:end].count(family) * len(family) == end - start for start, end in pieces(found)
-    )
+    text = "".join(family + chr(0x1F400 + number) for number in range(60))
+    found = for_question(text, "Who?", 10_000)
+    assert found.text.replace(SEPARATOR, "") == text
+    assert len(found.starts) > 4
+    assert all(not splits_character(text, found.origin(start, end)[0]) for start, end in pieces(found))
 
 
 def test_a_summary_reads_in_the_order_of_the_document() -> None:
