@@ -53,6 +53,10 @@ class Pieces:
         """One byte."""
         return b"x"
 
+    def is_special(self, token_id: int) -> bool:
+        """None is."""
+        return False
+
 
 def prompts(number: int, vocab_size: int) -> Ids:
     """Different random ids for each row."""

@@ -28,8 +28,9 @@ def make_golden(folder: Path, tasks: Mapping[str, Task]) -> tuple[GoldenPrompt, 
         folder: A Hugging Face folder with its tokenizer.
         tasks: Each gives a prompt, beside three that every model gets.
     """
-    tokenizer, model = Tokenizer.load(folder), _load(folder)
-    prompts = [tokenizer.encode(text) for text in _PROMPTS]
+    model = _load(folder)
+    tokenizer = Tokenizer.load(folder, model.config.vocab_size)
+    prompts = [[*tokenizer.bos_ids, *tokenizer.encode(text)] for text in _PROMPTS]
     prompts += [task.encode(tokenizer, dict.fromkeys(task.fields, _TEXT)) for task in tasks.values()]
     num_new = min(_NUM_NEW_TOKENS, model.config.n_positions // 2)
     return tuple(

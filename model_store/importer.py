@@ -19,15 +19,15 @@ from model_store.pickles import convert_pickles, pickle_files
 from model_store.store import Store
 from model_store.task import Task
 from model_store.task_files import with_generate
-from model_store.tokenizer import Tokenizer
+from model_store.tokenizer import copy_tokenizer
+from model_store.tokenizer_files import tokenizer_files
 
 MakeGolden = Callable[[Path, Mapping[str, Task]], tuple[GoldenPrompt, ...]]
 
 _SHOWN = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "activation_function")
 _KEPT = (
-    "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json"
-    " added_tokens.json vocab.json merges.txt vocab.txt spiece.model tokenizer.model README.md LICENSE"
-    " LICENSE.txt LICENSE.md loss.csv loss.png"
+    *("config.json", "generation_config.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"),
+    *("loss.csv", "loss.png"),
 )
 
 
@@ -89,15 +89,14 @@ def find_source(source: str) -> Path:
 
 def _fill(source: Path, target: Path, origin: Origin, make: MakeGolden) -> Draft:
     """Write the entry's files and say what it is."""
-    for name in _KEPT.split():
+    for name in _KEPT:
         if _inside(source, name).is_file():
             shutil.copyfile(source / name, target / name)
     _write_weights(source, target)
     checkpoint = read_checkpoint(target)
-    tokenizer = Tokenizer.load(target)
-    tokenizer.fit(checkpoint.architecture.vocab_size)
-    if not any((target / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
-        tokenizer.save(target)  # converted by transformers once, and not at every start
+    for path in tokenizer_files(source):
+        _inside(source, path.name)
+    copy_tokenizer(source, target, checkpoint.architecture.vocab_size)
     draft = _read_draft(source)
     tasks = with_generate(origin.tasks) if origin.tasks is not None else draft.tasks
     shown = {key: checkpoint.config[key] for key in _SHOWN if key in checkpoint.config}

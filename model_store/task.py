@@ -33,6 +33,9 @@ class Encoder(Protocol):
     @property
     def eos_id(self) -> int: ...
 
+    @property
+    def bos_ids(self) -> tuple[int, ...]: ...
+
     def encode(self, text: str) -> list[int]: ...
 
     def encode_specials(self, text: str) -> list[int]: ...
@@ -139,7 +142,7 @@ class Task:
             InvalidFields: A field is missing, unknown, or not a string.
             InvalidText: A field holds lone surrogates.
         """
-        ids: list[int] = []
+        ids = list(tokenizer.bos_ids)
         for text, is_user_text in self.segments(fields):
             ids += tokenizer.encode(text) if is_user_text else tokenizer.encode_specials(text)
         return ids

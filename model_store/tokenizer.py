@@ -9,15 +9,27 @@ Read next: `model_store/task.py`, which turns fields into ids with it.
 """
 
 import codecs
+import shutil
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import processors
+
 from model_store.errors import InvalidText, TokenizerError
-from model_store.tokenizer_files import LoadedTokenizer, PieceStyle, load_files
+from model_store.tokenizer_files import (
+    LoadedTokenizer,
+    PieceStyle,
+    load_files,
+    loads_at_once,
+    tokenizer_files,
+)
 
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space so
+_NO_SPACE_BEFORE = (b".", b"?", b"!", b",", b"n't", b"'m", b"'s", b"'ve", b"'re")  # of a WordPiece decoder
+# what two equal tokenizers agree on
+_PROBES = (" The quick brown fox, 1984.", "naïve Größe 天气很好", "\n\n  x")
 _LONG_TEXT = 4096  # characters whose encoding takes a few milliseconds
 _CJK_RANGES = (
     (0x2E80, 0x9FFF),  # radicals, CJK punctuation, kana, unified ideographs and extension A
@@ -34,9 +46,14 @@ class Tokenizer:
 
     Args:
         loaded: The files' contents, from `tokenizer_files.load_files`.
+        num_embeddings: The model's; None where there is no model yet.
+
+    Raises:
+        TokenizerError: A token that text can become lies beyond the model's embeddings. Special tokens there
+            (a padding mark never trained) do no harm.
     """
 
-    def __init__(self, loaded: LoadedTokenizer) -> None:
+    def __init__(self, loaded: LoadedTokenizer, num_embeddings: int | None = None) -> None:
         self._backend = loaded.backend
         self._backend.encode_special_tokens = True  # "<|endoftext|>" typed by a user is text
         self._style: PieceStyle = loaded.style
@@ -44,41 +61,50 @@ class Tokenizer:
         self._added = {token_id: str(token.content) for token_id, token in added.items()}
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._pieces: dict[int, bytes] = {}
+        self._cleans_up = loaded.cleans_up
+        self.bos_ids: tuple[int, ...] = loaded.bos_ids
         self.eos_token_ids: tuple[int, ...] = loaded.eos_token_ids
-        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        num_tokens: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = num_embeddings or num_tokens
+        if not self._special_ids.issuperset(range(self.vocab_size, num_tokens)):
+            raise TokenizerError(
+                f"the tokenizer has {num_tokens} tokens, the model embeddings for {num_embeddings}; "
+                "call model.resize_token_embeddings and train on, or remove the added tokens"
+            )
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
+    def load(cls, folder: Path, num_embeddings: int | None = None) -> "Tokenizer":
         """Load a checkpoint's tokenizer.
 
         Args:
             folder: A Hugging Face model folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, or
                 `vocab.txt`, or what transformers can convert.
+            num_embeddings: The model's; None where there is no model yet.
 
         Raises:
-            TokenizerError: Files are missing, broken, or of a kind that cannot be streamed.
+            TokenizerError: Files are missing, broken, of a kind that cannot be streamed, or do not fit the
+                model.
         """
-        return cls(load_files(folder))
-
-    def fit(self, num_embeddings: int) -> None:
-        """Leave out ids the model has no embedding for; call it once, before any use.
-
-        Special tokens beyond the end (a padding mark never trained) do no harm: no text becomes them.
-
-        Raises:
-            TokenizerError: A token that text can become lies beyond the model's embeddings.
-        """
-        beyond = range(num_embeddings, self.vocab_size)
-        if not self._special_ids.issuperset(beyond):
-            raise TokenizerError(
-                f"the tokenizer has {self.vocab_size} tokens, the model embeddings for {num_embeddings}; "
-                "call model.resize_token_embeddings and train on, or remove the added tokens"
-            )
-        self.vocab_size = min(self.vocab_size, num_embeddings)
+        return cls(load_files(folder, num_embeddings), num_embeddings)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, whatever files it was loaded from."""
-        self._backend.save(str(folder / "tokenizer.json"))
+        backend = type(self._backend).from_str(self._backend.to_str())
+        if self.bos_ids:
+            marks = [(backend.id_to_token(token_id), token_id) for token_id in self.bos_ids]
+            single = [*(text for text, _ in marks), "$A"]
+            backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=marks)
+        backend.save(str(folder / "tokenizer.json"))
+
+    def is_same(self, other: "Tokenizer") -> bool:
+        """Say whether another tokenizer gives the same ids, marks and ends."""
+        texts = (*_PROBES, *self._added.values())
+
+        def traits(tokenizer: "Tokenizer") -> tuple[object, ...]:
+            marks = (tokenizer.bos_ids, tokenizer.eos_token_ids, tokenizer._special_ids, tokenizer._style)
+            return *marks, tokenizer._backend.get_vocab(), list(map(tokenizer.encode_specials, texts))
+
+        return traits(self) == traits(other)
 
     @property
     def eos_id(self) -> int:
@@ -117,7 +143,8 @@ class Tokenizer:
         """Give the bytes that a token adds to the text.
 
         Args:
-            previous_id: The token before it; None at the start of a text. Matters where spaces are implied.
+            previous_id: The last token of text before it, in the prompt, too; None at the start
+                of a text. Matters where spaces are implied.
             token_id: The token; special tokens and ids out of the vocabulary add nothing.
 
         Returns:
@@ -129,12 +156,16 @@ class Tokenizer:
         before = b"" if previous_id is None else self._own_piece(previous_id)
         if self._style == "metaspace":
             return own if before else own.removeprefix(b" ")
-        return _wordpiece(before, own)
+        return _wordpiece(before, own, self._cleans_up)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Give the text of `ids`: their pieces joined. Invalid bytes become U+FFFD, half a character at the
         end is left out."""
-        pieces = (self.piece(ids[i - 1] if i else None, token_id) for i, token_id in enumerate(ids))
+        pieces = []
+        previous_id = None
+        for token_id in ids:
+            pieces.append(self.piece(previous_id, token_id))
+            previous_id = previous_id if self.is_special(token_id) else token_id
         return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(pieces))
 
     def is_special(self, token_id: int) -> bool:
@@ -172,6 +203,24 @@ class Tokenizer:
         if self._style == "byte_level":
             return _byte_level(token)
         return _metaspace(token) if self._style == "metaspace" else token.encode()
+
+
+def copy_tokenizer(source: Path, target: Path, num_embeddings: int) -> Tokenizer:
+    """Copy a tokenizer's files into the folder of a model, whose config.json is there already.
+
+    A tokenizer that only transformers can convert gets a tokenizer.json, and is converted but once.
+
+    Raises:
+        TokenizerError: It cannot be loaded, or what was written is another one.
+    """
+    tokenizer = Tokenizer.load(source, num_embeddings)
+    for path in tokenizer_files(source):
+        shutil.copyfile(path, target / path.name)
+    if not loads_at_once(source):
+        tokenizer.save(target)
+    if not Tokenizer.load(target, num_embeddings).is_same(tokenizer):
+        raise TokenizerError(f"the tokenizer that was written to {target} is not the one in {source}")
+    return tokenizer
 
 
 def check_text(text: str) -> None:
@@ -219,10 +268,12 @@ def _metaspace(token: str) -> bytes:
     return token.replace(_SPACE_MARK, " ").encode()
 
 
-def _wordpiece(before: bytes, own: bytes) -> bytes:
+def _wordpiece(before: bytes, own: bytes, cleans_up: bool) -> bytes:
     """Join "##" tokens; put a space between two tokens unless one of them is CJK at the seam."""
     if own.startswith(b"##") and len(own) > 2:
         return own[2:]
     if not before or is_cjk(before.decode()[-1]) or is_cjk(own.decode()[0]):
+        return own
+    if cleans_up and own.startswith(_NO_SPACE_BEFORE):
         return own
     return b" " + own

@@ -1,11 +1,13 @@
-"""Reads a tokenizer's files: which tokenizer it is, which tokens are special, which end a text.
+"""Reads a tokenizer's files: which tokenizer it is, which tokens are special, which begin and end a text.
 
-`tokenizer.json` loads in milliseconds; `vocab.json` with `merges.txt` and BERT's `vocab.txt` are assembled
-here, all without importing transformers, which is asked only for formats that none of these is. No encoding
-here: see `model_store/tokenizer.py`.
+Right is what transformers 5 makes of the same folder. `tokenizer.json` loads in milliseconds; `vocab.json`
+with `merges.txt` and BERT's `vocab.txt` are assembled here, all without importing transformers, which is
+asked only for classes with rules of their own. No encoding here: see `model_store/tokenizer.py`.
 """
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +15,23 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from model_store.errors import TokenizerError
+from model_store.added_tokens import AddedTokens
+from model_store.errors import TokenizerError, UnreadableFile
+from model_store.files import open_file, read_json
 
+# what a tokenizer is made of; without one of the first three it is converted by transformers each time
+_MAIN_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+_FILES = (
+    *_MAIN_FILES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "*.model"),
+)
 PieceStyle = Literal["byte_level", "wordpiece", "metaspace"]
 
-_SPECIAL_KEYS = ("eos_token", "bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_GPT2, _BERT = "GPT2Tokenizer", "BertTokenizer"
+# classes that are their tokenizer.json and nothing else
+_PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerBase", "TokenizersBackend", "PythonBackend")
+_BERT_MARKS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 _USUAL_ENDS = ("<|endoftext|>", "[SEP]", "</s>", "<eos>", "<|im_end|>")
 
 
@@ -30,151 +43,195 @@ class LoadedTokenizer:
         backend: A `tokenizers.Tokenizer` without truncation, padding or post-processing.
         style: How a token's name becomes bytes.
         eos_token_ids: The tokens that end a text, the main one first; at least one.
+        bos_ids: The tokens that the tokenizer puts before every text.
+        cleans_up: Whether a WordPiece decoder writes no space before punctuation.
     """
 
     backend: Any
     style: PieceStyle
     eos_token_ids: tuple[int, ...]
+    bos_ids: tuple[int, ...] = ()
+    cleans_up: bool = False
 
 
-def load_files(folder: Path) -> LoadedTokenizer:
+def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokenizer:
     """Read the tokenizer of a Hugging Face model folder.
+
+    Args:
+        folder: Of the model.
+        num_embeddings: The model's; an end of text without one is none. None where there is no model yet.
 
     Raises:
         TokenizerError: Nothing to read, broken files, an unsupported kind, or no token that ends a text.
     """
     config = _read_json(folder / "tokenizer_config.json")
-    backend = _load_backend(folder, config)
+    backend, defaults = _load_backend(folder, config)
+    special_map = _read_json(folder / "special_tokens_map.json")
+    tokens = AddedTokens(config, special_map, _read_json(folder / "added_tokens.json"), defaults)
+    tokens.add_to(backend)
+    _mark_usual(backend)
+    bos_ids = _bos_ids(backend, tokens, config)
     backend.no_truncation()
     backend.no_padding()
     backend.post_processor = tokenizers.processors.Sequence([])  # offsets keep the space before a word
-    _mark_specials(backend, folder, config)
-    return LoadedTokenizer(backend, _style_of(backend), _find_eos(backend, folder, config))
+    style, cleans_up = _style_of(backend)
+    eos_token_ids = _find_eos(backend, folder, tokens.special.get("eos_token", ""), num_embeddings)
+    return LoadedTokenizer(backend, style, eos_token_ids, bos_ids, cleans_up)
 
 
-def _load_backend(folder: Path, config: dict[str, Any]) -> Any:
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Give the files of a folder that its tokenizer is made of."""
+    return [path for pattern in _FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+
+
+def loads_at_once(folder: Path) -> bool:
+    """Say whether a tokenizer's files need no conversion."""
+    return any((folder / name).is_file() for name in _MAIN_FILES)
+
+
+def _class_name(folder: Path, config: Mapping[str, Any]) -> str:
+    """The tokenizer's class as transformers 5 chooses it; for a bare vocab.txt, which it refuses, BERT's."""
+    named = config.get("tokenizer_class") or _read_json(folder / "config.json").get("tokenizer_class")
+    if isinstance(named, str) and named:
+        return named.removesuffix("Fast")
+    has_gpt2_files = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return _GPT2 if has_gpt2_files or not (folder / "vocab.txt").is_file() else _BERT
+
+
+def _load_backend(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    """The tokenizer without added tokens, and the special tokens that its class has by default."""
+    kind = _class_name(folder, config)
+    if kind not in (_GPT2, _BERT, *_PLAIN):
+        return _from_transformers(folder), {}
     try:
-        if (folder / "tokenizer.json").is_file():
-            return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if os.path.lexists(folder / "tokenizer.json"):
+            open_file(folder / "tokenizer.json").close()
+            return _as_class(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), kind, config)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return _from_merges(folder, config)
+            model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            return _as_gpt2(tokenizers.Tokenizer(model), config)
         if (folder / "vocab.txt").is_file():
-            return _from_vocab_txt(folder, config)
+            return _as_bert(_from_vocab_txt(folder / "vocab.txt"), config)
+    except UnreadableFile as error:
+        raise TokenizerError(str(error)) from error
+    except TokenizerError:
+        raise
     except Exception as error:  # the Rust side raises bare Exception
-        raise TokenizerError(f"the tokenizer in {folder.name} cannot be read: {error}") from error
-    return _from_transformers(folder)
+        raise TokenizerError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    return _from_transformers(folder), {}
 
 
-def _from_merges(folder: Path, config: dict[str, Any]) -> Any:
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    backend = tokenizers.Tokenizer(model)
+def _as_class(backend: Any, kind: str, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    """Two classes take the vocabulary of a tokenizer.json and make the rest anew."""
+    if kind == _GPT2 and isinstance(backend.model, models.BPE) and "ByteLevel" in _decoder_types(backend):
+        return _as_gpt2(backend, config)
+    is_bert = kind == _BERT and isinstance(backend.model, models.WordPiece)
+    return _as_bert(backend, config) if is_bert else (backend, {})
+
+
+def _as_gpt2(backend: Any, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    backend.normalizer = None
     has_prefix = bool(config.get("add_prefix_space", False))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=has_prefix)
     backend.decoder = decoders.ByteLevel()
-    _add_tokens(backend, folder)
-    return backend
+    return backend, dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 
 
-def _from_vocab_txt(folder: Path, config: dict[str, Any]) -> Any:
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    vocab = {line.rstrip("\r"): place for place, line in enumerate(lines) if line.rstrip("\r")}
-    if "[UNK]" not in vocab:
-        raise TokenizerError("vocab.txt has no [UNK]: not a BERT vocabulary")
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+def _as_bert(backend: Any, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
     backend.normalizer = normalizers.BertNormalizer(
-        lowercase=bool(config.get("do_lower_case", True)),
+        clean_text=True,
         handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
         strip_accents=config.get("strip_accents"),
+        lowercase=bool(config.get("do_lower_case", True)),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    _add_tokens(backend, folder)
-    return backend
+    backend.decoder = decoders.WordPiece(prefix="##")
+    return backend, {f"{mark.strip('[]').lower()}_token": mark for mark in _BERT_MARKS}
+
+
+def _from_vocab_txt(path: Path) -> Any:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    vocab = {line.rstrip("\r"): index for index, line in enumerate(lines) if line.rstrip("\r")}
+    if "[UNK]" not in vocab:
+        raise TokenizerError("vocab.txt has no [UNK]: not a BERT vocabulary")
+    return tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
 
 
 def _from_transformers(folder: Path) -> Any:
-    """Let transformers convert a SentencePiece model; with no file it would make up an empty tokenizer."""
-    if not any(folder.glob("*.model")):
+    """Let transformers read it; with no file it would make up an empty tokenizer."""
+    if not (folder / "tokenizer.json").is_file() and not any(folder.glob("*.model")):
         raise TokenizerError(
-            f"{folder.name} has no tokenizer.json, vocab.json + merges.txt, vocab.txt or SentencePiece .model"
+            f"{folder} has no tokenizer.json, vocab.json + merges.txt, vocab.txt or SentencePiece .model"
         )
     from transformers import AutoTokenizer
 
     try:
-        slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        return tokenizers.Tokenizer.from_str(slow.backend_tokenizer.to_str())
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except Exception as error:  # whatever a converter stumbles over
         reason = str(error).strip().split("\n")[0]
-        raise TokenizerError(
-            f"transformers cannot convert the tokenizer of {folder.name}: {reason}"
-        ) from error
+        raise TokenizerError(f"transformers cannot read the tokenizer in {folder}: {reason}") from error
 
 
-def _add_tokens(backend: Any, folder: Path) -> None:
-    """Add the tokens of `added_tokens.json`, in the order of their ids."""
-    added = _read_json(folder / "added_tokens.json")
-    for content, token_id in sorted(added.items(), key=lambda item: int(item[1])):
-        backend.add_tokens([tokenizers.AddedToken(content, normalized=False)])
-        if backend.token_to_id(content) != token_id:
-            raise TokenizerError(f"added_tokens.json: {content!r} cannot have the id {token_id}")
+def _mark_usual(backend: Any) -> None:
+    """Make the usual marks special where the vocabulary has them and no file says so."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    usual = ("<|endoftext|>", *(_BERT_MARKS if isinstance(backend.model, models.WordPiece) else ()))
+    for mark in usual:
+        if mark not in known and backend.token_to_id(mark) is not None:
+            backend.add_tokens([tokenizers.AddedToken(mark, special=True, normalized=False)])
 
 
-def _mark_specials(backend: Any, folder: Path, config: dict[str, Any]) -> None:
-    """Make the tokens that the configuration calls special so, if the vocabulary has them."""
-    named = {**_read_json(folder / "special_tokens_map.json"), **config}
-    contents = [_content(named.get(key)) for key in _SPECIAL_KEYS]
+def _bos_ids(backend: Any, tokens: AddedTokens, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """What the tokenizer puts before a text. What it would put after one is never sent, since the text is to
+    go on; nor is the frame that BERT puts around one.
+    """
     if isinstance(backend.model, models.WordPiece):
-        contents += _BERT_SPECIALS
-    contents += ["<|endoftext|>"]
-    known = {content for content in contents if content and backend.token_to_id(content) is not None}
-    marks = [tokenizers.AddedToken(name, special=True, normalized=False) for name in sorted(known)]
-    backend.add_special_tokens(marks)
+        return ()
+    if backend.post_processor is None:
+        bos = tokens.special.get("bos_token") if config.get("add_bos_token") else None
+        return () if bos is None else (backend.token_to_id(bos),)
+    encoding = backend.encode("a", add_special_tokens=True)
+    own = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
+    return tuple(encoding.ids[:own])
 
 
-def _find_eos(backend: Any, folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+def _find_eos(backend: Any, folder: Path, own: str, num_embeddings: int | None) -> tuple[int, ...]:
     """Collect the ids that end a text: the tokenizer's own, then the model's, else the usual names."""
-    named = {**_read_json(folder / "special_tokens_map.json"), **config}
-    ids = [backend.token_to_id(_content(named.get("eos_token")))]
-    model_config = _read_json(folder / "generation_config.json") or _read_json(folder / "config.json")
-    given = model_config.get("eos_token_id")
-    ids += given if isinstance(given, list) else [given]
-    ids = [i for i in ids if isinstance(i, int) and i >= 0 and backend.id_to_token(i) is not None]
+    size = num_embeddings or max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    configs = (_read_json(folder / name) for name in ("generation_config.json", "config.json"))
+    given: Any = next((config["eos_token_id"] for config in configs if "eos_token_id" in config), [])
+    ids = [backend.token_to_id(own) if own else None, *(given if isinstance(given, list) else [given])]
+    ids = [i for i in ids if type(i) is int and 0 <= i < size]
     if not ids:
-        ids = [i for i in map(backend.token_to_id, _USUAL_ENDS) if i is not None][:1]
+        ids = [i for i in map(backend.token_to_id, _USUAL_ENDS) if i is not None and i < size][:1]
     if not ids:
         raise TokenizerError("no token ends a text; name one as eos_token in tokenizer_config.json")
     return tuple(dict.fromkeys(ids))
 
 
-def _style_of(backend: Any) -> PieceStyle:
-    """Tell from the decoder how tokens become text."""
+def _style_of(backend: Any) -> tuple[PieceStyle, bool]:
+    """Tell from the decoder how tokens become text, and whether it leaves out spaces before punctuation."""
     parts = _decoder_types(backend)
     if "ByteLevel" in parts:
-        return "byte_level"
+        return "byte_level", False
     if "WordPiece" in parts:
-        return "wordpiece"
-    if parts & {"Metaspace", "ByteFallback", "Replace"}:
-        return "metaspace"
+        return "wordpiece", bool(parts["WordPiece"].get("cleanup", True))
+    if parts.keys() & {"Metaspace", "ByteFallback", "Replace"}:
+        return "metaspace", False
     kind = f"{type(backend.model).__name__} with decoder {'+'.join(sorted(parts)) or 'none'}"
     raise TokenizerError(
         f"a tokenizer of kind {kind} is not supported; supported are byte-level BPE, WordPiece, SentencePiece"
     )
 
 
-def _decoder_types(backend: Any) -> set[str]:
+def _decoder_types(backend: Any) -> dict[str, Mapping[str, Any]]:
     """The decoder's parts by type; a byte-level one is implied where only the pre-tokenizer is there."""
     if backend.decoder is None:
         is_byte_level = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
-        return {"ByteLevel"} if is_byte_level else set()
+        return {"ByteLevel": {}} if is_byte_level else {}
     state = json.loads(backend.decoder.__getstate__())  # the whole tokenizer's JSON would take a second
-    found = {state["type"]} | {part["type"] for part in state.get("decoders", [])}
-    return found - {"Sequence"}
-
-
-def _content(token: object) -> str:
-    """A special token is written as a string or as an object with `content`."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else ""
+    return {part["type"]: part for part in (state, *state.get("decoders", [])) if part["type"] != "Sequence"}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -182,9 +239,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise TokenizerError(f"{path.name} must hold a JSON object")
-    return values
+        return read_json(path)
+    except UnreadableFile as error:
+        raise TokenizerError(str(error)) from error

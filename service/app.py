@@ -114,9 +114,8 @@ class Life:
         for warning in (*entry.warnings, *checkpoint.warnings):
             log.warning(warning)
         self.state.metrics.model = entry.name
-        tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path)
         facts = _facts(entry, checkpoint)
-        tokenizer.fit(facts["vocab_size"])
+        tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path, facts["vocab_size"])
         if self._engine is None:
             self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer)
         await self._engine.start()
@@ -277,7 +276,8 @@ def warm_up(settings: Settings) -> dict[str, str | int]:
         SettingsError, StoreError: the model cannot be served.
     """
     entry = resolve(settings.model, settings.store)
-    engine = _build_engine(engine_config(settings, entry.path), Tokenizer.load(entry.path))
+    tokenizer = Tokenizer.load(entry.path, read_checkpoint(entry.path).architecture.vocab_size)
+    engine = _build_engine(engine_config(settings, entry.path), tokenizer)
     return {"model": entry.label, **engine.facts}
 
 

@@ -99,6 +99,10 @@ class BytePieces:
         """See `TokenPieces`."""
         return bytes([token_id]) if token_id < 256 else b""
 
+    def is_special(self, token_id: int) -> bool:
+        """See `TokenPieces`."""
+        return token_id >= 256
+
 
 class LetterPieces:
     """A tokenizer whose tokens are a small letter each, for texts that are easy to read."""
@@ -109,6 +113,10 @@ class LetterPieces:
     def piece(self, previous_id: int | None, token_id: int) -> bytes:
         """See `TokenPieces`."""
         return b"" if token_id == self.eos_id else bytes([97 + token_id % 26])
+
+    def is_special(self, token_id: int) -> bool:
+        """See `TokenPieces`."""
+        return token_id == self.eos_id
 
 
 # ---- engines --------------------------------------------------------------------------------------------

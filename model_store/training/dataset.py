@@ -239,7 +239,8 @@ def _fingerprint(plan: BuildPlan, tokenizer: Tokenizer, files: list[Path]) -> st
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     tasks = {name: task.to_dict() for name, task in plan.tasks.items()}
     sources = [asdict(source) for source in plan.sources]
-    probe = [tokenizer.vocab_size, tokenizer.encode("The quick brown fox, 1984. 学而时习之")]
+    ids = tokenizer.encode("The quick brown fox, 1984. 学而时习之")
+    probe = [tokenizer.vocab_size, tokenizer.bos_ids, ids]
     parts = [
         _ROWS_FORMAT,
         plan.block,

@@ -174,7 +174,7 @@ def perplexity(model: LocalModel, path: Path, limit: int = 0) -> Figures:
     """
     total, tokens, size = 0.0, 0, 0
     for document in islice(documents(path), limit or None):
-        ids = [*model.tokenizer.encode(document), model.tokenizer.eos_id]
+        ids = [*model.tokenizer.bos_ids, *model.tokenizer.encode(document), model.tokenizer.eos_id]
         for start in range(0, len(ids) - 1, model.num_positions - 1):
             piece = ids[start : start + model.num_positions]
             total -= model.log_likelihood(piece[:1], piece[1:])

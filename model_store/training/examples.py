@@ -40,7 +40,7 @@ class Example:
 
 def encode_text(tokenizer: Tokenizer, text: str) -> Example:
     """Encode a document for language modelling: every token counts, the end of text too."""
-    ids = [*tokenizer.encode(text), tokenizer.eos_id]
+    ids = [*tokenizer.bos_ids, *tokenizer.encode(text), tokenizer.eos_id]
     return Example(ids, [True] * len(ids))
 
 

@@ -15,6 +15,7 @@ import torch
 from model_store.golden import make_golden
 from model_store.manifest import Draft, write_manifest
 from model_store.task_files import with_generate
+from model_store.tokenizer import copy_tokenizer
 from model_store.training.errors import InvalidOption
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -22,16 +23,33 @@ DTYPES: Mapping[str, torch.dtype] = {
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
+_GENERATION = "generation_config.json"
 
 
-def export(model: Any, tokenizer_folder: Path, folder: Path, dtype: str, draft: Draft) -> Draft:
-    """Write a model folder with its manifest draft.
+def export_tokenizer(model: Any, source: Path, folder: Path) -> None:
+    """Write everything of a model folder but the weights, before the first step of training.
+
+    Args:
+        model: A GPT-2 in memory.
+        source: Where the tokenizer that it is trained with lies, and maybe a generation_config.json.
+        folder: Where to write; made when missing.
+
+    Raises:
+        TokenizerError: What was written is not the tokenizer in use.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    if (source / _GENERATION).is_file():
+        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
+    copy_tokenizer(source, folder, model.config.vocab_size)
+
+
+def export(model: Any, folder: Path, dtype: str, draft: Draft) -> Draft:
+    """Write the weights of a model, and the manifest draft, beside its tokenizer.
 
     Args:
         model: A GPT-2 in memory; it is converted in place.
-        tokenizer_folder: Where its tokenizer's files lie.
-        folder: Where to write; made when missing.
+        folder: What `export_tokenizer` wrote.
         dtype: `bf16`, `fp16` or `fp32`.
         draft: Tasks, data, licence, command; architecture, parameters and golden prompts are filled in here.
 
@@ -43,14 +61,10 @@ def export(model: Any, tokenizer_folder: Path, folder: Path, dtype: str, draft: 
     """
     if dtype not in DTYPES:
         raise InvalidOption("--dtype", f"must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    folder.mkdir(parents=True, exist_ok=True)
     model = model.to("cpu", DTYPES[dtype])
     model.config.architectures = ["GPT2LMHeadModel"]
     model.config.use_cache = True
     _save(model, folder)
-    for name in _TOKENIZER_FILES:
-        if (tokenizer_folder / name).exists() and tokenizer_folder != folder:
-            shutil.copyfile(tokenizer_folder / name, folder / name)
     tasks = with_generate(draft.tasks)
     full = replace(
         draft,
@@ -70,7 +84,10 @@ def _save(model: Any, folder: Path) -> None:
     plain = GPT2LMHeadModel(model.config)
     plain.to(model.dtype)
     plain.load_state_dict(model.state_dict())
+    kept = (folder / _GENERATION).read_bytes() if (folder / _GENERATION).exists() else None
     plain.save_pretrained(folder)
+    if kept is not None:
+        (folder / _GENERATION).write_bytes(kept)
 
 
 def _architecture(config: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from model_store.training.dataset import BuildPlan, Built, build, require_block
 from model_store.training.errors import InvalidOption
-from model_store.training.export import export
+from model_store.training.export import export, export_tokenizer
 from model_store.training.packing import PackedInfo, Rows, require_rows
 from model_store.training.recipe import Source, check_tasks
 from model_store.training.train import RunResult, TrainOptions, prepare_folder, require_training_extra, run
@@ -126,8 +126,7 @@ def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Rep
     from model_store.weights import load_gpt2
 
     checkpoint = read_checkpoint(model_folder)
-    tokenizer = Tokenizer.load(model_folder)
-    tokenizer.fit(checkpoint.architecture.vocab_size)
+    tokenizer = Tokenizer.load(model_folder, checkpoint.architecture.vocab_size)
     num_positions = checkpoint.architecture.n_positions
     require_block(job.block, num_positions)
     _prepare(job, {"model": str(model_folder)})
@@ -190,10 +189,12 @@ def _built(plan: BuildPlan, tokenizer: Tokenizer, out: Path, report: Report) -> 
 
 
 def _train_and_export(job: Job, model: Any, train: Rows, valid: Rows | None, tokenizer: Path) -> RunResult:
+    if is_main_process():
+        export_tokenizer(model, tokenizer, job.out / "model")
     result = run(model, train, valid, job.out, job.options)
     if is_main_process():
         figures = {"training": asdict(result)}
-        export(model, tokenizer, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
+        export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
     return result
 
 

@@ -23,6 +23,10 @@ class TokenPieces(Protocol):
         """The bytes this token adds to a text; empty for special tokens."""
         ...
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is a mark and no text."""
+        ...
+
 
 class Detokenizer:
     """Text of one sequence.
@@ -30,13 +34,19 @@ class Detokenizer:
     Args:
         pieces: gives the bytes of a token.
         stop: stop strings; the text ends before the first one, which is never shown.
+        prompt_ids: what the text goes on from; a word's first token may imply a space after it.
     """
 
-    def __init__(self, pieces: TokenPieces, stop: collections.abc.Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        pieces: TokenPieces,
+        stop: collections.abc.Sequence[str] = (),
+        prompt_ids: collections.abc.Sequence[int] = (),
+    ) -> None:
         self._pieces = pieces
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._previous_id: int | None = None
+        self._previous_id = last_of_text(pieces, prompt_ids)
         self._held = ""  # decoded, not yet shown: it may be the start of a stop string
         self.is_stopped = False
 
@@ -47,7 +57,8 @@ class Detokenizer:
         string was found, `is_stopped` is true and no further token may come.
         """
         piece = self._pieces.piece(self._previous_id, token_id)
-        self._previous_id = token_id
+        if not self._pieces.is_special(token_id):
+            self._previous_id = token_id
         self._held += self._decoder.decode(piece)
         if not self._stop:
             return self._show(len(self._held))
@@ -79,3 +90,8 @@ class Detokenizer:
             if any(stop.startswith(tail) for stop in self._stop):
                 return length
         return 0
+
+
+def last_of_text(pieces: TokenPieces, ids: collections.abc.Sequence[int]) -> int | None:
+    """The last token that is no mark; None where there is none."""
+    return next((token_id for token_id in reversed(ids) if not pieces.is_special(token_id)), None)

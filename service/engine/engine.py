@@ -66,7 +66,7 @@ class Engine:
         params = sequence.params
         own_end = () if params.ignore_eos else (self.pieces.eos_id,)
         sequence.end_ids = frozenset((*own_end, *params.stop_token_ids))
-        sequence.detokenizer = Detokenizer(self.pieces, params.stop)
+        sequence.detokenizer = Detokenizer(self.pieces, params.stop, sequence.request.prompt_ids)
         self.scheduler.add(sequence)
 
     def abort(self, sequences: Iterable[Sequence]) -> None:

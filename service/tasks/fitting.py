@@ -97,26 +97,34 @@ def _too_long(num_prompt: int, wanted: int, n_positions: int, param: str) -> Pro
 
 
 def fit_ids(
-    ids: list[int], decoding: Decoding, n_positions: int, overflow: Overflow, param: str = "prompt"
+    ids: list[int],
+    decoding: Decoding,
+    n_positions: int,
+    overflow: Overflow,
+    param: str = "prompt",
+    bos_ids: tuple[int, ...] = (),
 ) -> Fitted:
-    """Fit a prompt of bare ids; tokens are dropped at its start."""
-    dropped = num_dropped(len(ids), decoding, n_positions, overflow, param)
-    room = n_positions - (len(ids) - dropped)
-    return Fitted(tuple(ids[dropped:]), min(decoding.max_new_tokens, room), dropped)
+    """Fit a prompt of bare ids; tokens are dropped at its start, but behind `bos_ids`."""
+    total = len(bos_ids) + len(ids)
+    dropped = num_dropped(total, decoding, n_positions, overflow, param)
+    room = n_positions - (total - dropped)
+    return Fitted((*bos_ids, *ids[dropped:]), min(decoding.max_new_tokens, room), dropped)
 
 
 def fit_text(
     tokenizer: Tokenizer, text: str, decoding: Decoding, n_positions: int, overflow: Overflow, param: str
 ) -> Steps[Fitted]:
-    """Fit a prompt that is a user's text; an empty one is the end of text.
+    """Fit a prompt that is a user's text; an empty one is the beginning of text, or its end.
 
     Raises:
         PromptTooLong: it does not fit and nothing may be dropped.
     """
     if overflow == "error":
         yield from check_can_fit(tokenizer, text, n_positions, param)
-    ids = (yield from encode(tokenizer, text)) or [tokenizer.eos_id]
-    return fit_ids(ids, decoding, n_positions, overflow, param)
+    ids = yield from encode(tokenizer, text)
+    if not ids and not tokenizer.bos_ids:
+        ids = [tokenizer.eos_id]
+    return fit_ids(ids, decoding, n_positions, overflow, param, tokenizer.bos_ids)
 
 
 def check_can_fit(tokenizer: Tokenizer, text: str, n_positions: int, param: str) -> Steps[None]:

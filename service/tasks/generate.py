@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from service.engine.detokenizer import last_of_text
 from service.engine.job_stream import JobStream
 from service.engine.sequence import SequenceOutput, SequenceRequest
 from service.errors import InvalidRequest
@@ -104,7 +105,7 @@ class ChoiceText:
     """A choice as it grows."""
 
     index: int
-    echo: str
+    prompt: Prompt
     tokenizer: Tokenizer
     text: str = ""
     finish_reason: str = ""
@@ -117,15 +118,17 @@ class ChoiceText:
         """
         is_first = self._scorer is None
         if self._scorer is None:
-            offset = 0 if output.prompt_logprobs else len(self.echo)
-            self._scorer = Scorer(self.tokenizer, offset)
-            self.scores = Scores(self.tokenizer, offset) if call.logprobs is not None else None
+            start: tuple[int, int | None] = (0, None)  # the offset and what stands before it
+            if not output.prompt_logprobs:
+                start = len(self.prompt.echo), last_of_text(self.tokenizer, self.prompt.fitted.prompt_ids)
+            self._scorer = Scorer(self.tokenizer, *start)
+            self.scores = Scores(self.tokenizer, *start) if call.logprobs is not None else None
         news: tuple[TokenScore, ...] = ()
         if self.scores is not None:
             entries = (*output.prompt_logprobs, *output.logprobs)
             self.scores.add(entries)
             news = tuple(map(self._scorer.score, entries)) if call.origin.is_streamed else ()
-        delta = self.echo + output.text if is_first else output.text
+        delta = self.prompt.echo + output.text if is_first else output.text
         self.text += delta
         self.finish_reason = output.finish_reason or ""
         return Token(self.index, delta, news, self.finish_reason or None)
@@ -136,7 +139,7 @@ async def generate_events(
 ) -> AsyncGenerator[Event]:
     """Yield the choices' tokens as they come, then the result."""
     choices = [
-        ChoiceText(index, prompt.echo, tokenizer)
+        ChoiceText(index, prompt, tokenizer)
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(call.n))
     ]
     async for output in job:

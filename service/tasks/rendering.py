@@ -83,7 +83,7 @@ def drop_tokens(tokenizer: Tokenizer, text: str, count: int) -> Steps[str]:
 
 
 def _render(task: Task, tokenizer: Tokenizer, fields: Mapping[str, str]) -> Steps[list[int]]:
-    ids: list[int] = []
+    ids = list(tokenizer.bos_ids)
     for text, is_user_text in task.segments(fields):
         ids += (yield from encode(tokenizer, text)) if is_user_text else tokenizer.encode_specials(text)
     return ids

@@ -22,11 +22,12 @@ class Scorer:
     Args:
         tokenizer: the model's.
         offset: of the first token, in code points.
+        previous_id: the last token of text before it; None at the start of a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, offset: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, offset: int, previous_id: int | None = None) -> None:
         self._tokenizer, self._offset = tokenizer, offset
-        self._previous_id: int | None = None
+        self._previous_id = previous_id
 
     def score(self, entry: TokenLogprob) -> TokenScore:
         """The next token's."""
@@ -40,7 +41,8 @@ class Scorer:
         top = tuple((as_text(token_id), logprob) for token_id, logprob in entry.top)
         score = TokenScore(entry.token_id, as_text(entry.token_id), offset, entry.logprob, top)
         self._offset += sum(byte & 0xC0 != 0x80 for byte in piece)
-        self._previous_id = entry.token_id
+        if not self._tokenizer.is_special(entry.token_id):
+            self._previous_id = entry.token_id
         return score
 
 
@@ -50,10 +52,11 @@ class Scores:
     Args:
         tokenizer: the model's.
         offset: of the first token, in code points.
+        previous_id: the last token of text before it; None at the start of a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, offset: int) -> None:
-        self._tokenizer, self._offset = tokenizer, offset
+    def __init__(self, tokenizer: Tokenizer, offset: int, previous_id: int | None = None) -> None:
+        self._tokenizer, self._offset, self._previous_id = tokenizer, offset, previous_id
         self._ids, self._logprobs = array("i"), array("d")  # NaN where there is no logprob
         self._top_ids, self._top_logprobs = array("i"), array("d")
         self._top_ends = array("q")  # in these, of each token
@@ -73,7 +76,7 @@ class Scores:
 
     def __iter__(self) -> Iterator[TokenScore]:
         """All of them."""
-        scorer, start = Scorer(self._tokenizer, self._offset), 0
+        scorer, start = Scorer(self._tokenizer, self._offset, self._previous_id), 0
         for token_id, logprob, end in zip(self._ids, self._logprobs, self._top_ends, strict=True):
             top = tuple(zip(self._top_ids[start:end], self._top_logprobs[start:end], strict=True))
             yield scorer.score(TokenLogprob(token_id, None if isnan(logprob) else logprob, top))

@@ -25,6 +25,32 @@ class Parts:
         """See `TokenPieces`."""
         return self.parts[token_id]
 
+    def is_special(self, token_id: int) -> bool:
+        """See `TokenPieces`."""
+        return False
+
+
+class Words:
+    """A tokenizer that implies spaces: token i is a word, 0 is a mark."""
+
+    eos_id = 0
+
+    def piece(self, previous_id: int | None, token_id: int) -> bytes:
+        """See `TokenPieces`."""
+        return b"" if token_id == 0 else b" " * (previous_id is not None) + bytes([96 + token_id])
+
+    def is_special(self, token_id: int) -> bool:
+        """See `TokenPieces`."""
+        return token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "text"), [((), "a b c"), ((5,), " a b c"), ((5, 0), " a b c"), ((0,), "a b c")]
+)
+def test_a_text_goes_on_from_its_prompt(prompt_ids: tuple[int, ...], text: str) -> None:
+    detokenizer = Detokenizer(Words(), prompt_ids=prompt_ids)
+    assert "".join(map(detokenizer.push, (1, 2, 0, 3))) == text
+
 
 def deltas(parts: Sequence[bytes], stop: Sequence[str] = ()) -> list[str]:
     """What each token shows, then what the end shows."""

@@ -1,5 +1,6 @@
 """The tokenizer: round trips, special tokens as text, and the bytes of each token."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_models import LINES, write_bert, write_byte_level, write_merges
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
+from model_store import tokenizer_files
+from model_store.default_tasks import default_tasks
 from model_store.errors import InvalidText, TokenizerError
-from model_store.tokenizer import Tokenizer, bytes_by_character
+from model_store.tokenizer import Tokenizer, bytes_by_character, copy_tokenizer
 
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
 SOME = settings(deadline=None, derandomize=True, max_examples=150)
@@ -197,9 +200,9 @@ def test_a_byte_level_file_without_a_decoder_is_read(byte_level: Tokenizer, tmp_
 
 def test_a_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
     write_byte_level(tmp_path)
-    tokenizer = Tokenizer.load(tmp_path)
+    num_tokens = Tokenizer.load(tmp_path).vocab_size
     with pytest.raises(TokenizerError, match="resize_token_embeddings"):
-        tokenizer.fit(tokenizer.vocab_size - 1)
+        Tokenizer.load(tmp_path, num_tokens - 1)
 
 
 def test_a_padding_mark_without_an_embedding_is_left_out(tmp_path: Path) -> None:
@@ -208,6 +211,70 @@ def test_a_padding_mark_without_an_embedding_is_left_out(tmp_path: Path) -> None
     num_embeddings = backend.get_vocab_size()
     backend.add_special_tokens(["[PAD]"])
     backend.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer.load(tmp_path)
-    tokenizer.fit(num_embeddings)
-    assert tokenizer.vocab_size == num_embeddings
+    assert Tokenizer.load(tmp_path, num_embeddings).vocab_size == num_embeddings
+
+
+def with_bos(folder: Path) -> Path:
+    """A byte-level BPE that puts its token 5 before every text."""
+    write_byte_level(folder)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    mark = backend.id_to_token(5)
+    backend.post_processor = processors.TemplateProcessing(single=[mark, "$A"], special_tokens=[(mark, 5)])
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_what_a_tokenizer_puts_before_a_text_begins_every_prompt(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(with_bos(tmp_path))
+    (own,) = tokenizer.encode("x")
+    assert tokenizer.bos_ids == (5,)
+    assert default_tasks()["generate"].encode(tokenizer, {"prompt": "x"}) == [5, own]
+
+
+def test_an_end_of_text_may_be_an_embedding_without_a_token(tmp_path: Path) -> None:
+    write_byte_level(tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 325}')
+    assert Tokenizer.load(tmp_path, 330).eos_token_ids == (0, 325)
+    assert Tokenizer.load(tmp_path, 325).eos_token_ids == (0,)
+
+
+def test_a_token_that_cannot_have_its_id_is_named(tmp_path: Path) -> None:
+    (write_byte_level(tmp_path) / "added_tokens.json").write_text('{"<|user|>": 9000}')
+    with pytest.raises(TokenizerError, match=r"'<\|user\|>' cannot have the id 9000"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("values", ['{"added_tokens_decoder": [1]}', '{"eos_token": 5}'])
+def test_a_wrong_token_in_the_configuration_is_one_line(tmp_path: Path, values: str) -> None:
+    (write_byte_level(tmp_path) / "tokenizer_config.json").write_text(values)
+    with pytest.raises(TokenizerError, match=r"added_tokens_decoder must|a special token must"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_is_copied_with_all_its_files(tmp_path: Path) -> None:
+    source, target = write_merges(tmp_path / "a"), tmp_path / "b"
+    target.mkdir()
+    (source / "added_tokens.json").write_text(json.dumps({"<|user|>": Tokenizer.load(source).vocab_size}))
+    tokenizer = copy_tokenizer(source, target, 330)
+    assert {path.name for path in target.iterdir()} == {"vocab.json", "merges.txt", "added_tokens.json"}
+    assert Tokenizer.load(target, 330).encode_specials("<|user|>x") == tokenizer.encode_specials("<|user|>x")
+
+
+def test_a_converted_tokenizer_is_written_as_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    backend = tokenizers.Tokenizer.from_file(str(with_bos(source) / "tokenizer.json"))
+    (source / "tokenizer.json").rename(source / "spiece.model")
+    target.mkdir()
+    monkeypatch.setattr(tokenizer_files, "_from_transformers", lambda folder: backend)
+    copy_tokenizer(source, target, 330)
+    assert {path.name for path in target.iterdir()} == {"spiece.model", "tokenizer.json"}
+    assert Tokenizer.load(target, 330).bos_ids == (5,)
+
+
+def test_a_copy_that_is_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    target = write_byte_level(tmp_path / "b")
+    (target / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    with pytest.raises(TokenizerError, match="is not the one in"):
+        copy_tokenizer(write_byte_level(tmp_path / "a"), target, 330)

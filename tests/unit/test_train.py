@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from store_models import gpt2_state, write_config, write_merges
 from toy import QA, toy_job, toy_tokenizer, write_text
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
+from model_store.errors import TokenizerError
 from model_store.importer import import_model
 from model_store.store import Store
+from model_store.tokenizer import Tokenizer
 from model_store.training import train as train_module
 from model_store.training.cli import app
 from model_store.training.curve import last_whole_checkpoint, read_curve
@@ -218,6 +221,39 @@ def test_weights_are_exported_in_the_type_that_was_asked_for(data: Path, tmp_pat
     pretrain(replace(job, dtype="bf16"), data / "tokenizer", SHAPE, lambda line: None)
     types = {tensor.dtype for tensor in load_file(tmp_path / "run/model/model.safetensors").values()}
     assert types == {torch.bfloat16}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A model whose tokenizer has tokens that only added_tokens.json knows; one of them ends a text."""
+    folder = write_merges(tmp_path / "base")
+    size = Tokenizer.load(folder).vocab_size
+    (folder / "added_tokens.json").write_text(json.dumps({"<|end|>": size, "<|user|>": size + 1}))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|end|>"}')
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {size}, "top_k": 7}}')
+    write_config(folder, vocab_size=size + 2)
+    save_file(gpt2_state(size + 2), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_the_tokenizer_that_was_trained_with_is_exported(data: Path, base: Path, tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, max_steps=1))
+    finetune(replace(job, block=32), base, is_loss_everywhere=True, report=lambda line: None)
+    size = Tokenizer.load(base).vocab_size
+    before, after = (Tokenizer.load(folder, size) for folder in (base, tmp_path / "run" / "model"))
+    assert after.is_same(before) and after.encode_specials("<|user|>")[0] == after.eos_id + 1
+    generation = json.loads((tmp_path / "run/model/generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["top_k"]) == (after.eos_id, 7)
+
+
+def test_another_tokenizer_is_noticed_before_the_first_step(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "is_same", lambda self, other: False)
+    job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, max_steps=1))
+    with pytest.raises(TokenizerError, match="is not the one in"):
+        finetune(replace(job, block=32), base, is_loss_everywhere=True, report=lambda line: None)
+    assert not (tmp_path / "run" / "loss.csv").exists()
 
 
 # --- refusals
