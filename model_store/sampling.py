@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 SamplingValue = bool | int | float | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, float], ...]
 
@@ -29,6 +30,8 @@ class Field:
         min, max: bounds of a number.
         min_is_legal: whether `min` itself is legal.
         note: what `min` means, in a word.
+        max_items: of a list.
+        max_chars: of each string of a list, which may not be empty; 0 for a list of something else.
         text: legal values in words, where the bounds do not say them.
         is_task_default: whether a task may give a default for it.
     """
@@ -39,6 +42,8 @@ class Field:
     max: int = 0
     min_is_legal: bool = True
     note: str = ""
+    max_items: int = 0
+    max_chars: int = 0
     text: str = ""
     is_task_default: bool = True
 
@@ -57,12 +62,21 @@ class Field:
         legal_types = (int, float) if self.type is float else self.type
         if not isinstance(value, legal_types) or (isinstance(value, bool) and self.type is not bool):
             return f"must be {_NOUNS[self.type]}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool):
             return ""
+        if not isinstance(value, int | float):
+            return self._list_problem(value)
         is_above = self.min <= value if self.min_is_legal else self.min < value
         if is_above and value <= self.max:
             return ""
         return f"must be {'at least' if self.min_is_legal else 'more than'} {self.min} and at most {self.max}"
+
+    def _list_problem(self, items: Any) -> str:
+        if len(items) > self.max_items:
+            return f"must have at most {self.max_items} items"
+        if self.max_chars and not all(0 < len(text) <= self.max_chars for text in items):
+            return f"must be of strings of 1 to {self.max_chars} characters"
+        return ""
 
 
 SAMPLING: Mapping[str, Field] = {
@@ -80,16 +94,23 @@ SAMPLING: Mapping[str, Field] = {
     "stop": Field(
         tuple,
         (),
+        max_items=MAX_STOPS,
+        max_chars=MAX_STOP_CHARS,
         text=f"a string, or at most {MAX_STOPS}, of 1 to {MAX_STOP_CHARS} characters each",
         is_task_default=False,  # a task has stop strings of its own
     ),
     "stop_token_ids": Field(
-        tuple, (), text=f"a list of at most {MAX_STOP_IDS} token ids", is_task_default=False
+        tuple,
+        (),
+        max_items=MAX_STOP_IDS,
+        text=f"a list of at most {MAX_STOP_IDS} token ids",
+        is_task_default=False,
     ),
     "seed": Field(int, max=2**63 - 1, text="an integer from 0 to 2^63-1", is_task_default=False),
     "logit_bias": Field(
         tuple,
         (),
+        max_items=MAX_BIASES,
         text=f"at most {MAX_BIASES} token ids, each with a number from -{MAX_BIAS} to {MAX_BIAS}",
         is_task_default=False,
     ),

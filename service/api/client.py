@@ -75,11 +75,6 @@ class Client:
             raise ClientGone
         return bytes(body)
 
-    async def until_gone(self) -> None:
-        """Wait until the client has left. Its body must have been read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
     # ---- what it is told ----------------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:

@@ -87,6 +87,7 @@ class Exchange:
         self.result: Result | None = None
         self.job = AsyncExitStack()  # what `admit` began; left at the end, or before
         self._permits = AsyncExitStack()  # given back at the end, whichever it is
+        self._receive = receive
         self._scope: Scope = {**scope, "textgen.exchange": self}
         self._worker: asyncio.Task[Any] | None = None
         self._failure: Exception | None = None
@@ -249,7 +250,8 @@ class Exchange:
             await end_tasks(*watchers)
 
     async def _watch(self) -> None:
-        await self.client.until_gone()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
         self.fail(ClientGone())
 
     def fail(self, error: Exception) -> None:

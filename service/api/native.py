@@ -5,13 +5,15 @@ Each route turns its body into a task call and its events into an answer. Read `
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.description import NATIVE_STREAM
-from service.api.exchange import Exchange, exchange_of
+from service.api.exchange import exchange_of
 from service.api.json_reply import json_response
 from service.api.replies import NativeFrames, new_id, reply
 from service.api.reply_models import (
@@ -23,13 +25,16 @@ from service.api.reply_models import (
     SummarizeReply,
     TaskList,
 )
-from service.api.schemas import GenerateBody, QaBody, SummarizeBody, TaskBody
+from service.api.schemas import GenerateBody, QaBody, SamplingBody, SummarizeBody, TaskBody
 from service.api.sse import EventStream
 from service.api.state import service_of
 from service.api.strict_route import StrictRoute
-from service.tasks.run import Running
+from service.tasks.calls import Origin
+from service.tasks.run import Running, TaskRunner
 
 router = APIRouter(route_class=StrictRoute)
+
+C = TypeVar("C")
 
 
 def _documented(model: Any) -> dict[int | str, Any]:
@@ -44,25 +49,19 @@ def _documented(model: Any) -> dict[int | str, Any]:
 @router.post("/generate", responses=_documented(GenerateReply))
 async def generate(body: GenerateBody, request: Request) -> Response:
     """Continue a prompt, or several, one or more times."""
-    exchange = exchange_of(request)
-    call = body.to_call(exchange.origin(body.stream, body.timeout_s))
-    return await _answer(exchange, exchange.served.runner.generate(call), "gen", body.stream)
+    return await _answer(request, "gen", body, body.to_call, TaskRunner.generate)
 
 
 @router.post("/summarize", responses=_documented(SummarizeReply))
 async def summarize(body: SummarizeBody, request: Request) -> Response:
     """Summarise a text of any length."""
-    exchange = exchange_of(request)
-    call = body.to_call(exchange.origin(body.stream, body.timeout_s))
-    return await _answer(exchange, exchange.served.runner.summarize(call), "sum", body.stream)
+    return await _answer(request, "sum", body, body.to_call, TaskRunner.summarize)
 
 
 @router.post("/qa", responses=_documented(QaReply))
 async def qa(body: QaBody, request: Request) -> Response:
     """Answer a question from a context of any length."""
-    exchange = exchange_of(request)
-    call = body.to_call(exchange.origin(body.stream, body.timeout_s))
-    return await _answer(exchange, exchange.served.runner.answer(call), "qa", body.stream)
+    return await _answer(request, "qa", body, body.to_call, TaskRunner.answer)
 
 
 @router.get("/tasks", responses={**LOOK, 200: {"model": TaskList}, 503: WORK[503]})
@@ -86,14 +85,20 @@ async def tasks(request: Request) -> dict[str, Any]:
 @router.post("/tasks/{name}", responses=_documented(GenerateReply | SummarizeReply | QaReply | ChoiceReply))
 async def run_task(name: str, body: TaskBody, request: Request) -> Response:
     """Run any task of the served model; `GET /tasks` lists them with their fields."""
-    exchange = exchange_of(request)
-    call = body.to_call(name, exchange.origin(body.stream, body.timeout_s))
-    return await _answer(exchange, exchange.served.runner.run_task(call), "task", body.stream)
+    return await _answer(request, "task", body, partial(body.to_call, name), TaskRunner.run_task)
 
 
-async def _answer(exchange: Exchange, task: Running, prefix: str, is_streamed: bool) -> Response:
+async def _answer(
+    request: Request,
+    prefix: str,
+    body: SamplingBody,
+    to_call: Callable[[Origin], C],
+    run: Callable[[TaskRunner, C], Running],
+) -> Response:
     """The only path for streaming and non-streaming replies alike."""
-    model, reply_id = exchange.served.name, new_id(prefix)
-    if is_streamed:
-        return EventStream(await exchange.admit(task), NativeFrames(reply_id, model), exchange)
-    return await json_response(reply(await exchange.result_of(task), reply_id, model))
+    exchange = exchange_of(request)
+    call = to_call(exchange.origin(body.stream, body.timeout_s))
+    task, model = run(exchange.served.runner, call), exchange.served.name
+    if body.stream:
+        return EventStream(await exchange.admit(task), NativeFrames(new_id(prefix), model), exchange)
+    return await json_response(reply(await exchange.result_of(task), new_id(prefix), model))

@@ -6,7 +6,7 @@ Choices come as the engine gives them, untrimmed. Read `chunking` and `summarize
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 
 from model_store.steps import Steps
@@ -21,7 +21,6 @@ from service.tasks.calls import (
     GenerateCall,
     GenerateResult,
     ModelLimits,
-    TaskCall,
     TokenScore,
 )
 from service.tasks.events import Done, Event, Token
@@ -31,81 +30,13 @@ from service.tasks.sampling import Decoding
 from service.tasks.scores import Scorer, Scores
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt that fits, and its text where it is to be echoed."""
-
-    fitted: Fitted
-    echo: str = ""
-
-
-def fit_prompts(
-    call: GenerateCall, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
-) -> Steps[list[Prompt]]:
-    """Tokenise the call's prompts.
-
-    Raises:
-        PromptTooLong: one does not fit and nothing may be dropped.
-        InvalidRequest: one is no valid text, or has a token that the model does not know.
-    """
-    prompts: list[Prompt] = []
-    for index, prompt in enumerate(call.prompts):
-        param = "prompt" if len(call.prompts) == 1 else f"prompt.{index}"
-        text = prompt if isinstance(prompt, str) else None
-        if isinstance(prompt, str):
-            check_unicode(param, prompt)
-            fit = fit_text(tokenizer, prompt, decoding, limits.n_positions, call.overflow, param)
-            fitted = yield from fit
-        else:
-            ids = list(prompt) or [tokenizer.eos_id]
-            fitted = fit_ids(ids, decoding, limits.n_positions, call.overflow, param)
-            if not all(0 <= token_id < tokenizer.vocab_size for token_id in fitted.prompt_ids):
-                legal = f"token ids from 0 to {tokenizer.vocab_size - 1}"
-                raise InvalidRequest(f"{param} must hold {legal}", param)
-        prompts.append(Prompt(fitted, _echo(tokenizer, fitted, text) if call.echo else ""))
-    return prompts
-
-
-def fit_task(
-    call: TaskCall, task: Task, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
-) -> Steps[list[Prompt]]:
-    """Render the prompt of a task of kind generate."""
-    fitted = yield from fit_fields(task, tokenizer, call.fields, decoding, limits.n_positions, call.overflow)
-    text = "".join(part for part, _ in task.segments(call.fields))
-    return [Prompt(fitted, _echo(tokenizer, fitted, text) if call.echo else "")]
-
-
-def _echo(tokenizer: Tokenizer, fitted: Fitted, text: str | None) -> str:
-    """The prompt's text as the model sees it: the caller's own unless it was cut or given as ids."""
-    return text if text is not None and not fitted.num_dropped else tokenizer.decode(fitted.prompt_ids)
-
-
-def build_requests(
-    prompts: Sequence[Prompt], decoding: Decoding, call: GenerateCall
-) -> list[SequenceRequest]:
-    """Make the sequences, in the order of their choices."""
-    score_from = 0 if call.echo and call.logprobs is not None else None
-    is_streamed = call.origin.is_streamed
-    requests: list[SequenceRequest] = []
-    for prompt in prompts:
-        params = replace(
-            decoding.params,
-            max_new_tokens=prompt.fitted.max_new_tokens,
-            logprobs=call.logprobs,
-            score_from=score_from,
-        )
-        for _ in range(call.n):
-            ids, ordinal = prompt.fitted.prompt_ids, len(requests)
-            requests.append(SequenceRequest(ids, params, ordinal, is_streamed))
-    return requests
-
-
 @dataclass(slots=True)
 class ChoiceText:
     """A choice as it grows."""
 
     index: int
-    prompt: Prompt
+    echo: str
+    prompt_ids: tuple[int, ...]
     tokenizer: Tokenizer
     text: str = ""
     finish_reason: str = ""
@@ -113,41 +44,112 @@ class ChoiceText:
     _scorer: Scorer | None = None  # of those that are streamed
 
     def push(self, output: SequenceOutput, call: GenerateCall) -> Token:
-        """Take the engine's news and give the event for them, with the scores of its tokens if it is
+        """Take an output and give the event for it, with the scores of its tokens if it is
         streamed.
         """
         is_first = self._scorer is None
         if self._scorer is None:
             start: tuple[int, int | None] = (0, None)  # the offset and what stands before it
             if not output.prompt_logprobs:
-                start = len(self.prompt.echo), last_of_text(self.tokenizer, self.prompt.fitted.prompt_ids)
+                start = len(self.echo), last_of_text(self.tokenizer, self.prompt_ids)
             self._scorer = Scorer(self.tokenizer, *start)
             self.scores = Scores(self.tokenizer, *start) if call.logprobs is not None else None
-        news: tuple[TokenScore, ...] = ()
+        scores: tuple[TokenScore, ...] = ()
         if self.scores is not None:
             entries = (*output.prompt_logprobs, *output.logprobs)
             self.scores.add(entries)
-            news = tuple(map(self._scorer.score, entries)) if call.origin.is_streamed else ()
-        delta = self.prompt.echo + output.text if is_first else output.text
+            scores = tuple(map(self._scorer.score, entries)) if call.origin.is_streamed else ()
+        delta = self.echo + output.text if is_first else output.text
         self.text += delta
         self.finish_reason = output.finish_reason or ""
-        return Token(self.index, delta, news, self.finish_reason or None)
+        return Token(self.index, delta, scores, self.finish_reason or None)
 
 
-async def generate_events(
-    job: JobStream, tokenizer: Tokenizer, prompts: Sequence[Prompt], call: GenerateCall, seed: int
-) -> AsyncGenerator[Event]:
-    """Yield the choices' tokens as they come, then the result."""
-    choices = [
-        ChoiceText(index, prompt, tokenizer)
-        for index, prompt in enumerate(prompt for prompt in prompts for _ in range(call.n))
-    ]
-    async for output in job:
-        yield choices[output.index].push(output, call)
-        if (
-            output.prompt_logprobs
-        ):  # hundreds of tokens: others have their turn before those of the next prompt
-            await asyncio.sleep(0)
-    num_dropped = sum(prompt.fitted.num_dropped for prompt in prompts)
-    finished = tuple(Choice(c.index, c.text, c.finish_reason, c.scores) for c in choices)
-    yield Done(GenerateResult(seed, finished, usage(job, num_dropped), timings(job)))
+class Generation:
+    """A call whose prompts fit: the sequences to submit, in the order of their choices, and their events.
+
+    Args:
+        call: the call.
+        tokenizer: the model's.
+        decoding: resolved sampling fields.
+    """
+
+    def __init__(self, call: GenerateCall, tokenizer: Tokenizer, decoding: Decoding) -> None:
+        self.requests: list[SequenceRequest] = []
+        self._call, self._tokenizer, self._decoding = call, tokenizer, decoding
+        self._choices: list[ChoiceText] = []
+        self._num_dropped = 0
+
+    def add(self, prompt: Fitted, text: str | None) -> None:
+        """Add a prompt.
+
+        Args:
+            prompt: its ids.
+            text: what they were made of; None where the caller gave ids.
+        """
+        call, echo = self._call, ""
+        if call.echo:  # as the model sees it: the caller's own text unless it was cut
+            is_whole = text is not None and not prompt.num_dropped
+            echo = text if is_whole and text else self._tokenizer.decode(prompt.prompt_ids)
+        params = replace(
+            self._decoding.params,
+            max_new_tokens=prompt.max_new_tokens,
+            logprobs=call.logprobs,
+            score_from=0 if call.echo and call.logprobs is not None else None,
+        )
+        self._num_dropped += prompt.num_dropped
+        for _ in range(call.n):
+            index = len(self.requests)
+            self.requests.append(SequenceRequest(prompt.prompt_ids, params, index, call.origin.is_streamed))
+            self._choices.append(ChoiceText(index, echo, prompt.prompt_ids, self._tokenizer))
+
+    async def events(self, job: JobStream) -> AsyncGenerator[Event]:
+        """Yield the choices' tokens as they come, then the result."""
+        async for output in job:
+            yield self._choices[output.index].push(output, self._call)
+            if output.prompt_logprobs:  # hundreds of tokens: others have their turn before the next prompt's
+                await asyncio.sleep(0)
+        finished = tuple(Choice(c.index, c.text, c.finish_reason, c.scores) for c in self._choices)
+        spent = usage(job, self._num_dropped)
+        yield Done(GenerateResult(self._decoding.params.seed, finished, spent, timings(job)))
+
+
+def plan(
+    call: GenerateCall, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
+) -> Steps[Generation]:
+    """Tokenise a call's prompts.
+
+    Raises:
+        PromptTooLong: one does not fit and nothing may be dropped.
+        InvalidRequest: one is no valid text, or has a token that the model does not know.
+    """
+    generation = Generation(call, tokenizer, decoding)
+    for index, prompt in enumerate(call.prompts):
+        param = "prompt" if len(call.prompts) == 1 else f"prompt.{index}"
+        if isinstance(prompt, str):
+            check_unicode(param, prompt)
+            fit = fit_text(tokenizer, prompt, decoding, limits.n_positions, call.overflow, param)
+            generation.add((yield from fit), prompt)
+            continue
+        ids = list(prompt) or [tokenizer.eos_id]
+        fitted = fit_ids(ids, decoding, limits.n_positions, call.overflow, param)
+        if not all(0 <= token_id < tokenizer.vocab_size for token_id in fitted.prompt_ids):
+            legal = f"token ids from 0 to {tokenizer.vocab_size - 1}"
+            raise InvalidRequest(f"{param} must hold {legal}", param)
+        generation.add(fitted, None)
+    return generation
+
+
+def plan_task(
+    call: GenerateCall,
+    task: Task,
+    fields: Mapping[str, str],
+    tokenizer: Tokenizer,
+    decoding: Decoding,
+    limits: ModelLimits,
+) -> Steps[Generation]:
+    """Render the prompt of a task. Raises as `plan`."""
+    generation = Generation(call, tokenizer, decoding)
+    fit = fit_fields(task, tokenizer, fields, decoding, limits.n_positions, call.overflow)
+    generation.add((yield from fit), "".join(part for part, _ in task.segments(fields)))
+    return generation

@@ -21,9 +21,8 @@ from service.tasks import answers, choice, generate, qa, reduction, summarize
 from service.tasks.calls import GenerateCall, ModelLimits, Origin, QaCall, SummarizeCall, TaskCall
 from service.tasks.events import Event
 from service.tasks.fitting import check_fields, check_not_blank, check_unicode
-from service.tasks.generate import Prompt
 from service.tasks.offload import Offloader, size_of
-from service.tasks.sampling import Decoding, resolve
+from service.tasks.sampling import resolve
 from service.tasks.vocabulary import Vocabulary
 
 # Enter it to be admitted; its events end with exactly one `Done`; leave it to abort what is unfinished.
@@ -73,23 +72,16 @@ class TaskRunner:
         """
         task, limit = self._task("generate"), self.limits.max_job_sequences
         decoding = resolve(
-            call.sampling, task, self._tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs
+            call.sampling, task, self._tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
         )
         if call.n > limit:
             raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
         if not 0 < len(call.prompts) <= limit // call.n:
             raise InvalidRequest(f"prompt must be 1 to {limit // call.n} prompts with n = {call.n}", "prompt")
-        work = generate.fit_prompts(call, self._tokenizer, decoding, self.limits)
-        prompts = await self._offloader.run(size_of(call.prompts), work, call.origin)
-        async with self._generating(call, prompts, decoding) as events:
+        work = generate.plan(call, self._tokenizer, decoding, self.limits)
+        generation = await self._offloader.run(size_of(call.prompts), work, call.origin)
+        async with self._running(generation.requests, call.origin, generation.events) as events:
             yield events
-
-    def _generating(self, call: GenerateCall, prompts: list[Prompt], decoding: Decoding) -> Running:
-        return self._running(
-            generate.build_requests(prompts, decoding, call),
-            call.origin,
-            lambda job: generate.generate_events(job, self._tokenizer, prompts, call, decoding.params.seed),
-        )
 
     def summarize(self, call: SummarizeCall) -> Running:
         """Summarise a text, with the model's task `summarize`. Raises as `generate`."""
@@ -147,7 +139,7 @@ class TaskRunner:
         _check_options(task, call)
         match task.kind:
             case "generate":
-                return self._continue(task, call)
+                return self._continue(task, _as_generate(call), call.fields)
             case "summarize":
                 return self._summarize(task, _as_summarize(call))
             case "qa":
@@ -156,11 +148,13 @@ class TaskRunner:
                 return self._choose(task, call)
 
     @asynccontextmanager
-    async def _continue(self, task: Task, call: TaskCall) -> AsyncIterator[AsyncIterator[Event]]:
-        decoding = resolve(call.sampling, task, self._tokenizer, n=call.n, logprobs=call.logprobs)
-        work = generate.fit_task(call, task, self._tokenizer, decoding, self.limits)
-        prompts = await self._offloader.run(size_of(call.fields.values()), work, call.origin)
-        async with self._generating(_as_generate(call), prompts, decoding) as events:
+    async def _continue(
+        self, task: Task, call: GenerateCall, fields: Mapping[str, str]
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        decoding = resolve(call.sampling, task, self._tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        work = generate.plan_task(call, task, fields, self._tokenizer, decoding, self.limits)
+        generation = await self._offloader.run(size_of(fields.values()), work, call.origin)
+        async with self._running(generation.requests, call.origin, generation.events) as events:
             yield events
 
     @asynccontextmanager

@@ -11,16 +11,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from model_store.sampling import (
-    MAX_BIAS,
-    MAX_BIASES,
-    MAX_STOP_CHARS,
-    MAX_STOP_IDS,
-    MAX_STOPS,
-    OPTIONS,
-    SAMPLING,
-    Field,
-)
+from model_store.sampling import MAX_BIAS, OPTIONS, SAMPLING
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SamplingParams
@@ -55,7 +46,7 @@ def check_neutral(given: SamplingFields, names: Iterable[str], when: str) -> Non
 
 
 def resolve(
-    given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero: bool = False, **options: int | None
+    given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero: bool = False, **options: int
 ) -> Decoding:
     """Check a call's sampling fields and options, and fill in the fields.
 
@@ -64,7 +55,7 @@ def resolve(
         task: whose defaults apply.
         tokenizer: bounds token ids and knows which of them end a text.
         allow_zero: whether `max_new_tokens` may be 0 (the prompt is only scored).
-        options: of `model_store.sampling.OPTIONS`, to be checked with the fields; None was not given.
+        options: of `model_store.sampling.OPTIONS`, to be checked with the fields.
 
     Returns:
         The parameters; the seed is drawn below 2^53 where none was given.
@@ -72,10 +63,15 @@ def resolve(
     Raises:
         InvalidRequest: a value is out of its range.
     """
-    for name, value in options.items():
-        if value is not None and OPTIONS[name].problem(value):
-            raise _illegal(name, OPTIONS[name])
-    _check_given(given, tokenizer.vocab_size, allow_zero)
+    if unknown := [name for name in given if name not in SAMPLING]:
+        raise InvalidRequest(f"{unknown[0]} is no sampling field; legal: {', '.join(SAMPLING)}", unknown[0])
+    for name, value in {**options, **given}.items():
+        field = SAMPLING[name] if name in SAMPLING else OPTIONS[name]
+        is_none_wanted = allow_zero and name == "max_new_tokens" and value == 0
+        if field.problem(value) and not is_none_wanted:
+            raise InvalidRequest(f"{name} has a value that is not legal; legal: {field.words}", name)
+    if given.get("stop_token_ids") or given.get("logit_bias"):
+        _check_tokens(given, tokenizer.vocab_size)
     values = {
         "max_new_tokens": DEFAULT_NEW_TOKENS,
         "temperature": 1.0 if task.kind == "generate" else 0.0,
@@ -103,29 +99,14 @@ def _check_lengths(given: SamplingFields, min_new_tokens: int, max_new_tokens: i
     raise InvalidRequest(f"min_new_tokens must be {legal}", "min_new_tokens")
 
 
-def _check_given(given: SamplingFields, vocab_size: int, allow_zero: bool) -> None:
-    for name, value in given.items():
-        if name not in SAMPLING:
-            raise InvalidRequest(f"{name} is no sampling field; legal: {', '.join(SAMPLING)}", name)
-        is_none_wanted = allow_zero and name == "max_new_tokens" and value == 0
-        if SAMPLING[name].problem(value) and not is_none_wanted:
-            raise _illegal(name, SAMPLING[name])
-    stop, ids, biases = (given.get(name, ()) for name in ("stop", "stop_token_ids", "logit_bias"))
-    if len(stop) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_CHARS for text in stop):
-        raise _illegal("stop", SAMPLING["stop"])
-    if len(ids) > MAX_STOP_IDS:
-        raise _illegal("stop_token_ids", SAMPLING["stop_token_ids"])
-    if len(biases) > MAX_BIASES:
-        raise _illegal("logit_bias", SAMPLING["logit_bias"])
-    if len(dict(biases)) < len(biases):
-        raise InvalidRequest("logit_bias must name each token once", "logit_bias")
-    if not all(0 <= token_id < vocab_size for token_id in ids):
+def _check_tokens(given: SamplingFields, vocab_size: int) -> None:
+    """Refuse tokens that the model does not have, and what must not be said of one."""
+    if not all(0 <= token_id < vocab_size for token_id in given.get("stop_token_ids", ())):
         legal = f"at least 0 and at most {vocab_size - 1}"
         raise InvalidRequest(f"stop_token_ids must be {legal}", "stop_token_ids")
+    biases = given.get("logit_bias", ())
+    if len(dict(biases)) < len(biases):
+        raise InvalidRequest("logit_bias must name each token once", "logit_bias")
     if not all(0 <= token_id < vocab_size and abs(bias) <= MAX_BIAS for token_id, bias in biases):
         legal = f"token ids from 0 to {vocab_size - 1} to numbers from -{MAX_BIAS} to {MAX_BIAS}"
         raise InvalidRequest(f"logit_bias must map {legal}", "logit_bias")
-
-
-def _illegal(name: str, field: Field) -> InvalidRequest:
-    return InvalidRequest(f"{name} has a value that is not legal; legal: {field.words}", name)

@@ -61,8 +61,11 @@ def test_a_neutral_value_is_legal(name: str) -> None:
         (Field(float, max=1), 1, ""),
         (Field(bool), 1, "must be true or false"),
         (Field(bool), True, ""),
-        (Field(tuple), "a", "must be a list"),
-        (Field(tuple), ("a",), ""),
+        (Field(tuple, max_items=1), "a", "must be a list"),
+        (Field(tuple, max_items=1), ("a",), ""),
+        (Field(tuple, max_items=1), (1, 2), "must have at most 1 items"),
+        (Field(tuple, max_items=1, max_chars=2), ("",), "must be of strings of 1 to 2 characters"),
+        (Field(tuple, max_items=1, max_chars=2), ("abc",), "must be of strings of 1 to 2 characters"),
     ],
 )
 def test_a_field_says_what_is_wrong(field: Field, value: object, problem: str) -> None:
