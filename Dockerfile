@@ -48,7 +48,7 @@ RUN cd /opt/textgen/lib/python3*/site-packages && \
     find . -type d \( -name tests -o -name __tests__ \) -prune -exec rm -rf {} + && \
     find . -type d -name __pycache__ -prune -exec rm -rf {} + && \
     /opt/textgen/bin/python -m compileall -q service model_store && \
-    /opt/textgen/bin/python -c "import service.server, service.app, service.api.wire, service.engine.loader, service.cli, \
+    /opt/textgen/bin/python -c "import service.server, service.app, service.api.protocol, service.engine.loader, service.cli, \
       model_store.cli, model_store.importer, transformers.models.gpt2.modeling_gpt2, transformers.models.auto.tokenization_auto"
 
 # --- the image that runs ------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         settings: validated settings.
         engine: see `create_app`.
     """
-    from service.api.wire import protocol_for  # the web framework takes most of a second: see above
+    from service.api.protocol import protocol_for  # the web framework takes most of a second: see above
     from service.app import create_app
 
     app = create_app(settings, engine)

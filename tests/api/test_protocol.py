@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from live_service import WAIT_S, Live, Stuck, events, expect, read_all
 
-from service.api.wire import MAX_PIPELINED
+from service.api.protocol import MAX_PIPELINED
 from service.engine.async_engine import AsyncEngine
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
