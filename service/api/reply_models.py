@@ -1,6 +1,6 @@
-"""The shapes of replies, for the OpenAPI page. Nothing is validated with them while serving.
+"""The shapes of replies, for the OpenAPI page: what the tasks' results do not say themselves.
 
-A test holds real replies against them.
+Nothing is validated with them while serving; a test holds real replies against them.
 """
 
 from __future__ import annotations
@@ -10,28 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from service.api.problems import STATUSES
+from service.tasks.calls import ChunkSummary, QaAnswer, Timings, Usage
 
 
 class _Shape(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class Usage(_Shape):
-    """Tokens of all sequences of the request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    dropped_tokens: int
-
-
-class Timings(_Shape):
-    """Milliseconds; the first three are sums over sequences that run side by side."""
-
-    queue_ms: float
-    prefill_ms: float
-    decode_ms: float
-    total_ms: float
 
 
 class Reply(_Shape):
@@ -74,29 +57,12 @@ class GenerateReply(Reply):
     choices: list[Choice]
 
 
-class ChunkSummary(_Shape):
-    """A piece of the text, in code points, and its summary."""
-
-    start: int
-    end: int
-    summary: str
-
-
 class SummarizeReply(Reply):
     """A summary and those of the chunks it was made from."""
 
     summary: str
     finish_reason: str
     chunks: list[ChunkSummary]
-
-
-class Answer(_Shape):
-    """A candidate; `context[start:end] == answer` where offsets are given."""
-
-    answer: str
-    score: float
-    start: int | None
-    end: int | None
 
 
 class QaReply(Reply):
@@ -106,7 +72,7 @@ class QaReply(Reply):
     score: float
     start: int | None
     end: int | None
-    answers: list[Answer] | None = None
+    answers: list[QaAnswer] | None = None
 
 
 class ChoiceReply(Reply):

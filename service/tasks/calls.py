@@ -96,10 +96,10 @@ class ModelLimits:
 class Usage:
     """Tokens of all sequences of the job, reduce steps and scored candidates included."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0  # prompt tokens taken from the prefix cache
-    dropped_tokens: int = 0  # cut by `overflow: truncate_left`
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # prompt tokens taken from the prefix cache
+    dropped_tokens: int  # cut by `overflow: truncate_left`
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,10 @@ class Timings:
     until its first token, and the rest.
     """
 
-    queue_ms: float = 0.0
-    prefill_ms: float = 0.0
-    decode_ms: float = 0.0
-    total_ms: float = 0.0
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    total_ms: float
 
 
 @dataclass(frozen=True, slots=True)
