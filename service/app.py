@@ -254,7 +254,12 @@ def _build_engine(config: EngineConfig, tokenizer: Tokenizer, observer: Observer
     from service.engine.loader import build_engine
 
     try:
-        return build_engine(config, tokenizer, observer, on_fault=_log_fault)
+        return build_engine(
+            config,
+            tokenizer,
+            observer,
+            on_fault=lambda error: get_logger().error("a step failed", exc_info=error),
+        )
     except UnsupportedCheckpoint as error:
         raise SettingsError(f"the model cannot be served: {with_variables(str(error))}") from error
 
@@ -279,10 +284,6 @@ def warm_up(settings: Settings) -> dict[str, str | int]:
     tokenizer = Tokenizer.load(entry.path, read_checkpoint(entry.path).architecture.vocab_size)
     engine = _build_engine(engine_config(settings, entry.path), tokenizer)
     return {"model": entry.label, **engine.facts}
-
-
-def _log_fault(error: BaseException) -> None:
-    get_logger().error("a step failed", exc_info=error)
 
 
 def engine_config(settings: Settings, folder: Path) -> EngineConfig:

@@ -87,14 +87,10 @@ class Server(uvicorn.Server):
             if links := self.life.state.settings.ignored_variables:
                 names = ", ".join(links)
                 get_logger().info("these variables are Kubernetes' service links, no settings", names=names)
-            self._warn_if_open()
-
-    def _warn_if_open(self) -> None:
-        """Say so when whoever reaches this machine may use the service."""
-        hosts = [listener.getsockname()[0] for server in self.servers for listener in server.sockets]
-        is_local = all(ipaddress.ip_address(host).is_loopback for host in hosts)
-        if not is_local and not self.life.state.settings.keys():
-            get_logger().warning("no API keys are set: whoever reaches this address may use the service")
+            hosts = [listener.getsockname()[0] for server in self.servers for listener in server.sockets]
+            is_local = all(ipaddress.ip_address(host).is_loopback for host in hosts)
+            if not is_local and not self.life.state.settings.keys():
+                get_logger().warning("no API keys are set: whoever reaches this address may use the service")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, hurry at the second. Runs between two bytecodes of the main thread."""
@@ -156,7 +152,8 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
         return listeners
     for listener in listeners:
         listener.close()
-    raise SettingsError(_refusal_line(refusal, port)) from refusal
+    other = f"TEXTGEN_HOST, TEXTGEN_PORT: listening there fails: {refusal.strerror}"
+    raise SettingsError(_REFUSALS.get(refusal.errno or 0, other).format(port=port)) from refusal
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
@@ -168,12 +165,6 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[A
             "TEXTGEN_HOST cannot be resolved; legal is a host name or address of this machine"
         ) from error
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-
-
-def _refusal_line(refusal: OSError, port: int) -> str:
-    """Why nobody can listen there, and what to do."""
-    other = f"TEXTGEN_HOST, TEXTGEN_PORT: listening there fails: {refusal.strerror}"
-    return _REFUSALS.get(refusal.errno or 0, other).format(port=port)
 
 
 def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server:

@@ -142,10 +142,10 @@ def _has_many_parts(data: bytes) -> bool:
         return False
     count = at = 0
     while count <= MAX_PARTS and at < len(data):
-        found = _TO_NEXT_PART.match(data, at)  # many strings at a time, but not all: other threads get turns
-        assert found is not None, "it matches whatever comes"
-        at = found.end()
-        count += bool(found[1])
+        match = _TO_NEXT_PART.match(data, at)  # many strings at a time, but not all: other threads get turns
+        assert match is not None, "it matches whatever comes"
+        at = match.end()
+        count += bool(match[1])
     return count > MAX_PARTS
 
 
@@ -154,7 +154,7 @@ def _no_constant(name: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         raise HttpProblem("bad_request", "the body has the same name twice in one object")
-    return found
+    return value

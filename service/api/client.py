@@ -33,18 +33,26 @@ class Client:
         headers = dict(scope["headers"])
         self._is_body_left = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         self._may_drain = b"expect" not in headers  # a client that waits for 100 sends nothing to drain
+        self._body: bytes | None = None  # that was read here, and that the application has not read yet
 
     # ---- what it sends ------------------------------------------------------------------------------------
 
     async def receive(self) -> Message:
-        """Pass on what comes, and note the end of the body."""
+        """What the application reads: the body that `read_body` has read, or what comes."""
+        if self._body is None:
+            return await self._next()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def _next(self) -> Message:
+        """Wait for what comes, and note the end of the body."""
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._is_body_left = False
         return message
 
-    async def read_body(self, hold: Callable[[int], None], limit: int, timeout_s: float) -> bytes:
-        """Read a whole body, counting as it comes.
+    async def read_body(self, hold: Callable[[int], None], limit: int, timeout_s: float) -> None:
+        """Read a whole body, counting as it comes; `receive` gives it to the application.
 
         Args:
             hold: is told how many bytes there are by now, see `bodies.BodyRoom`.
@@ -60,7 +68,7 @@ class Client:
         try:
             async with asyncio.timeout(timeout_s):
                 while is_more:
-                    message = await self.receive()
+                    message = await self._next()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     body += message.get("body", b"")
@@ -73,7 +81,7 @@ class Client:
         is_gone = self._scope.get("textgen.is_gone")  # the server may know before the event loop does
         if is_gone is not None and is_gone():
             raise ClientGone
-        return bytes(body)
+        self._body = bytes(body)
 
     # ---- what it is told ----------------------------------------------------------------------------------
 
@@ -87,17 +95,12 @@ class Client:
                 headers["Connection"] = "close"
         elif self._is_body_left and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            if self._may_drain:
-                await self._drain()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):  # a reset connection would cost it the answer
+                    while self._is_body_left and self._may_drain:
+                        await self._next()
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
-
-    async def _drain(self) -> None:
-        """Swallow what it still sends, for a while: a reset connection would cost it the answer."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                while self._is_body_left:
-                    await self.receive()
 
     async def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         """Send a whole answer of JSON."""

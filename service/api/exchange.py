@@ -15,10 +15,11 @@ import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.bodies import check_body_headers
 from service.api.client import Client, ClientGone
@@ -108,7 +109,20 @@ class Exchange:
             duration_s = time.monotonic() - self.started_at
             self.service.in_flight.discard(self.fail)
             self.service.metrics.request_finished(self.endpoint, outcome, duration_s, self.key_id)
-            self._log(outcome, duration_s)
+            fields: dict[str, object] = {"tenant": self.key_id} if self.key_id else {}
+            if self.result is not None:  # no prompt, no answer, no key
+                usage, timings = asdict(self.result.usage), asdict(self.result.timings)
+                fields |= {name: number for name, number in usage.items() if name != "dropped_tokens"}
+                fields |= {name: number for name, number in timings.items() if name != "total_ms"}
+            get_logger().info(
+                "request",
+                request_id=self.request_id,
+                endpoint=self.endpoint,
+                outcome=outcome,
+                status=self.client.status,
+                total_ms=round(duration_s * 1000, 1),
+                **fields,
+            )
 
     async def _answer(self, app: ASGIApp) -> None:
         """The last resort for exceptions, whatever raised them."""
@@ -135,10 +149,11 @@ class Exchange:
         """Refuse what can be refused now, read the body if there is a use for it, and pass the request on."""
         check_head(self._scope["http_version"], self._scope["headers"])
         service, settings = self.service, self.service.settings
-        if self._needs_key():
+        path = self._scope["path"]
+        is_open = not settings.ops_require_key if path in _OPS else path in _OPEN
+        if not is_open and not is_page(path, self._headers.get(b"accept", b"")):
             self.key_id = service.keyring.key_id(self._headers.get(b"authorization", b""))
         self.tenant = self._find_tenant()
-        receive: Receive = self.client.receive
         method = self._scope["method"]
         if method == "HEAD":  # as GET; the server leaves the body out
             self._scope["method"] = "GET"
@@ -149,11 +164,10 @@ class Exchange:
             service.require_served()
             check_body_headers(self._headers, settings.max_body_bytes)
             reading = self.client.read_body(hold, settings.max_body_bytes, settings.body_timeout_s)
-            body = await self.run(reading, is_reading=True)
+            await self.run(reading, is_reading=True)
             self.served = service.require_served()  # much may have happened meanwhile
             self.served.engine.check_room(self.tenant)
-            receive = _replay(body, receive)
-        await app(self._scope, receive, self.client.send)
+        await app(self._scope, self.client.receive, self.client.send)
 
     def _find_tenant(self) -> str:
         """Of several keys, the key; without keys, the address."""
@@ -164,33 +178,6 @@ class Exchange:
         peer = (scope.get("client") or ("", 0))[0]
         address = client_address(peer, forwarded, self.service.settings.trusted_proxies)
         return ADDRESS_MARK + address if address else ""
-
-    def _needs_key(self) -> bool:
-        path = self._scope["path"]
-        if is_page(path, self._headers.get(b"accept", b"")):
-            return False
-        return self.service.settings.ops_require_key if path in _OPS else path not in _OPEN
-
-    def _log(self, outcome: str, duration_s: float) -> None:
-        """The one line of a request: no prompt, no answer, no key."""
-        fields: dict[str, object] = {"tenant": self.key_id} if self.key_id else {}
-        if self.result is not None:
-            usage, timings = self.result.usage, self.result.timings
-            fields["prompt_tokens"] = usage.prompt_tokens
-            fields["completion_tokens"] = usage.completion_tokens
-            fields["cached_tokens"] = usage.cached_tokens
-            fields["queue_ms"] = timings.queue_ms
-            fields["prefill_ms"] = timings.prefill_ms
-            fields["decode_ms"] = timings.decode_ms
-        get_logger().info(
-            "request",
-            request_id=self.request_id,
-            endpoint=self.endpoint,
-            outcome=outcome,
-            status=self.client.status,
-            total_ms=round(duration_s * 1000, 1),
-            **fields,
-        )
 
     # ---- work ---------------------------------------------------------------------------------------------
 
@@ -274,16 +261,6 @@ async def _last(task: Running) -> Result:
             if isinstance(event, Done):
                 return event.result
     raise AssertionError("a task's events end with Done")
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that first gives a body that was read, then whatever comes after it."""
-    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return first.pop() if first else await receive()
-
-    return replayed
 
 
 def endpoint_of(path: str) -> str:

@@ -44,14 +44,14 @@ def in_pieces(value: Mapping[str, Any]) -> Iterator[str]:
         Texts that make the JSON when joined.
     """
     text = "{"
-    for place, (name, item) in enumerate(value.items()):
-        text += f"{',' if place else ''}{compact(name)}:"
+    for index, (name, item) in enumerate(value.items()):
+        text += f"{',' if index else ''}{compact(name)}:"
         if not isinstance(item, Iterator):
             text += compact(item)
             continue
         text += "["
-        for element_place, element in enumerate(item):
-            yield f"{text}{',' if element_place else ''}{compact(element)}"
+        for element_index, element in enumerate(item):
+            yield f"{text}{',' if element_index else ''}{compact(element)}"
             text = ""
         text += "]"
     yield text + "}"
@@ -59,8 +59,8 @@ def in_pieces(value: Mapping[str, Any]) -> Iterator[str]:
 
 async def taking_turns(pieces: Iterable[bytes]) -> list[bytes]:
     """All pieces; others have their turn on the event loop while they are made."""
-    found = []
+    made = []
     for piece in pieces:
-        found.append(piece)
+        made.append(piece)
         await asyncio.sleep(0)
-    return found
+    return made

@@ -67,7 +67,7 @@ async def qa(body: QaBody, request: Request) -> Response:
 @router.get("/tasks", responses={**LOOK, 200: {"model": TaskList}, 503: WORK[503]})
 async def tasks(request: Request) -> dict[str, Any]:
     """List the tasks of the served model with their fields."""
-    found = service_of(request).require_served().tasks
+    served_tasks = service_of(request).require_served().tasks
     return {
         "tasks": [
             {
@@ -77,7 +77,7 @@ async def tasks(request: Request) -> dict[str, Any]:
                 "labels": list(task.labels),
                 "description": task.description,
             }
-            for task in found.values()
+            for task in served_tasks.values()
         ]
     }
 

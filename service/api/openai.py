@@ -53,9 +53,11 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         return EventStream(await exchange.admit(task), OpenAIFrames(head, body, has_usage), exchange)
     result = await exchange.result_of(task)
     assert isinstance(result, GenerateResult), "its task is of kind generate"
-    return await json_response(
-        {**head, "choices": _choices(result, body), "usage": _usage(result.usage, body.n)}
+    choices = (
+        _choice(choice.index, choice.text, _scores(list(choice.logprobs or ()), body), choice.finish_reason)
+        for choice in result.choices
     )
+    return await json_response({**head, "choices": choices, "usage": _usage(result.usage, body.n)})
 
 
 @router.get("/models", responses={**OPENAI_LOOK, **_OBJECT}, response_model=None)
@@ -84,12 +86,6 @@ def _model(served: Served) -> dict[str, Any]:
 def _head(model_name: str) -> dict[str, Any]:
     created = int(time.time())
     return {"id": new_id("cmpl"), "object": "text_completion", "created": created, "model": model_name}
-
-
-def _choices(result: GenerateResult, body: CompletionBody) -> Iterator[dict[str, Any]]:
-    for choice in result.choices:
-        scores = _scores(list(choice.logprobs or ()), body)
-        yield _choice(choice.index, choice.text, scores, choice.finish_reason)
 
 
 def _choice(

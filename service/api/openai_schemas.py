@@ -108,7 +108,12 @@ class CompletionBody(_SamplingFields):
         Raises:
             InvalidRequest: `best_of` or `suffix` asks for something, or options contradict each other.
         """
-        self._refuse_unsupported()
+        if self.best_of not in (None, self.n):
+            raise InvalidRequest("best_of is not supported; leave it out or set it to n", "best_of")
+        if self.suffix:
+            raise InvalidRequest("suffix is not supported; leave it out", "suffix")
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options needs stream: true", "stream_options")
         given = {ours: getattr(self, theirs) for ours, theirs in OURS.items()}
         sampling = {name: value for name, value in given.items() if value is not None}
         return GenerateCall(
@@ -120,14 +125,6 @@ class CompletionBody(_SamplingFields):
             sampling=sampling,
             origin=origin,
         )
-
-    def _refuse_unsupported(self) -> None:
-        if self.best_of not in (None, self.n):
-            raise InvalidRequest("best_of is not supported; leave it out or set it to n", "best_of")
-        if self.suffix:
-            raise InvalidRequest("suffix is not supported; leave it out", "suffix")
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("stream_options needs stream: true", "stream_options")
 
 
 OPENAI_LEGAL: dict[str, str] = {

@@ -50,7 +50,21 @@ async def metrics(request: Request) -> Response:
 )
 async def info(request: Request) -> Response:
     """What is served: model, device, limits."""
-    return await json_response(_facts(service_of(request)))
+    service = service_of(request)
+    settings, served = service.settings, service.served
+    limits: dict[str, Any] = {
+        "max_body_bytes": settings.max_body_bytes,
+        "max_job_sequences": settings.max_job_sequences,
+        "max_waiting": settings.max_waiting,
+        "request_timeout_s": settings.request_timeout_s,
+    }
+    facts: dict[str, Any] = {"version": version("textgen-service"), "status": _status(service)}
+    if served is not None:
+        limits["max_job_sequences"] = served.runner.limits.max_job_sequences
+        limits["n_positions"] = served.runner.limits.n_positions
+        facts["model"] = {"name": served.name, "version": served.version, **served.facts}
+        facts["tasks"] = list(served.tasks)
+    return await json_response({**facts, "limits": limits})
 
 
 @router.get("/", responses=LOOK, response_model=dict[str, str])
@@ -60,23 +74,6 @@ async def index(request: Request, response: Response) -> Response | dict[str, st
         return page()
     response.headers["Vary"] = "Accept"
     return {"service": "textgen", "version": version("textgen-service"), "docs": "/docs", "info": "/info"}
-
-
-def _facts(service: ServiceState) -> dict[str, Any]:
-    settings, served = service.settings, service.served
-    limits: dict[str, Any] = {
-        "max_body_bytes": settings.max_body_bytes,
-        "max_job_sequences": settings.max_job_sequences,
-        "max_waiting": settings.max_waiting,
-        "request_timeout_s": settings.request_timeout_s,
-    }
-    found: dict[str, Any] = {"version": version("textgen-service"), "status": _status(service)}
-    if served is not None:
-        limits["max_job_sequences"] = served.runner.limits.max_job_sequences
-        limits["n_positions"] = served.runner.limits.n_positions
-        found["model"] = {"name": served.name, "version": served.version, **served.facts}
-        found["tasks"] = list(served.tasks)
-    return {**found, "limits": limits}
 
 
 def _status(service: ServiceState) -> str:

@@ -48,6 +48,10 @@ _CODES: tuple[tuple[type[errors.TextgenError], str], ...] = (
     (errors.DeadlineExceeded, "deadline_exceeded"),
 )
 
+_FRAMEWORK = {
+    404: ("not_found", "there is nothing at this path; GET /docs lists what there is"),
+    405: ("method_not_allowed", "this path has no such method; the Allow header names those it has"),
+}
 _OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -118,8 +122,9 @@ def problem_for(error: BaseException) -> Problem:
     """Map any exception to what the client is told; unknown ones are `internal`."""
     if isinstance(error, HttpProblem):
         return error.problem
-    if isinstance(error, HTTPException):
-        return _framework_problem(error.status_code)
+    if isinstance(error, HTTPException) and error.status_code < 500:  # what the framework refuses by itself
+        code, message = _FRAMEWORK.get(error.status_code, ("bad_request", "the request could not be read"))
+        return Problem(code, message)
     for kind, code in _CODES:
         if isinstance(error, kind):
             return Problem(
@@ -130,19 +135,6 @@ def problem_for(error: BaseException) -> Problem:
             )
     if isinstance(error, errors.EngineFault):
         return Problem("internal", error.message)
-    return Problem("internal", _INTERNAL)
-
-
-def _framework_problem(status: int) -> Problem:
-    """404 and 405 of the router, and whatever else the framework refuses by itself."""
-    if status == 404:
-        return Problem("not_found", "there is nothing at this path; GET /docs lists what there is")
-    if status == 405:
-        return Problem(
-            "method_not_allowed", "this path has no such method; the Allow header names those it has"
-        )
-    if status < 500:
-        return Problem("bad_request", "the request could not be read")
     return Problem("internal", _INTERNAL)
 
 

@@ -198,7 +198,16 @@ class Protocol(HttpToolsProtocol):
             self.cycle.waiting_for_100_continue = False  # nothing may follow the answer
             self.cycle.disconnected = True  # its body is broken: the application is told, and not heard
             self.cycle.message_event.set()
-        self.transport.write(_response(Problem(code, message)))
+        problem, request_id = Problem(code, message), request_id_from(None)
+        body = problem.encoded("native", request_id)
+        lines: list[Any] = [
+            STATUS_LINE[problem.status("native")].strip(),
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"x-request-id: " + request_id.encode(),
+            b"connection: close",
+        ]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(1.0, self.transport.abort)  # lets the client read before a reset can hit it
@@ -217,17 +226,3 @@ def _send_unchunked(cycle: RequestResponseCycle) -> None:
         await send(message)
 
     cycle.send = unchunked  # type: ignore[method-assign]  # made for each request, asked for when it starts
-
-
-def _response(problem: Problem) -> bytes:
-    """A whole HTTP response with the error body."""
-    request_id = request_id_from(None)
-    body = problem.encoded("native", request_id)
-    lines: list[Any] = [
-        STATUS_LINE[problem.status("native")].strip(),
-        b"content-type: application/json",
-        b"content-length: %d" % len(body),
-        b"x-request-id: " + request_id.encode(),
-        b"connection: close",
-    ]
-    return b"\r\n".join([*lines, b"", body])

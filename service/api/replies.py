@@ -20,7 +20,6 @@ from service.tasks.calls import (
     QaResult,
     Result,
     SummarizeResult,
-    TokenScore,
 )
 from service.tasks.events import Chunk, Done, Event, Plan, Token
 
@@ -32,45 +31,44 @@ def new_id(prefix: str) -> str:
 
 def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
     """The non-streaming reply of any kind of task; `choices` is an iterator: log probabilities are many."""
+    match result:
+        case GenerateResult():
+            content: dict[str, Any] = {"choices": map(_choice, result.choices)}
+        case SummarizeResult():
+            chunks = [asdict(chunk) for chunk in result.chunks]
+            content = {"summary": result.summary, "finish_reason": result.finish_reason, "chunks": chunks}
+        case QaResult():
+            content = asdict(result.answers[0])
+            if len(result.answers) > 1:
+                content["answers"] = [asdict(answer) for answer in result.answers]
+        case ChoiceResult():
+            content = {"label": result.label, "scores": dict(result.scores)}
     return {
         "id": reply_id,
         "model": model,
         "seed": result.seed,
-        **_content(result),
+        **content,
         "usage": asdict(result.usage),
         "timings": asdict(result.timings),
     }
 
 
-def _content(result: Result) -> dict[str, Any]:
-    match result:
-        case GenerateResult():
-            return {"choices": map(_choice, result.choices)}
-        case SummarizeResult():
-            chunks = [asdict(chunk) for chunk in result.chunks]
-            return {"summary": result.summary, "finish_reason": result.finish_reason, "chunks": chunks}
-        case QaResult():
-            return _answer(result)
-        case ChoiceResult():
-            return {"label": result.label, "scores": dict(result.scores)}
-
-
 def _choice(choice: Choice) -> dict[str, Any]:
-    found = {"index": choice.index, "text": choice.text, "finish_reason": choice.finish_reason}
-    if choice.logprobs is None:
-        return found
-    return {**found, "logprobs": [_score(score) for score in choice.logprobs]}
-
-
-def _score(score: TokenScore) -> dict[str, Any]:
-    top = [{"token": token, "logprob": logprob} for token, logprob in score.top]
-    return {"token": score.text, "logprob": score.logprob, "top": top}
-
-
-def _answer(result: QaResult) -> dict[str, Any]:
-    best, *others = result.answers
-    found = asdict(best)
-    return {**found, "answers": [asdict(answer) for answer in result.answers]} if others else found
+    shown: dict[str, Any] = {
+        "index": choice.index,
+        "text": choice.text,
+        "finish_reason": choice.finish_reason,
+    }
+    if choice.logprobs is not None:
+        shown["logprobs"] = [
+            {
+                "token": score.text,
+                "logprob": score.logprob,
+                "top": [{"token": token, "logprob": logprob} for token, logprob in score.top],
+            }
+            for score in choice.logprobs
+        ]
+    return shown
 
 
 class NativeFrames:

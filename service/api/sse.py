@@ -24,7 +24,7 @@ from service.tasks.events import Done, Event
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
-_MOST_READY = 64  # frames; with so many the events wait for the socket
+_MAX_READY = 64  # frames; with so many the events wait for the socket
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -82,7 +82,7 @@ class EventStream(Response):
         self._send_timeout_s, self._keep_alive_s = exchange.service.settings.send_timeout_s, keep_alive_s
         self._lock = asyncio.Lock()
         self._ready: list[bytes] = []  # frames to be written
-        self._news = asyncio.Event()
+        self._has_frames = asyncio.Event()
         self._is_started = False
         self._is_whole = False  # the last frame is made; what is left is to write
         self._last_frame_at = 0.0
@@ -97,41 +97,33 @@ class EventStream(Response):
         except Exception as error:
             if not self._is_started:
                 raise
-            self._tell(error)
+            if not self._is_whole:  # else a deadline struck while the last frame was written
+                problem = problem_for(error)
+                self._exchange.failed(problem, error)
+                self._ready += self._frames.of_problem(problem, self._exchange.request_id)
         await self._write(send, is_last=True)
 
-    def _tell(self, error: Exception) -> None:
-        """Make the error the last frame, unless there is one: a deadline may strike while that is written."""
-        if self._is_whole:
-            return
-        problem = problem_for(error)
-        self._exchange.failed(problem, error)
-        self._ready += self._frames.of_problem(problem, self._exchange.request_id)
-
     async def _stream(self, send: Send) -> None:
+        """Make frames of events as they come; when none is left to come at once, the writer has its turn."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         self._is_started = True
         self._last_frame_at = asyncio.get_running_loop().time()
         helpers = [asyncio.create_task(work(send)) for work in (self._keep_writing, self._keep_alive)]
         try:
-            await self._gather_events(send)
+            async for event in self._events:
+                frames = self._frames.of(event)
+                if isinstance(event, Done):
+                    self._exchange.result = event.result
+                    self._ready += await taking_turns(frames)
+                    self._is_whole = True
+                else:
+                    self._ready += frames
+                self._has_frames.set()
+                if len(self._ready) > _MAX_READY:
+                    await self._flush(send)
+            await self._flush(send)
         finally:
             await end_tasks(*helpers)
-
-    async def _gather_events(self, send: Send) -> None:
-        """Make frames of events as they come; when none is left to come at once, the writer has its turn."""
-        async for event in self._events:
-            frames = self._frames.of(event)
-            if isinstance(event, Done):
-                self._exchange.result = event.result
-                self._ready += await taking_turns(frames)
-                self._is_whole = True
-            else:
-                self._ready += frames
-            self._news.set()
-            if len(self._ready) > _MOST_READY:
-                await self._flush(send)
-        await self._flush(send)
 
     async def _keep_writing(self, send: Send) -> None:
         """Write what is ready whenever there is some: what one step of the engine brought goes out
@@ -139,8 +131,8 @@ class EventStream(Response):
         """
         with self._ending_the_exchange():
             while True:
-                await self._news.wait()
-                self._news.clear()
+                await self._has_frames.wait()
+                self._has_frames.clear()
                 await self._flush(send)
 
     async def _flush(self, send: Send) -> None:

@@ -83,6 +83,36 @@ class TaskCall:
     sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 
+    def as_generate(self) -> GenerateCall:
+        """The same call for a task of kind generate; its prompt is rendered from the fields."""
+        return GenerateCall(
+            prompts=("",),
+            n=1 if self.n is None else self.n,
+            echo=bool(self.echo),
+            logprobs=self.logprobs,
+            overflow=self.overflow,
+            sampling=self.sampling,
+            origin=self.origin,
+        )
+
+    def as_summarize(self) -> SummarizeCall:
+        """The same call for a task of kind summarize."""
+        strategy = self.strategy or "auto"
+        return SummarizeCall(self.fields["text"], strategy, self.overflow, self.sampling, self.origin)
+
+    def as_qa(self) -> QaCall:
+        """The same call for a task of kind qa."""
+        return QaCall(
+            question=self.fields["question"],
+            context=self.fields["context"],
+            num_answers=1 if self.num_answers is None else self.num_answers,
+            no_answer=self.no_answer is not False,
+            grounded=self.grounded is not False,
+            overflow=self.overflow,
+            sampling=self.sampling,
+            origin=self.origin,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:

@@ -19,7 +19,7 @@ from service.engine.sequence import SamplingParams, SequenceRequest
 from service.errors import InvalidRequest
 from service.tasks.calls import ChoiceResult, ModelLimits, Overflow, SamplingFields
 from service.tasks.events import Done, Event, Token
-from service.tasks.fitting import Fitted, fit_fields
+from service.tasks.fitting import fit_fields
 from service.tasks.job import check_job_size, timings, usage
 from service.tasks.sampling import Decoding
 from service.tasks.search import total_logprob
@@ -55,19 +55,14 @@ def build_requests(
     """
     check_job_size(len(task.labels), limits, "labels")
     labels = [task.encode_answer(tokenizer, label) for label in task.labels]
-    fitted = yield from _fit(task, tokenizer, fields, limits.n_positions - max(map(len, labels)), overflow)
+    room = limits.n_positions - max(map(len, labels))
+    nothing_new = Decoding(SamplingParams(), max_new_tokens=0, is_explicit=True)
+    fitted = yield from fit_fields(task, tokenizer, fields, nothing_new, room, overflow)
     params = SamplingParams(max_new_tokens=0, temperature=0.0, score_from=len(fitted.prompt_ids))
     requests = [
         SequenceRequest((*fitted.prompt_ids, *ids), params, ordinal) for ordinal, ids in enumerate(labels)
     ]
     return requests, fitted.num_dropped
-
-
-def _fit(
-    task: Task, tokenizer: Tokenizer, fields: Mapping[str, str], room: int, overflow: Overflow
-) -> Steps[Fitted]:
-    nothing_new = Decoding(SamplingParams(), max_new_tokens=0, is_explicit=True)
-    return (yield from fit_fields(task, tokenizer, fields, nothing_new, room, overflow))
 
 
 async def choice_events(job: JobStream, task: Task, seed: int, num_dropped: int) -> AsyncGenerator[Event]:

@@ -15,7 +15,7 @@ from model_store.task import Task
 from model_store.tokenizer import Tokenizer, check_text
 from service.errors import InvalidRequest, PromptTooLong
 from service.tasks.calls import Overflow
-from service.tasks.rendering import drop_tokens, encode, has_more_tokens, render
+from service.tasks.rendering import SLICE, drop_tokens, encode, has_more_tokens, render
 from service.tasks.sampling import Decoding
 
 _LONGEST_NAME = 64  # of a field that an error names though nobody knows it
@@ -119,9 +119,10 @@ def fit_text(
     Raises:
         PromptTooLong: it does not fit and nothing may be dropped.
     """
-    if overflow == "error":
+    check_unicode(param, text)
+    if overflow == "error" and len(text) > SLICE:
         yield from check_can_fit(tokenizer, text, n_positions, param)
-    ids = yield from encode(tokenizer, text)
+    ids = tokenizer.encode(text) if len(text) <= SLICE else (yield from encode(tokenizer, text))
     if not ids and not tokenizer.bos_ids:
         ids = [tokenizer.eos_id]
     return fit_ids(ids, decoding, n_positions, overflow, param, tokenizer.bos_ids)

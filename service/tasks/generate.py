@@ -24,7 +24,7 @@ from service.tasks.calls import (
     TokenScore,
 )
 from service.tasks.events import Done, Event, Token
-from service.tasks.fitting import Fitted, check_unicode, fit_fields, fit_ids, fit_text
+from service.tasks.fitting import Fitted, fit_fields, fit_ids, fit_text
 from service.tasks.job import timings, usage
 from service.tasks.sampling import Decoding
 from service.tasks.scores import Scorer, Scores
@@ -127,7 +127,6 @@ def plan(
     for index, prompt in enumerate(call.prompts):
         param = "prompt" if len(call.prompts) == 1 else f"prompt.{index}"
         if isinstance(prompt, str):
-            check_unicode(param, prompt)
             fit = fit_text(tokenizer, prompt, decoding, limits.n_positions, call.overflow, param)
             generation.add((yield from fit), prompt)
             continue

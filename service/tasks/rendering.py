@@ -99,20 +99,12 @@ def _parts(tokenizer: Tokenizer, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _part_end(tokenizer: Tokenizer, text: str, start: int) -> int:
+    """Where a part may end: behind a word, since there tokenizers part texts themselves."""
     for wanted in range(start + SLICE, min(start + _LONGEST_WORD, len(text)), SLICE // 2):
-        for place in _word_ends(text, wanted)[:_MAX_TRIES]:
-            if _may_cut(tokenizer, text, place):
-                return place
+        low = wanted - SLICE // 2
+        ends = [low + match.end() for match in _WORD.finditer(text[low : wanted + 1])]
+        for end in [end for end in reversed(ends) if end <= wanted][:_MAX_TRIES]:
+            before, after = text[end - _NEAR : end], text[end : end + _NEAR]
+            if tokenizer.encode(before + after) == tokenizer.encode(before) + tokenizer.encode(after):
+                return end
     return min(start + _LONGEST_WORD, len(text))
-
-
-def _word_ends(text: str, wanted: int) -> list[int]:
-    """Ends of words before `wanted`, the last one first: there, tokenizers part texts themselves."""
-    low = wanted - SLICE // 2
-    ends = [low + match.end() for match in _WORD.finditer(text[low : wanted + 1])]
-    return [end for end in reversed(ends) if end <= wanted]
-
-
-def _may_cut(tokenizer: Tokenizer, text: str, place: int) -> bool:
-    before, after = text[place - _NEAR : place], text[place : place + _NEAR]
-    return tokenizer.encode(before + after) == tokenizer.encode(before) + tokenizer.encode(after)

@@ -136,14 +136,17 @@ class TaskRunner:
         """
         task = self._task(call.name)
         check_fields(task, call.fields)
-        _check_options(task, call)
+        for name in _ALL_OPTIONS:
+            if getattr(call, name) is not None and name not in _OPTIONS[task.kind]:
+                text = f"{name} must be left out: tasks of kind {task.kind} do not have it"
+                raise InvalidRequest(text, name)
         match task.kind:
             case "generate":
-                return self._continue(task, _as_generate(call), call.fields)
+                return self._continue(task, call.as_generate(), call.fields)
             case "summarize":
-                return self._summarize(task, _as_summarize(call))
+                return self._summarize(task, call.as_summarize())
             case "qa":
-                return self._answer(task, _as_qa(call))
+                return self._answer(task, call.as_qa())
             case "choice":
                 return self._choose(task, call)
 
@@ -193,40 +196,3 @@ class TaskRunner:
         if task is None or task.kind != kind:
             raise NotFound(f"the served model has no task {kind!r}")
         return task
-
-
-def _check_options(task: Task, call: TaskCall) -> None:
-    legal = _OPTIONS[task.kind]
-    for name in _ALL_OPTIONS:
-        if getattr(call, name) is not None and name not in legal:
-            raise InvalidRequest(f"{name} must be left out: tasks of kind {task.kind} do not have it", name)
-
-
-def _as_generate(call: TaskCall) -> GenerateCall:
-    return GenerateCall(
-        prompts=("",),  # rendered from the fields instead
-        n=1 if call.n is None else call.n,
-        echo=bool(call.echo),
-        logprobs=call.logprobs,
-        overflow=call.overflow,
-        sampling=call.sampling,
-        origin=call.origin,
-    )
-
-
-def _as_summarize(call: TaskCall) -> SummarizeCall:
-    strategy = call.strategy or "auto"
-    return SummarizeCall(call.fields["text"], strategy, call.overflow, call.sampling, call.origin)
-
-
-def _as_qa(call: TaskCall) -> QaCall:
-    return QaCall(
-        question=call.fields["question"],
-        context=call.fields["context"],
-        num_answers=1 if call.num_answers is None else call.num_answers,
-        no_answer=call.no_answer is not False,
-        grounded=call.grounded is not False,
-        overflow=call.overflow,
-        sampling=call.sampling,
-        origin=call.origin,
-    )

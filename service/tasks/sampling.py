@@ -81,20 +81,16 @@ def resolve(
         **given,
     }
     max_new_tokens = values.pop("max_new_tokens")
-    if values.get("min_new_tokens", 0) > max_new_tokens:
-        raise _too_short(given, values["min_new_tokens"], max_new_tokens)
+    min_new_tokens = values.get("min_new_tokens", 0)
+    if min_new_tokens > max_new_tokens:  # of the two, a field that was given is to blame
+        if "max_new_tokens" in given and "min_new_tokens" not in given:
+            legal = f"at least {min_new_tokens} for this task"
+            raise InvalidRequest(f"max_new_tokens must be {legal}", "max_new_tokens")
+        legal = f"at most max_new_tokens, which is {max_new_tokens}"
+        raise InvalidRequest(f"min_new_tokens must be {legal}", "min_new_tokens")
     if not values.get("ignore_eos"):  # the engine knows the first end by itself
         values["stop_token_ids"] = (*values.get("stop_token_ids", ()), *tokenizer.eos_token_ids[1:])
     return Decoding(SamplingParams(**values), max_new_tokens, "max_new_tokens" in given)
-
-
-def _too_short(given: SamplingFields, min_new_tokens: int, max_new_tokens: int) -> InvalidRequest:
-    """What to raise for a text that must be longer than it may be; blames a field that was given."""
-    if "max_new_tokens" in given and "min_new_tokens" not in given:
-        legal = f"at least {min_new_tokens} for this task"
-        return InvalidRequest(f"max_new_tokens must be {legal}", "max_new_tokens")
-    legal = f"at most max_new_tokens, which is {max_new_tokens}"
-    return InvalidRequest(f"min_new_tokens must be {legal}", "min_new_tokens")
 
 
 def _check_tokens(given: SamplingFields, vocab_size: int) -> None:
