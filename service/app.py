@@ -12,6 +12,7 @@ import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from service.engine.container import memory_limit_bytes
 from service.errors import Draining, EngineDead, SettingsError
 from service.logs import get_logger
 from service.settings import Settings, with_variables
+from service.start_up import StartUp
 from service.tasks.calls import ModelLimits
 from service.tasks.run import TaskRunner
 
@@ -70,6 +72,7 @@ class Life:
         self.failed = asyncio.Event()
         self._ready = asyncio.Event()
         self._engine = engine
+        self._start_up = StartUp(num_steps=4)
         self._hurry = asyncio.Event()
 
     @asynccontextmanager
@@ -117,7 +120,9 @@ class Life:
         facts = _facts(entry, checkpoint)
         tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path, facts["vocab_size"])
         if self._engine is None:
-            self._engine = await asyncio.to_thread(_make_engine, self.state, entry.path, tokenizer)
+            self._engine = await asyncio.to_thread(
+                _make_engine, self.state, entry.path, tokenizer, self._start_up
+            )
         await self._engine.start()
         facts.update(self._engine.facts)
         # More than `most` would never fit. A key file may get more keys at any time.
@@ -230,11 +235,13 @@ def _facts(entry: ModelEntry, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _make_engine(state: ServiceState, folder: Path, tokenizer: Tokenizer) -> AsyncEngine:
+def _make_engine(state: ServiceState, folder: Path, tokenizer: Tokenizer, start_up: StartUp) -> AsyncEngine:
     """An engine that loads when started, on its own thread."""
-    from service.engine.async_engine import AsyncEngine
+    with start_up.step("importing"):
+        from service.engine import loader  # noqa: F401  brings torch
+        from service.engine.async_engine import AsyncEngine
 
-    config = engine_config(state.settings, folder)
+        config = replace(engine_config(state.settings, folder), step=start_up.step)
 
     def make() -> Engine:
         engine = _build_engine(config, tokenizer, state.metrics)

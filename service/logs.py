@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import shutil
 import sys
 import threading
 from collections import deque
@@ -46,13 +47,16 @@ class StandardError:
 
     def msg(self, line: str) -> None:
         """Write one line, or keep it for later."""
+        self._put(f"{line}\n")
+
+    def _put(self, text: str) -> None:
         with suppress(OSError, ValueError), self._lock:
             try:
                 descriptor = sys.stderr.fileno()
             except UnsupportedOperation:  # a stand-in without a file behind it
-                sys.stderr.write(line + "\n")
+                sys.stderr.write(text)
                 return
-            self._keep(f"{line}\n".encode(errors="backslashreplace"))
+            self._keep(text.encode(errors="backslashreplace"))
             if not self._is_writing:
                 self._write_waiting(descriptor)
 
@@ -94,6 +98,48 @@ class StandardError:
             self._keep(b"%d log lines were lost: standard error was not read\n" % lost)
 
 
+_CLEAR_LINE = "\r\x1b[2K"
+
+
+class Terminal(StandardError):
+    """Standard error as a person sees it: a line below the log lines may tell what is going on just now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._below = ""
+
+    def msg(self, line: str) -> None:
+        """Write one line above the one that tells what is going on."""
+        with self._lock:
+            if not self._below:
+                super().msg(line)
+                return
+            self._put(f"{_CLEAR_LINE}{line}\n{self._below}")
+
+    debug = info = warning = error = critical = msg
+
+    def show_below(self, text: str) -> None:
+        """Put this into the line below; "" takes it away."""
+        with self._lock:
+            if text != self._below:
+                self._below = text[: shutil.get_terminal_size().columns - 1]
+                self._put(_CLEAR_LINE + self._below)
+
+
+_terminal: Terminal | None = None  # where `configure_logs` found one
+
+
+def show_below(text: str) -> bool:
+    """Tell below the log lines what is going on just now, on a terminal; "" takes it away.
+
+    Returns:
+        Whether there is a terminal.
+    """
+    if _terminal is not None:
+        _terminal.show_below(text)
+    return _terminal is not None
+
+
 def configure_logs(
     form: Literal["text", "json"] = "text", level: str = "info", out: StandardError | None = None
 ) -> None:
@@ -104,7 +150,10 @@ def configure_logs(
         level: least severe level that is written.
         out: takes the lines; None means standard error.
     """
-    standard_error, rendering = out or StandardError(), _rendering(form)
+    global _terminal
+    is_seen = out is None and form == "text" and sys.stderr is not None and sys.stderr.isatty()
+    _terminal = Terminal() if is_seen else None
+    standard_error, rendering = _terminal or out or StandardError(), _rendering(form)
     least = logging.getLevelNamesMapping()[level.upper()]
     _send_libraries_logs(standard_error, rendering, least)
     structlog.configure(

@@ -84,6 +84,7 @@ class Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             get_logger().info("listening", address=f"http://{shown}:{port}")
+            self._tasks.append(asyncio.create_task(self._invite(host, port)))
             if links := self.life.state.settings.ignored_variables:
                 names = ", ".join(links)
                 get_logger().info("these variables are Kubernetes' service links, no settings", names=names)
@@ -91,6 +92,18 @@ class Server(uvicorn.Server):
             is_local = all(ipaddress.ip_address(host).is_loopback for host in hosts)
             if not is_local and not self.life.state.settings.keys():
                 get_logger().warning("no API keys are set: whoever reaches this address may use the service")
+
+    async def _invite(self, host: str, port: int) -> None:
+        """Say how to try the service, once it can be tried."""
+        await self.life.settled()
+        if self.life.failure is not None:
+            return
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        url = f"http://{shown}:{port}"
+        key = " -H 'Authorization: Bearer KEY'" if self.life.state.settings.keys() else ""
+        curl = f"curl -N {url}/generate -H 'Content-Type: application/json'{key}"
+        body = '{"prompt": "Once upon a time", "stream": true}'
+        get_logger().info(f"open {url} in a browser, or paste: {curl} -d '{body}'")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, hurry at the second. Runs between two bytecodes of the main thread."""

@@ -58,18 +58,12 @@ def _leave(code: int) -> None:
 
 @contextmanager
 def _loaded(model: str) -> Iterator[httpx.Client]:
-    from rich.console import Console
-
     from service.local import LocalService, local_settings
     from service.logs import configure_logs
 
     settings = local_settings(model, log_level="warning")
     configure_logs("text", "warning")
-    with Console(stderr=True).status(
-        f"loading {settings.model or 'the built-in model'}"
-    ):  # on a terminal only
-        service = LocalService(settings)
-    with service:
+    with LocalService(settings) as service:
         yield service.http
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,3 +33,5 @@ class EngineConfig:
     speculation: bool = True
     # told of progress, one line each
     report: Callable[[str], None] = field(default=lambda line: None)
+    # around what takes seconds: told what it is
+    step: Callable[[str], AbstractContextManager[None]] = field(default=lambda what: nullcontext())

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from model_store.architecture import Architecture
+from model_store.checkpoint import read_checkpoint
 from model_store.errors import UnsupportedCheckpoint
 from service.engine.backend import Backend
 from service.engine.backends import choose
@@ -44,7 +45,9 @@ def build_engine(
     with DEVICES[config.device].out_of_memory_explained():
         backend = choose(config)
         torch.set_num_threads(backend.num_torch_threads)
-        model = GPT2.load(config.folder, backend)
+        num_bytes = sum(file.stat().st_size for file in read_checkpoint(config.folder).files)
+        with config.step(f"reading the weights ({num_bytes / 1e6:,.0f} MB)"):
+            model = GPT2.load(config.folder, backend)
         cache = allocate_cache(config, model.architecture, backend)
         forward = backend.forward(model, cache, config.max_running)
         cost = StepCost(backend.min_prefill_rows)
@@ -60,7 +63,8 @@ def build_engine(
         engine = Engine(scheduler, runner, pieces, on_fault=on_fault)
         runner.on_progress = engine.pulse.beat
         engine.facts = describe(backend, cache)
-        warm_up(engine, model.architecture, config)
+        with config.step("warming up"):
+            warm_up(engine, model.architecture, config)
         engine.reporter.observer = observer or NullObserver()
         return engine
 

@@ -15,9 +15,12 @@ from service.engine.config import BackendName, DeviceName, EngineConfig
 
 
 def _cpu(config: EngineConfig) -> FastBackend:
-    from service.engine.backends.cpu.backend import CpuBackend
+    from service.engine.backends.cpu.cache import has_kernels
 
-    return CpuBackend.for_config(config)
+    with config.step("loading kernels" if has_kernels() else "compiling kernels (first start only)"):
+        from service.engine.backends.cpu.backend import CpuBackend
+
+        return CpuBackend.for_config(config)
 
 
 def _cuda(config: EngineConfig) -> FastBackend:

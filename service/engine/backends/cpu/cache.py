@@ -68,3 +68,8 @@ COMPLAINT = (
 )
 if _folder is not None:
     config.CACHE_DIR = str(_folder)
+
+
+def has_kernels() -> bool:
+    """Whether this version has compiled kernels here before."""
+    return _folder is not None and next(_folder.rglob("*.nbi"), None) is not None
