@@ -56,7 +56,7 @@ def serve(
     quantization: Annotated[str | None, typer.Option(hidden=True)] = None,
     deterministic: Annotated[bool | None, typer.Option(help="Same text in every batch.")] = None,
     threads: Annotated[str | None, typer.Option(help="Compute threads.")] = None,
-    max_running: Annotated[str | None, typer.Option(help="Most sequences in one forward pass.")] = None,
+    max_running: Annotated[str | None, typer.Option(help="Maximum sequences per forward pass.")] = None,
     max_waiting: Annotated[str | None, typer.Option(help="Sequences that may wait beyond those.")] = None,
     api_keys_file: Annotated[str | None, typer.Option(help="File with one key a line.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,

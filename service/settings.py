@@ -172,10 +172,10 @@ class Settings(BaseSettings):
         ge=2**16,
     )
     max_batch_tokens: AutoInt = _setting(
-        None, "Most tokens of one forward pass", "`auto` or 16 … 1048576", ge=16, le=2**20
+        None, "Maximum tokens per forward pass", "`auto` or 16 … 1048576", ge=16, le=2**20
     )
     max_running: AutoInt = _setting(
-        None, "Most sequences in one forward pass", "`auto` or 1 … 4096", ge=1, le=4096
+        None, "Maximum sequences per forward pass", "`auto` or 1 … 4096", ge=1, le=4096
     )
     max_waiting: int = _setting(
         512,
@@ -185,7 +185,7 @@ class Settings(BaseSettings):
         le=10**6,
     )
     max_job_sequences: int = _setting(
-        256, "Most sequences (chunks, windows, samples) of one request", "1 … 100000", ge=1, le=10**5
+        256, "Maximum sequences (chunks, windows, samples) per request", "1 … 100000", ge=1, le=10**5
     )
     host: str = _setting(
         "127.0.0.1", "Address to listen on; 0.0.0.0: all", "a host name or address", min_length=1
@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     port: int = _setting(8000, "Port to listen on; 0: any free one", "0 … 65535", ge=0, le=65535)
     request_timeout_s: float = _setting(
         120.0,
-        "Most seconds for one request, queueing included; `timeout_s` can only shorten it",
+        "Maximum seconds per request, queueing included; `timeout_s` can only shorten it",
         "above 0, up to 86400",
         gt=0,
         le=86400,
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
         "addresses or networks as `10.0.0.0/8`, separated by commas",
     )
     key_concurrency: int = _setting(
-        0, "Most requests in flight for one key; 0: no limit", "0 … 100000", ge=0, le=10**5
+        0, "Maximum requests in flight per key; 0: no limit", "0 … 100000", ge=0, le=10**5
     )
     ops_require_key: bool = _setting(
         False,
@@ -255,7 +255,7 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = _setting("text", "How log lines look", "`text` or `json`")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "Least severe line that is written", "`debug`, `info`, `warning` or `error`"
+        "info", "Lowest severity that is written", "`debug`, `info`, `warning` or `error`"
     )
 
     @model_validator(mode="before")

@@ -103,9 +103,15 @@ def sample(
     cut = [i for i, row in enumerate(rows) if row.params.temperature > 0 and not _is_free(row.params)]
     is_greedy = len(free) + len(cut) < len(rows)
     ids = draw.strongest(logits) if is_greedy else [0] * len(rows)
-    for indices, drawn in ((free, _draw_free(draw.from_all)), (cut, _draw_cut)):
-        for index, token_id in zip(indices, drawn(logits, indices, rows) if indices else (), strict=True):
-            ids[index] = token_id
+    drawn: list[int] = []
+    if free:
+        of_free = [rows[i] for i in free]
+        min_p = [row.params.min_p for row in of_free]
+        drawn += draw.from_all(logits, free, _temperatures(of_free), min_p, _draws(of_free))
+    if cut:
+        drawn += _draw_cut(logits[cut], [rows[i] for i in cut])
+    for index, token_id in zip(free + cut, drawn, strict=True):
+        ids[index] = token_id
     return ids
 
 
@@ -114,8 +120,8 @@ def _is_free(params: SamplingParams) -> bool:
     return params.temperature > 0 and params.top_k == 0 and params.top_p == 1.0
 
 
-def _temperature(row: SampleRow) -> float:
-    return max(row.params.temperature, _COLDEST)
+def _temperatures(rows: Sequence[SampleRow]) -> list[float]:
+    return [max(row.params.temperature, _COLDEST) for row in rows]
 
 
 def _draws(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
@@ -123,20 +129,9 @@ def _draws(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
     return uniforms(seeds, ordinals, [len(row.output_ids) for row in rows])
 
 
-def _draw_free(draw: DrawFromAll) -> Callable[[Tensor, list[int], Sequence[SampleRow]], Sequence[int]]:
-    def drawn(logits: Tensor, indices: list[int], all_rows: Sequence[SampleRow]) -> Sequence[int]:
-        rows = [all_rows[i] for i in indices]
-        temperatures, min_p = [_temperature(row) for row in rows], [row.params.min_p for row in rows]
-        return draw(logits, indices, temperatures, min_p, _draws(rows))
-
-    return drawn
-
-
-def _draw_cut(logits: Tensor, indices: list[int], all_rows: Sequence[SampleRow]) -> list[int]:
-    """Draw for rows with top-k or top-p, together for those that need equally many candidates."""
-    rows = [all_rows[i] for i in indices]
-    temperatures = logits.new_tensor([_temperature(row) for row in rows])
-    scaled = logits[indices] / temperatures.unsqueeze(1)  # (G, V)
+def _draw_cut(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
+    """Draw for rows (G, vocab) with top-k or top-p, together for those that need equally many candidates."""
+    scaled = logits / logits.new_tensor(_temperatures(rows)).unsqueeze(1)  # (G, V)
     draws = torch.from_numpy(_draws(rows)).to(logits.device)
     params = [row.params for row in rows]
     ids = torch.empty(len(rows), dtype=torch.long, device=logits.device)
