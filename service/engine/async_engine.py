@@ -221,7 +221,9 @@ class AsyncEngine:
         self._call(_settle, self._started, None)
         try:
             while self._take_commands(engine):
-                self._step(engine)
+                outputs = engine.step()
+                if outputs:
+                    self._call(self._deliver, outputs)
         except BaseException as error:
             engine.on_fault(error)
             self._call(self._die)
@@ -234,11 +236,6 @@ class AsyncEngine:
                 return False
             command(engine)
         return True
-
-    def _step(self, engine: Engine) -> None:
-        outputs = engine.step()
-        if outputs:
-            self._call(self._deliver, outputs)
 
     def _add_all(self, engine: Engine, sequences: collections.abc.Sequence[Sequence]) -> None:
         for sequence in sequences:

@@ -1,4 +1,4 @@
-"""What one step computes and gives: which tokens of which sequences, and what came of each.
+"""What one step may take, computes and gives: room, which tokens of which sequences, and what came of each.
 
 The scheduler makes a `Batch`, the model runner gives one `StepOutput` for each of its items, in order.
 """
@@ -8,6 +8,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.engine.sequence import Sequence, TokenLogprob
+
+
+@dataclass(slots=True)
+class Room:
+    """What is left of a step: rows, and seconds behind the forward pass."""
+
+    rows: int
+    seconds: float = 0.0
+    spent_s: float = 0.0
+    overdrawn_s: float = 0.0  # by one who got more than were left
+
+    def admits(self, seconds: float) -> bool:
+        """Take seconds if they are left. Once in a step, one who needs more than are left gets them all the
+        same: else those who need many would wait for ever.
+        """
+        if seconds > self.seconds - self.spent_s:
+            if self.overdrawn_s:
+                return False
+            self.overdrawn_s = seconds
+        else:
+            self.spent_s += seconds
+        return True
+
+    def count(self, wanted: int, each_s: float) -> int:
+        """How many of something that takes so many seconds each are left; takes them."""
+        count = wanted if each_s == 0 else max(min(wanted, int((self.seconds - self.spent_s) / each_s)), 0)
+        self.spent_s += count * each_s if count else 0.0
+        return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,15 +57,13 @@ class BlockPool:
         """Take `count` blocks with contents to be overwritten, or None when there are too few."""
         if count > len(self._free):
             return None
-        return [self._take_oldest() for _ in range(count)]
-
-    def _take_oldest(self) -> int:
-        block, _ = self._free.popitem(last=False)
-        key = self._key_of.pop(block, None)
-        if key is not None:
-            del self._block_of[key]
-        self._references[block] = 1
-        return block
+        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]  # the oldest
+        for block in blocks:
+            key = self._key_of.pop(block, None)
+            if key is not None:
+                del self._block_of[key]
+            self._references[block] = 1
+        return blocks
 
     def release(self, blocks: collections.abc.Sequence[int]) -> None:
         """Give references back. The deepest block becomes the oldest, so prefixes outlive their tails; one

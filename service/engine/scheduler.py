@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.engine.batch import Batch, Scheduled, StepOutput
+from service.engine.batch import Batch, Room, Scheduled, StepOutput
 from service.engine.block_pool import BlockPool
 from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
 from service.engine.quota import Quota
-from service.engine.sequence import Job, Sequence, Status
+from service.engine.sequence import Sequence, Status
 from service.engine.step_cost import StepCost
 from service.engine.time_share import TimeShare
 
@@ -41,31 +41,6 @@ class Drafter(Protocol):
     def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Learn from a verified draft."""
         ...
-
-
-@dataclass(slots=True)
-class Room:
-    """What is left of a step: rows, and seconds behind the forward pass."""
-
-    rows: int
-    seconds: float
-    is_overdrawn: bool = False
-
-    def admits(self, seconds: float) -> bool:
-        """Take seconds if they are left. Once in a step, one who needs more than are left gets them all the
-        same: else those who need many would wait for ever.
-        """
-        if seconds <= self.seconds:
-            self.seconds -= seconds
-            return True
-        was_overdrawn, self.is_overdrawn = self.is_overdrawn, True
-        return not was_overdrawn
-
-    def count(self, wanted: int, each_s: float) -> int:
-        """How many of something that takes so many seconds each are left; takes them."""
-        count = wanted if each_s == 0 else min(wanted, int(self.seconds / each_s))
-        self.seconds -= count * each_s if count else 0.0
-        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,22 +134,28 @@ class Scheduler:
             Decodes first, then prefills; empty only when nothing waits or runs.
         """
         decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
-        room = Room(self.max_rows, self.cost.drawing_s(len(decoding), self.budget.max_rows))
+        room = Room(self.max_rows)
         items = self._schedule_decodes(self._choose(decoding, room), room)
         if len(items) < len(self.running) or self.waiting:
-            rows = max(self.max_rows - room.rows, len(decoding))
-            room.rows = min(room.rows, self.cost.prefill_rows(rows, self.budget.max_rows))
-            items += self._schedule_prefills(room)
+            rows, draw_s = self.max_rows - room.rows, room.spent_s + room.overdrawn_s
+            room.rows = min(room.rows, self.cost.prefill_rows(rows, draw_s, self.budget.max_rows))
+            prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
+            items += [item for sequence in prefilling for item in self._prefill(sequence, room)]
             items += self._admit(room, now)
         return Batch(tuple(items))
 
     def _choose(self, decoding: list[Sequence], room: Room) -> list[Sequence]:
         """The sequences whose next token can be drawn in this step; all of them, mostly."""
-        if sum(map(self.cost.draw_s, decoding)) <= room.seconds:
-            in_order = decoding
-        else:
-            in_order = self.time_share.order(decoding)
-        chosen = [s for s in in_order if room.admits(self.cost.draw_s(s))]
+        room.seconds = self.cost.drawing_s(len(decoding), self.budget.max_rows)
+        wanted_s = sum(map(self.cost.draw_s, decoding))
+        if wanted_s <= room.seconds:
+            room.spent_s = wanted_s
+            return decoding
+        chosen: list[Sequence] = []
+        for sequence in self.time_share.order(decoding):
+            room.seconds = self.cost.drawing_s(len(chosen) + 1, self.budget.max_rows)
+            if room.admits(self.cost.draw_s(sequence)):
+                chosen.append(sequence)
         if len(chosen) < len(decoding):
             self.time_share.note_turns(chosen, set(decoding) - set(chosen))
         return chosen
@@ -194,15 +175,8 @@ class Scheduler:
             items.append(Scheduled(sequence, 1, draft))
         return items
 
-    def _schedule_prefills(self, room: Room) -> list[Scheduled]:
-        items = []
-        for sequence in [s for s in self.running if s.is_prefilling]:
-            if sequence.status is Status.RUNNING:
-                items += self._prefill(sequence, room)  # blocks were reserved at admission
-        return items
-
     def _prefill(self, sequence: Sequence, room: Room) -> list[Scheduled]:
-        """The next tokens of a prompt, as many as there is room for; an empty list for none."""
+        """The next tokens of a prompt, as many as there is room for; it has the blocks for all of them."""
         count = min(room.rows, sequence.num_uncomputed_tokens)
         if sequence.next_scored is not None:
             num_plain = max(sequence.next_scored - 1 - sequence.num_computed_tokens, 0)
@@ -248,16 +222,16 @@ class Scheduler:
         """
         items: list[Scheduled] = []
         while room.rows > 0:
-            may_run = (s for s in self.waiting.candidates() if self._may_run_one_more(s.job))
-            matches = ((s, self.prefix_cache.match(s)) for s in may_run)
+            matches = (
+                (s, self.prefix_cache.match(s))
+                for s in self.waiting.candidates()
+                if s.job.num_running < self.places.share and self.places.excess(s.job.tenant) <= 0
+            )
             sequence, cached = next((found for found in matches if found[1] is not None), (None, None))
             if sequence is None or cached is None or not self._start(sequence, cached, now):
                 break
             items += self._prefill(sequence, room)
         return items
-
-    def _may_run_one_more(self, job: Job) -> bool:
-        return job.num_running < self.places.share and self.places.excess(job.tenant) <= 0
 
     def _start(self, sequence: Sequence, cached: list[int], now: float) -> bool:
         """Move a sequence from waiting to running with blocks for all of its tokens; false if there are

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.engine.sequence import DraftHistory, Sequence
+from service.engine.sequence import Sequence
 from service.engine.step_cost import StepCost
 
 _NGRAM = 3
@@ -85,27 +85,20 @@ class Speculator:
             rate = (step.tokens + gain) / seconds
             if rate > best_rate:
                 best, best_rate = (length, gain), rate
-        if best[0] or longest < 1 or not self._may_probe(sequence.drafts):
+        if best[0] or longest < 1:
             return best
+        sequence.drafts.since_probe += 1
+        if sequence.drafts.since_probe < _PROBE_EVERY:
+            return best
+        sequence.drafts.since_probe = 0
         return 1, p
-
-    def _may_probe(self, history: DraftHistory) -> bool:
-        history.since_probe += 1
-        if history.since_probe < _PROBE_EVERY:
-            return False
-        history.since_probe = 0
-        return True
 
     def _lookup(self, sequence: Sequence) -> tuple[int, ...]:
         """The tokens that followed the newest n-gram when it last stood in the text."""
         room = sequence.params.max_new_tokens - sequence.num_output_tokens - 1
-        ids = sequence.token_ids
-        self._index(sequence.drafts, ids)
-        at = sequence.drafts.followers.get(tuple(ids[-_NGRAM:]))
+        ids, known = sequence.token_ids, sequence.drafts
+        for end in range(max(known.num_indexed, _NGRAM), len(ids)):  # every n-gram that has a follower
+            known.followers[tuple(ids[end - _NGRAM : end])] = end
+        known.num_indexed = max(len(ids), _NGRAM)
+        at = known.followers.get(tuple(ids[-_NGRAM:]))
         return () if at is None or room < 1 else tuple(ids[at : at + min(_MAX_DRAFT, room)])
-
-    def _index(self, history: DraftHistory, ids: list[int]) -> None:
-        """Note every n-gram that has a follower."""
-        for end in range(max(history.num_indexed, _NGRAM), len(ids)):
-            history.followers[tuple(ids[end - _NGRAM : end])] = end
-        history.num_indexed = max(len(ids), _NGRAM)

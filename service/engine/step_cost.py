@@ -15,10 +15,10 @@ from service.engine.sequence import Sequence
 _KNOTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 _WEIGHT = 0.1  # of the newest measurement
 _SHORTEST_S = 1e-9  # a clock too coarse to see the step
-# Prefill, and drawing, may each make a step longer by this many times the forward pass of its decodes.
+# Drawing may make a step longer by this many times the forward pass of its decodes; and prefill, then, by as
+# many times the two together.
 _MAX_STALL = 1.5
-_MIN_DRAW_S = 0.01  # of drawing that is always worth a step's while
-_PART_S = 0.02  # of drawing at a time, about: the watchdog sees each end
+_PART_S = 0.02  # of drawing is always worth a step's while; and so much is done between two signs of life
 _SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
 
 
@@ -89,16 +89,18 @@ class StepCost:
 
     # ---- deciding ---------------------------------------------------------------------------------------
 
-    def prefill_rows(self, decode_rows: int, max_rows: int) -> int:
+    def prefill_rows(self, decode_rows: int, draw_s: float, max_rows: int) -> int:
         """Rows of prefill that may ride along with so many decodes without stalling their streams.
 
         Args:
             decode_rows: rows of the step without prefill.
+            draw_s: seconds of that step behind its forward pass.
             max_rows: rows of any step.
         """
         if decode_rows == 0:
             return max_rows
-        limit_s = (1 + _MAX_STALL) * self.predict(decode_rows)
+        forward_s = self.predict(decode_rows)
+        limit_s = forward_s + _MAX_STALL * (forward_s + draw_s)
         fitting = [rows for rows in _KNOTS if rows <= max_rows and self.predict(rows) <= limit_s]
         return max(max(fitting, default=0) - decode_rows, self._min_prefill_rows)
 
@@ -109,7 +111,7 @@ class StepCost:
             decode_rows: sequences that want their next token; without any, nobody is stalled by a long step.
             max_rows: rows of any step.
         """
-        return max(_MAX_STALL * self.predict(decode_rows or max_rows), _MIN_DRAW_S)
+        return max(_MAX_STALL * self.predict(decode_rows or max_rows), _PART_S)
 
     def rows_at_once(self, kind_of_draw: str) -> int:
         """How many rows to draw from before a sign of life is due."""

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.engine.model.alternatives import Alternatives
 from service.engine.model.logits_processors import SampleRow, is_plain, process
 from service.engine.model.random_draws import uniforms
-from service.engine.sequence import Alternatives, SamplingParams, TokenLogprob
+from service.engine.sequence import SamplingParams, TokenLogprob
 
 # candidate counts: a row's own parameters choose, so neighbours cannot change its result
 _SMALL, _LARGE = 64, 1024
