@@ -17,18 +17,13 @@ class Room:
     rows: int
     seconds: float = 0.0
     spent_s: float = 0.0
-    overdrawn_s: float = 0.0  # by one who got more than were left
+    owed_s: float = 0.0  # given besides, to those who come first
 
     def admits(self, seconds: float) -> bool:
-        """Take seconds if they are left. Once in a step, one who needs more than are left gets them all the
-        same: else those who need many would wait for ever.
-        """
-        if seconds > self.seconds - self.spent_s:
-            if self.overdrawn_s:
-                return False
-            self.overdrawn_s = seconds
-        else:
-            self.spent_s += seconds
+        """Take seconds if they are left."""
+        if self.spent_s + seconds > self.seconds:
+            return False
+        self.spent_s += seconds
         return True
 
     def count(self, wanted: int, each_s: float) -> int:

@@ -100,29 +100,33 @@ class Engine:
     def _step(self) -> Outputs:
         started = self.clock()
         batch = self.scheduler.schedule(started)
-        if not batch.items:  # nothing runs and the next in line cannot start: no later step would change that
-            stuck = list(self.scheduler.waiting.candidates())[:1]
+        if not batch.items:
+            if self.scheduler.running:  # they were started, and what they want to draw is for the next step
+                return []
+            stuck = list(self.scheduler.waiting.candidates())[:1]  # no later step would let it start
             return self._fail(stuck, RuntimeError("the sequence is longer than the whole cache"))
         self.reporter.started(batch, started)
+        executed = self.clock()
         try:
             results = self.runner.execute(batch)
         except MemoryError as error:
             return self._shed(batch, error)
         except Exception as error:
             return self._fail([item.sequence for item in batch.items], error)
-        outputs = self._commit(batch, results)
+        forward_s = self.clock() - executed - sum(result.draw_s + result.score_s for result in results)
+        outputs = self._commit(batch, results, forward_s / batch.num_rows)
         self.scheduler.grow()
+        self.scheduler.cost.note(batch.num_rows, forward_s)
         duration_s = self.clock() - started
-        behind_s = sum(result.draw_s + result.score_s for result in results)
-        self.scheduler.cost.note(batch.num_rows, duration_s - behind_s)
         self.reporter.stepped(batch, duration_s)
         return outputs
 
-    def _commit(self, batch: Batch, results: list[StepOutput]) -> Outputs:
+    def _commit(self, batch: Batch, results: list[StepOutput], row_s: float) -> Outputs:
         now = self.clock()
         outputs: Outputs = []
         for item, result in zip(batch.items, results, strict=True):
             try:
+                self.scheduler.charge(item, result, row_s)
                 output = self._advance(item, result, now)
             except Exception as error:
                 outputs += self._fail([item.sequence], error)
@@ -133,7 +137,6 @@ class Engine:
     def _advance(self, item: Scheduled, result: StepOutput, now: float) -> SequenceOutput | None:
         """Give a sequence its tokens, its text, and its end if this is it."""
         sequence = item.sequence
-        self.scheduler.charge(item, result)
         if item.draft_ids and self.scheduler.speculator is not None:
             self.scheduler.speculator.note(sequence, len(item.draft_ids), len(result.token_ids) - 1)
         sequence.prompt_logprobs += result.prompt_logprobs

@@ -24,7 +24,7 @@ from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
 from service.engine.quota import Quota
 from service.engine.sequence import Sequence, Status
-from service.engine.step_cost import StepCost
+from service.engine.step_cost import OWED_S, StepCost
 from service.engine.time_share import TimeShare
 
 
@@ -96,7 +96,7 @@ class Scheduler:
         self.places.give(sequence.job.tenant)
         sequence.job.num_running -= 1
         if sequence.job.num_running == 0:
-            self.time_share.forget(sequence.job)
+            self.time_share.leave(sequence.job)
         self.prefix_cache.forget(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
@@ -137,7 +137,7 @@ class Scheduler:
         room = Room(self.max_rows)
         items = self._schedule_decodes(self._choose(decoding, room), room)
         if len(items) < len(self.running) or self.waiting:
-            rows, draw_s = self.max_rows - room.rows, room.spent_s + room.overdrawn_s
+            rows, draw_s = self.max_rows - room.rows, room.spent_s + room.owed_s
             room.rows = min(room.rows, self.cost.prefill_rows(rows, draw_s, self.budget.max_rows))
             prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
             items += [item for sequence in prefilling for item in self._prefill(sequence, room)]
@@ -145,17 +145,30 @@ class Scheduler:
         return Batch(tuple(items))
 
     def _choose(self, decoding: list[Sequence], room: Room) -> list[Sequence]:
-        """The sequences whose next token can be drawn in this step; all of them, mostly."""
+        """The sequences whose next token can be drawn in this step; all of them, mostly.
+
+        Where there is not time for all, what a step may draw follows from its rows. Those who were given less
+        time than whoever is quickly drawn get a row, or `OWED_S` of them, besides.
+        """
         room.seconds = self.cost.drawing_s(len(decoding), self.budget.max_rows)
         wanted_s = sum(map(self.cost.draw_s, decoding))
         if wanted_s <= room.seconds:
             room.spent_s = wanted_s
             return decoding
         chosen: list[Sequence] = []
+        is_owed, is_refused, light_s = True, False, self.cost.light_draw_s
         for sequence in self.time_share.order(decoding):
+            draw_s = self.cost.draw_s(sequence)
+            is_light = draw_s <= light_s
+            is_owed = is_owed and not is_light
             room.seconds = self.cost.drawing_s(len(chosen) + 1, self.budget.max_rows)
-            if room.admits(self.cost.draw_s(sequence)):
+            if is_owed and (not chosen or room.owed_s + draw_s <= OWED_S):
+                room.owed_s += draw_s
                 chosen.append(sequence)
+            elif (is_light or not is_refused) and room.admits(draw_s):
+                chosen.append(sequence)
+            else:
+                is_refused = True  # nor does anybody costly pass who was given more
         if len(chosen) < len(decoding):
             self.time_share.note_turns(chosen, set(decoding) - set(chosen))
         return chosen
@@ -246,6 +259,7 @@ class Scheduler:
         sequence.status = Status.RUNNING
         self.places.take(sequence.job.tenant)
         sequence.job.num_running += 1
+        self.time_share.enter(sequence.job)
         self.running.append(sequence)
         if sequence.started_at is None:
             sequence.started_at = now
@@ -257,14 +271,21 @@ class Scheduler:
         """A step went well: the next may have a row more, up to the budget."""
         self.max_rows = min(self.max_rows + 1, self.budget.max_rows)
 
-    def charge(self, item: Scheduled, result: StepOutput) -> None:
-        """Learn what came behind the forward pass for an item, and put it on its job's account."""
+    def charge(self, item: Scheduled, result: StepOutput, row_s: float) -> None:
+        """Learn what came behind the forward pass for an item, and put what it cost on its job's account.
+
+        Args:
+            item: what was computed.
+            result: what came of it, and how long that took.
+            row_s: seconds of the forward pass for each of its rows.
+        """
         num_scored = len(result.logprobs) + len(result.prompt_logprobs)
         if item.num_drawn and result.draw_s:
             self.cost.note_draws(item.sequence, item.num_drawn, result.draw_s)
         if num_scored and result.score_s:
             self.cost.note_scores(num_scored, result.score_s)
-        self.time_share.charge(item.sequence.job, result.draw_s + result.score_s)
+        seconds = item.num_rows * row_s + result.draw_s + result.score_s
+        self.time_share.charge(item.sequence.job, seconds)
 
     def advance(self, item: Scheduled, new_ids: Iterable[int]) -> None:
         """Note that a step computed an item's tokens and verified `new_ids`, the last of which is not

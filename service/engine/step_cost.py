@@ -18,7 +18,9 @@ _SHORTEST_S = 1e-9  # a clock too coarse to see the step
 # Drawing may make a step longer by this many times the forward pass of its decodes; and prefill, then, by as
 # many times the two together.
 _MAX_STALL = 1.5
-_PART_S = 0.02  # of drawing is always worth a step's while; and so much is done between two signs of life
+_PART_S = 0.02  # of drawing between two signs of life, about
+OWED_S = 0.02  # of drawing in one step for those whose turn it is, however short the forward pass
+_LIGHT = 0.25  # a draw that takes no more than this share of a pass with one row holds nobody up
 _SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
 
 
@@ -111,7 +113,12 @@ class StepCost:
             decode_rows: sequences that want their next token; without any, nobody is stalled by a long step.
             max_rows: rows of any step.
         """
-        return max(_MAX_STALL * self.predict(decode_rows or max_rows), _PART_S)
+        return _MAX_STALL * self.predict(decode_rows or max_rows)
+
+    @property
+    def light_draw_s(self) -> float:
+        """A draw that takes longer than so many seconds holds others up."""
+        return _LIGHT * self.predict(1)
 
     def rows_at_once(self, kind_of_draw: str) -> int:
         """How many rows to draw from before a sign of life is due."""

@@ -1,8 +1,8 @@
 """Who comes first where rows compete for seconds: the tenant, then its job, that was given least of them.
 
-Start-time fair queuing (Goyal, Vin, Cheng, SIGCOMM 1996): each one's level is the seconds it was given, and
-nobody's is below that of those that had to wait. So having been away earns no credit, and a newcomer and one
-who has been at it for long share evenly from now on.
+Start-time fair queuing (Goyal, Vin, Cheng, SIGCOMM 1996): each one's level is the seconds it was given.
+Nobody's is below that of those that had to wait, and a newcomer starts level with the least. So having been
+away earns no credit, and a newcomer and one who has been at it for long share evenly from now on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ class _Levels(Generic[Who]):
     def __getitem__(self, who: Who) -> float:
         return max(self.given_s.get(who, 0.0), self._floor_s)
 
+    def enter(self, who: Who) -> None:
+        if who not in self.given_s:
+            self.given_s[who] = max(min(self.given_s.values(), default=0.0), self._floor_s)
+
     def charge(self, who: Who, seconds: float) -> None:
         self.given_s[who] = self[who] + seconds
 
@@ -40,6 +44,18 @@ class TimeShare:
         self._num_turns = 0
         self._tenants: _Levels[str] = _Levels()
         self._jobs: defaultdict[str, _Levels[Job]] = defaultdict(_Levels)  # by tenant
+
+    def enter(self, job: Job) -> None:
+        """A job has something running from now on."""
+        self._tenants.enter(job.tenant)
+        self._jobs[job.tenant].enter(job)
+
+    def leave(self, job: Job) -> None:
+        """A job has nothing running any more; a tenant without such jobs is forgotten, too."""
+        levels = self._jobs[job.tenant]
+        del levels.given_s[job]
+        if not levels.given_s:
+            del self._jobs[job.tenant], self._tenants.given_s[job.tenant]
 
     def order(self, sequences: Iterable[Sequence]) -> list[Sequence]:
         """Those first whose tenant, and then whose job, was given least; of one job, who waits longest."""
@@ -66,11 +82,3 @@ class TimeShare:
         """Note what a job, and so its tenant, was given."""
         self._tenants.charge(job.tenant, seconds)
         self._jobs[job.tenant].charge(job, seconds)
-
-    def forget(self, job: Job) -> None:
-        """A job has nothing running any more; a tenant without such jobs is forgotten, too."""
-        levels = self._jobs[job.tenant]
-        levels.given_s.pop(job, None)
-        if not levels.given_s:
-            del self._jobs[job.tenant]
-            self._tenants.given_s.pop(job.tenant, None)

@@ -52,7 +52,8 @@ class TimedRunner(FakeRunner):
         for item, result in zip(batch.items, super().execute(batch), strict=True):
             scores = self.scores(item)
             draw_s = item.num_drawn * DRAW_S[item.sequence.kind_of_draw]
-            self.given_s[item.sequence.job.tenant] += draw_s
+            row_s = (0.01 + 0.001 * batch.num_rows) / batch.num_rows
+            self.given_s[item.sequence.job.tenant] += item.num_rows * row_s + draw_s
             score_s = len(scores) * SCORE_S
             self.clock.now += draw_s + score_s
             results.append(replace(result, prompt_logprobs=scores, draw_s=draw_s, score_s=score_s))
@@ -104,14 +105,17 @@ def steps(watch: Watch, count: int) -> None:
         watch.step()
 
 
-@pytest.mark.parametrize("params", [FLAT, WIDE], ids=["top_p", "top_k"])
-def test_a_neighbour_of_many_costly_rows_waits_for_few_of_them(params: dict[str, Any]) -> None:
+# 0.1 s alone; 8.8 and 2.4 if all rows drew in each step
+@pytest.mark.parametrize(("params", "limit_s"), [(FLAT, 0.25), (WIDE, 0.35)], ids=["top_p", "top_k"])
+def test_a_neighbour_of_many_costly_rows_waits_for_few_of_them(
+    params: dict[str, Any], limit_s: float
+) -> None:
     watch, runner = timed()
     watch.add(job(48, **params))
     steps(watch, 10)
     [neighbour] = job(1, num_tokens=8)
     watch.add([neighbour])
-    assert seconds_until_done(watch, neighbour, runner.clock) < 8 * 0.075  # 8 * 1.1 if all drew in each step
+    assert seconds_until_done(watch, neighbour, runner.clock) < limit_s
 
 
 def test_no_step_draws_longer_than_its_share_and_one_row() -> None:
@@ -147,7 +151,7 @@ def test_no_costly_row_starves_beside_many_cheap_ones() -> None:
     watch.add([*job(20, num_tokens=1000), *costly])
     steps(watch, 200)
     drawn = [s.num_output_tokens for s in costly]
-    assert min(drawn) >= 30 and max(drawn) - min(drawn) <= 2
+    assert min(drawn) >= 15 and max(drawn) - min(drawn) <= 2
 
 
 def given(watch: Watch, runner: TimedRunner, count: int) -> Counter[str]:
@@ -197,8 +201,8 @@ def test_a_newcomer_neither_waits_for_the_past_nor_takes_it_back() -> None:
 def test_a_kind_of_row_that_was_never_drawn_is_tried_with_one() -> None:
     watch, runner = timed()
     watch.add(job(20, **FLAT))
-    watch.step()
-    assert runner.behind_s == [pytest.approx(0.023)]
+    steps(watch, 2)
+    assert runner.behind_s == [0.0, pytest.approx(0.023)]
 
 
 def test_a_prompt_whose_draw_does_not_fit_is_computed_up_to_its_last_token() -> None:
@@ -206,8 +210,16 @@ def test_a_prompt_whose_draw_does_not_fit_is_computed_up_to_its_last_token() -> 
     waiting = job(20, **FLAT)
     watch.add(waiting)
     watch.step()
-    assert sorted(s.num_uncomputed_tokens for s in waiting) == [1] * 20
+    assert [(s.num_uncomputed_tokens, s.num_output_tokens) for s in waiting] == [(1, 0)] * 20
+    watch.step()
     assert sum(s.num_output_tokens for s in waiting) == 1
+
+
+def test_prompts_of_one_token_whose_draws_do_not_fit_fail_nobody() -> None:
+    watch, _ = timed(max_running=4)
+    outcomes = watch.add(separate([ask([i], max_new_tokens=2, ignore_eos=True, **FLAT) for i in range(9)]))
+    watch.finish()
+    assert {o.finish_reason for o in outcomes} == {FinishReason.LENGTH}
 
 
 def test_scores_of_a_prompt_have_their_share_of_a_step() -> None:
