@@ -24,7 +24,7 @@ from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
 from service.engine.quota import Quota
 from service.engine.sequence import Sequence, Status
-from service.engine.step_cost import OWED_S, StepCost
+from service.engine.step_cost import StepCost
 from service.engine.time_share import TimeShare
 
 
@@ -69,7 +69,7 @@ class Scheduler:
         self.cost = cost
         self.speculator = speculator
         self.prefix_cache = PrefixCache(pool)
-        self.time_share = TimeShare()
+        self.time_share = TimeShare(cost, budget.max_rows)
         self.waiting: FairQueue[Sequence] = FairQueue()
         self.running: list[Sequence] = []  # oldest first
         self.max_rows = budget.max_rows  # of the next step; less for a while after memory ran out
@@ -135,7 +135,7 @@ class Scheduler:
         """
         decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
         room = Room(self.max_rows)
-        items = self._schedule_decodes(self._choose(decoding, room), room)
+        items = self._schedule_decodes(self.time_share.choose(decoding, room), room)
         if len(items) < len(self.running) or self.waiting:
             rows, draw_s = self.max_rows - room.rows, room.spent_s + room.owed_s
             room.rows = min(room.rows, self.cost.prefill_rows(rows, draw_s, self.budget.max_rows))
@@ -143,35 +143,6 @@ class Scheduler:
             items += [item for sequence in prefilling for item in self._prefill(sequence, room)]
             items += self._admit(room, now)
         return Batch(tuple(items))
-
-    def _choose(self, decoding: list[Sequence], room: Room) -> list[Sequence]:
-        """The sequences whose next token can be drawn in this step; all of them, mostly.
-
-        Where there is not time for all, what a step may draw follows from its rows. Those who were given less
-        time than whoever is quickly drawn get a row, or `OWED_S` of them, besides.
-        """
-        room.seconds = self.cost.drawing_s(len(decoding), self.budget.max_rows)
-        wanted_s = sum(map(self.cost.draw_s, decoding))
-        if wanted_s <= room.seconds:
-            room.spent_s = wanted_s
-            return decoding
-        chosen: list[Sequence] = []
-        is_owed, is_refused, light_s = True, False, self.cost.light_draw_s
-        for sequence in self.time_share.order(decoding):
-            draw_s = self.cost.draw_s(sequence)
-            is_light = draw_s <= light_s
-            is_owed = is_owed and not is_light
-            room.seconds = self.cost.drawing_s(len(chosen) + 1, self.budget.max_rows)
-            if is_owed and (not chosen or room.owed_s + draw_s <= OWED_S):
-                room.owed_s += draw_s
-                chosen.append(sequence)
-            elif (is_light or not is_refused) and room.admits(draw_s):
-                chosen.append(sequence)
-            else:
-                is_refused = True  # nor does anybody costly pass who was given more
-        if len(chosen) < len(decoding):
-            self.time_share.note_turns(chosen, set(decoding) - set(chosen))
-        return chosen
 
     def _schedule_decodes(self, decoding: list[Sequence], room: Room) -> list[Scheduled]:
         drafts = self.speculator.draft(decoding) if self.speculator else {}

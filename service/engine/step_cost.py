@@ -19,7 +19,6 @@ _SHORTEST_S = 1e-9  # a clock too coarse to see the step
 # many times the two together.
 _MAX_STALL = 1.5
 _PART_S = 0.02  # of drawing between two signs of life, about
-OWED_S = 0.02  # of drawing in one step for those whose turn it is, however short the forward pass
 _LIGHT = 0.25  # a draw that takes no more than this share of a pass with one row holds nobody up
 _SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
 

@@ -11,7 +11,12 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
+from service.engine.batch import Room
 from service.engine.sequence import Job, Sequence
+from service.engine.step_cost import StepCost
+
+# Of drawing in one step for those whose turn it is, however short the forward pass.
+_OWED_S = 0.02
 
 Who = TypeVar("Who", bound=Hashable)
 
@@ -38,9 +43,15 @@ class _Levels(Generic[Who]):
 
 
 class TimeShare:
-    """An account of seconds, by tenant and by job."""
+    """Chooses who draws in a step, by an account of seconds for each tenant and job.
 
-    def __init__(self) -> None:
+    Args:
+        cost: knows how long draws take.
+        max_rows: rows of any step.
+    """
+
+    def __init__(self, cost: StepCost, max_rows: int) -> None:
+        self._cost, self._max_rows = cost, max_rows
         self._num_turns = 0
         self._tenants: _Levels[str] = _Levels()
         self._jobs: defaultdict[str, _Levels[Job]] = defaultdict(_Levels)  # by tenant
@@ -57,7 +68,35 @@ class TimeShare:
         if not levels.given_s:
             del self._jobs[job.tenant], self._tenants.given_s[job.tenant]
 
-    def order(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+    def choose(self, decoding: list[Sequence], room: Room) -> list[Sequence]:
+        """The sequences whose next token can be drawn in this step; all of them, mostly.
+
+        Where there is not time for all, what a step may draw follows from its rows. Those who were given less
+        time than whoever is quickly drawn get a row, or `_OWED_S` of them, besides.
+        """
+        room.seconds = self._cost.drawing_s(len(decoding), self._max_rows)
+        wanted_s = sum(map(self._cost.draw_s, decoding))
+        if wanted_s <= room.seconds:
+            room.spent_s = wanted_s
+            return decoding
+        chosen: list[Sequence] = []
+        is_owed, is_refused, light_s = True, False, self._cost.light_draw_s
+        for sequence in self._in_order(decoding):
+            draw_s = self._cost.draw_s(sequence)
+            is_light = draw_s <= light_s
+            is_owed = is_owed and not is_light
+            room.seconds = self._cost.drawing_s(len(chosen) + 1, self._max_rows)
+            if is_owed and (not chosen or room.owed_s + draw_s <= _OWED_S):
+                room.owed_s += draw_s
+                chosen.append(sequence)
+            elif (is_light or not is_refused) and room.admits(draw_s):
+                chosen.append(sequence)
+            else:
+                is_refused = True  # nor does anybody costly pass who was given more
+        self._note_turns(chosen, set(decoding) - set(chosen))
+        return chosen
+
+    def _in_order(self, sequences: list[Sequence]) -> list[Sequence]:
         """Those first whose tenant, and then whose job, was given least; of one job, who waits longest."""
 
         def level(sequence: Sequence) -> tuple[float, float, int]:
@@ -66,15 +105,16 @@ class TimeShare:
 
         return sorted(sequences, key=level)
 
-    def note_turns(self, served: Iterable[Sequence], waiting: Iterable[Sequence]) -> None:
-        """Note whose turn it was, in this order, and who had to wait, one or more."""
+    def _note_turns(self, served: list[Sequence], waiting: set[Sequence]) -> None:
+        """Note whose turn it was, in this order, and who had to wait."""
         for sequence in served:
             self._num_turns += 1
             sequence.last_turn = self._num_turns
         waiting_jobs: defaultdict[str, set[Job]] = defaultdict(set)
         for sequence in waiting:
             waiting_jobs[sequence.job.tenant].add(sequence.job)
-        self._tenants.wait(waiting_jobs)
+        if waiting:
+            self._tenants.wait(waiting_jobs)
         for tenant, jobs in waiting_jobs.items():
             self._jobs[tenant].wait(jobs)
 
