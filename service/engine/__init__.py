@@ -6,13 +6,13 @@ it on tensors, `backends` with one wing for each kind of processor. In an hour, 
     minutes  lines  file
           7    250  sequence       what is asked for, a sequence's state, what comes back
           3     85  batch          what one step computes
-          3     80  detokenizer    tokens to text, held back no longer than needed
+          3     95  detokenizer    tokens to text, held back no longer than needed
           4     95  block_pool     who holds which block of the KV cache
           6    125  prefix_cache   sequences that begin alike share blocks: match, claim, publish, forget
           4     95  fair_queue     whose turn it is
-         15    285  scheduler      what the next step computes
+         15    290  scheduler      what the next step computes
           9    205  engine         one step: schedule, execute, commit
-          9    270  async_engine   the thread that steps, and the event loop's side of it
+          9    260  async_engine   the thread that steps, and the event loop's side of it
 
 An example, which a test carries out. A prompt of 5 tokens comes to a cache with blocks of 4 slots whose
 block 0 is taken; each step computes the positions whose keys and values are missing and writes them into

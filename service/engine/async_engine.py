@@ -132,22 +132,19 @@ class AsyncEngine:
         Raises:
             NotReady, EngineDead, QueueFull: nothing was queued.
         """
-        self._refuse(len(requests), tenant)
+        self.check_room(tenant, len(requests))
         job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job)
         self.enqueue(stream, requests)
         return stream
 
-    def check_room(self, tenant: str = "") -> None:
-        """Refuse a job of one sequence if `submit` would, so that a refusal costs neither parsing nor
+    def check_room(self, tenant: str = "", count: int = 1) -> None:
+        """Refuse a job of so many sequences if `submit` would, so that a refusal costs neither parsing nor
         tokenising.
 
         Raises:
             NotReady, EngineDead, QueueFull: as `submit`.
         """
-        self._refuse(1, tenant)
-
-    def _refuse(self, count: int, tenant: str) -> None:
         if self.died.is_set():
             raise EngineDead
         if not self._is_warm:

@@ -114,19 +114,19 @@ class Engine:
         except Exception as error:
             return self._fail([item.sequence for item in batch.items], error)
         forward_s = self.clock() - executed - sum(result.draw_s + result.score_s for result in results)
-        outputs = self._commit(batch, results, forward_s / batch.num_rows)
+        self.scheduler.charge(batch, results, forward_s / batch.num_rows)
+        outputs = self._commit(batch, results)
         self.scheduler.grow()
         self.scheduler.cost.note(batch.num_rows, forward_s)
         duration_s = self.clock() - started
         self.reporter.stepped(batch, duration_s)
         return outputs
 
-    def _commit(self, batch: Batch, results: list[StepOutput], row_s: float) -> Outputs:
+    def _commit(self, batch: Batch, results: list[StepOutput]) -> Outputs:
         now = self.clock()
         outputs: Outputs = []
         for item, result in zip(batch.items, results, strict=True):
             try:
-                self.scheduler.charge(item, result, row_s)
                 output = self._advance(item, result, now)
             except Exception as error:
                 outputs += self._fail([item.sequence], error)

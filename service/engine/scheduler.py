@@ -23,7 +23,7 @@ from service.engine.block_pool import BlockPool
 from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
 from service.engine.quota import Quota
-from service.engine.sequence import Sequence, Status
+from service.engine.sequence import Job, Sequence, Status
 from service.engine.step_cost import StepCost
 from service.engine.time_share import TimeShare
 
@@ -242,21 +242,32 @@ class Scheduler:
         """A step went well: the next may have a row more, up to the budget."""
         self.max_rows = min(self.max_rows + 1, self.budget.max_rows)
 
-    def charge(self, item: Scheduled, result: StepOutput, row_s: float) -> None:
-        """Learn what came behind the forward pass for an item, and put what it cost on its job's account.
+    def charge(self, batch: Batch, results: list[StepOutput], row_s: float) -> None:
+        """Learn what came behind the forward pass, and put what a step cost on its jobs' accounts.
 
         Args:
-            item: what was computed.
-            result: what came of it, and how long that took.
+            batch: what was computed.
+            results: what came of it, and how long that took.
             row_s: seconds of the forward pass for each of its rows.
         """
-        num_scored = len(result.logprobs) + len(result.prompt_logprobs)
-        if item.num_drawn and result.draw_s:
-            self.cost.note_draws(item.sequence, item.num_drawn, result.draw_s)
-        if num_scored and result.score_s:
-            self.cost.note_scores(num_scored, result.score_s)
-        seconds = item.num_rows * row_s + result.draw_s + result.score_s
-        self.time_share.charge(item.sequence.job, seconds)
+        given: dict[Job, float] = {}
+        drawn: dict[str, tuple[int, float]] = {}  # rows and seconds by kind
+        num_scored, score_s = 0, 0.0
+        for item, result in zip(batch.items, results, strict=True):
+            job, kind = item.sequence.job, item.sequence.kind_of_draw
+            given[job] = given.get(job, 0.0) + item.num_rows * row_s + result.draw_s + result.score_s
+            if result.draw_s:
+                rows, seconds = drawn.get(kind, (0, 0.0))
+                drawn[kind] = rows + item.num_drawn, seconds + result.draw_s
+            if result.score_s:
+                num_scored += len(result.logprobs) + len(result.prompt_logprobs)
+                score_s += result.score_s
+        for job, seconds in given.items():
+            self.time_share.charge(job, seconds)
+        for kind, (rows, seconds) in drawn.items():
+            self.cost.note_draws(kind, rows, seconds)
+        if num_scored:
+            self.cost.note_scores(num_scored, score_s)
 
     def advance(self, item: Scheduled, new_ids: Iterable[int]) -> None:
         """Note that a step computed an item's tokens and verified `new_ids`, the last of which is not

@@ -48,9 +48,8 @@ class StepCost:
             self._rows = sorted(self._seconds)
         self._rising = list(accumulate((self._seconds[at] for at in self._rows), max))
 
-    def note_draws(self, sequence: Sequence, rows: int, seconds: float) -> None:
-        """Learn from tokens drawn for a sequence."""
-        kind = sequence.kind_of_draw
+    def note_draws(self, kind: str, rows: int, seconds: float) -> None:
+        """Learn from tokens drawn from rows of one kind."""
         self._row_s[kind] = _averaged(self._row_s.get(kind), seconds / rows)
 
     def note_scores(self, rows: int, seconds: float) -> None:

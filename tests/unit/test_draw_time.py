@@ -252,7 +252,7 @@ def test_drafts_stop_where_their_draws_cost_more_than_they_bring() -> None:
     [sequence] = separate([ask([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], max_new_tokens=50, **FLAT)])
     speculator = Speculator(cost, 64)
     assert len(speculator.draft([sequence])[sequence]) == 7
-    cost.note_draws(sequence, 1, 0.1)
+    cost.note_draws(sequence.kind_of_draw, 1, 0.1)
     assert sequence not in speculator.draft([sequence])
 
 
@@ -320,5 +320,5 @@ def test_a_pulse_knows_the_longest_wait_for_a_sign_of_life() -> None:
 def test_a_part_of_the_draws_is_about_twenty_milliseconds(row_s: float, rows: int) -> None:
     cost = StepCost()
     [sequence] = separate([ask([1])])
-    cost.note_draws(sequence, 1, row_s)
+    cost.note_draws(sequence.kind_of_draw, 1, row_s)
     assert cost.rows_at_once("greedy") == pytest.approx(rows, abs=1)

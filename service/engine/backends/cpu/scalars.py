@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
 """What numba code has no word for beside vectors: single values by address, bytes on the stack, calls by
-address. Read `vectors` first, which has the rest.
+address. `vectors` has the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The forward pass on a GPU: the same architecture as `gpt2.GPT2.forward`, with fewer and larger kernels.
 
-The residual stream stays float32; what goes into a product is in the precision of the weights. Read `rows`
-and `attention` for the kernels, `graphs` for how a decode step is replayed.
+The residual stream stays float32; what goes into a product is in the precision of the weights. The
+kernels are in `rows` and `attention`; `graphs` replays decode steps.
 """
 
 from __future__ import annotations
