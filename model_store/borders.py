@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 from model_store.steps import Steps
 
@@ -60,6 +61,16 @@ def sentence_ends(text: str) -> list[int]:
 def each_sentence_end(text: str) -> Iterator[int]:
     """The positions of `sentence_ends`, one by one as they are found."""
     return (match.end() for match in _SENTENCE.finditer(text) if _ends_sentence(text, match))
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of each line of a text, without white space around them."""
+    parts = (
+        line[start:end].strip()
+        for line in text.splitlines()
+        for start, end in pairwise([0, *sentence_ends(line), len(line)])
+    )
+    return [part for part in parts if part]
 
 
 def clause_ends(text: str) -> list[int]:

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from service.commands.batch import batch
 from service.commands.chat import chat
+from service.commands.evaluate import evaluate
 from service.commands.texts import ask, generate, summarize
 from service.errors import SettingsError
 
@@ -144,7 +145,10 @@ class ModelCommands(TyperGroup):
     def _add_training(self) -> None:
         from model_store.training.cli import app as training
 
-        self.commands.update(typer.main.get_group(training).commands)
+        measuring = typer.Typer()
+        measuring.command()(evaluate)
+        for commands in (training, measuring):
+            self.commands.update(typer.main.get_group(commands).commands)
 
 
 def _mount_commands() -> None:

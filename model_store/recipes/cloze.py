@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from model_store.borders import split_sentences
 from model_store.english import STOPWORDS
 
 _TOKEN = re.compile(r"\w+(?:[-'\u2019.,]\w+)*|[^\w\s]")
-_SENTENCE = re.compile(r'(?<=[.!?])["\u201d\u2019]?\s+(?=["\u201c\u2018]?[A-Z0-9])')
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _UNIT = (
     r"(?: (?:%|percent|per cent|million|billion|thousand|hundred|years|miles|km|square|metres|feet|people"
@@ -74,7 +74,7 @@ def split_passages(document: str, rng: random.Random, low: int, high: int) -> It
     """
     passage: list[str] = []
     size, wanted = 0, rng.randint(low, high)
-    for sentence in _sentences(document):
+    for sentence in split_sentences(document):
         passage.append(sentence)
         size += len(sentence.split())
         if size >= wanted:
@@ -86,7 +86,7 @@ def split_passages(document: str, rng: random.Random, low: int, high: int) -> It
 
 def make_questions(passage: str, rng: random.Random, count: int) -> list[Cloze]:
     """Make up to `count` questions about a passage, each with another answer."""
-    places = [(s, kind, span) for s in _sentences(passage) for kind, span in _spans(s, rng)]
+    places = [(s, kind, span) for s in split_sentences(passage) for kind, span in _spans(s, rng)]
     rng.shuffle(places)
     made: dict[str, Cloze] = {}
     for sentence, kind, (start, end) in places:
@@ -99,10 +99,6 @@ def make_questions(passage: str, rng: random.Random, count: int) -> list[Cloze]:
         if question and answer.lower() not in question.lower():
             made[answer] = Cloze(question, answer)
     return list(made.values())
-
-
-def _sentences(text: str) -> list[str]:
-    return [s for paragraph in text.split("\n") for s in _SENTENCE.split(paragraph) if s]
 
 
 def _spans(sentence: str, rng: random.Random) -> list[tuple[str, tuple[int, int]]]:

@@ -1,8 +1,7 @@
-"""The commands that make and measure models: `textgen model train-tokenizer | pretrain | finetune |
-evaluate`.
+"""The commands that make models: `textgen model train-tokenizer | pretrain | finetune`.
 
-Reads options, calls `pipeline.py` or `evaluate.py`, shows results. Errors become one line and exit code
-2. The store's commands are in `model_store/cli.py`.
+Reads options, calls `pipeline.py`, shows results. Errors become one line and exit code 2. The store's
+commands are in `model_store/cli.py`, the one that measures in `service/commands/evaluate.py`.
 """
 
 import shlex
@@ -17,7 +16,6 @@ from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.manifest import Draft
 from model_store.task import Task
 from model_store.task_files import load_tasks
-from model_store.training.cli_evaluate import evaluate
 from model_store.training.cli_options import with_train_options
 from model_store.training.errors import InvalidOption
 from model_store.training.recipe import Source, load_recipe
@@ -164,9 +162,6 @@ def finetune(
             options=options,
         )
         _finish(train(job, entry.path, loss_everywhere, _report), out, name, store)
-
-
-app.command()(evaluate)
 
 
 def _tasks(path: Path | None) -> dict[str, Task]:

@@ -1,9 +1,8 @@
 """Measures a model on JSON lines: answers, summaries, any other task, perplexity on text; beside trivial
 baselines.
 
-A model is asked either offline (`answering.py`) or through a running service (`Http` here), which
-is what counts in the end. The metrics are in `metrics_text.py`; showing and keeping the figures
-is up to `cli_evaluate.py`.
+A service is asked, whether it runs somewhere or is loaded into the process for this, so that what is measured
+is what is served. The metrics are in `metrics_text.py`; `service/commands/evaluate.py` has the command.
 """
 
 import math
@@ -16,8 +15,8 @@ from typing import Any, Protocol
 
 import httpx
 
-from model_store.task import Task
-from model_store.training.answering import LocalModel
+from model_store.task import TaskKind
+from model_store.tokenizer import Tokenizer
 from model_store.training.errors import EvaluationFailed, InvalidData
 from model_store.training.metrics_text import (
     best_f1,
@@ -30,68 +29,59 @@ from model_store.training.metrics_text import (
 from model_store.training.recipe import TARGET_KEYS
 from model_store.training.text_files import documents, records, text_of
 
-_TIMEOUT_S = 120.0
+_PIECES_AT_ONCE = 32
 
 Figures = dict[str, float]
 
 
-class Answerer(Protocol):
-    """Whoever answers: a model in this process, or a service."""
+class Task(Protocol):
+    """What is asked: a task of a manifest, or as a service describes it."""
 
-    def ask(self, task: Task, fields: Mapping[str, str]) -> str:
-        """Give the task's answer; "" where a question has none."""
-        ...
+    @property
+    def name(self) -> str: ...
 
+    @property
+    def kind(self) -> TaskKind: ...
 
-class Local:
-    """Asks a model in this process.
-
-    Args:
-        model: Loaded for evaluation.
-    """
-
-    num_parallel = 1
-
-    def __init__(self, model: LocalModel) -> None:
-        self._model = model
-
-    def ask(self, task: Task, fields: Mapping[str, str]) -> str:
-        if task.kind == "qa":
-            found = self._model.answer(task, fields["context"], fields["question"])
-            return found.text if found.score >= 0 else ""
-        if task.kind == "choice":
-            return self._model.choose(task, fields)
-        return self._model.generate(task, fields)
+    @property
+    def fields(self) -> tuple[str, ...]: ...
 
 
-class Http:
-    """Asks a running service.
+class Service:
+    """Asks a service, on the network or in this process: what is measured is what is served.
 
     Args:
-        url: Of the service, as http://127.0.0.1:8000.
-        key: An API key, where the service wants one.
+        client: Knows the service's address and sends its key.
         num_parallel: Requests in flight.
         more: Fields for every body, as {"no_answer": False}.
     """
 
     def __init__(
-        self, url: str, key: str = "", num_parallel: int = 8, more: Mapping[str, Any] | None = None
+        self, client: httpx.Client, num_parallel: int = 8, more: Mapping[str, Any] | None = None
     ) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S)
+        self._client = client
         self._more = dict(more or {})
         self.num_parallel = num_parallel
 
     def ask(self, task: Task, fields: Mapping[str, str]) -> str:
-        body = {**fields, **self._more}
-        if task.kind == "qa":
-            return str(self._post("/qa", body)["answer"])
-        if task.kind == "summarize":
-            return str(self._post("/summarize", body)["summary"])
-        reply = self._post(f"/tasks/{task.name}", body)
-        return str(reply["label"] if task.kind == "choice" else reply["choices"][0]["text"]).strip()
+        """Give the task's answer; "" where a question has none.
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        Raises:
+            EvaluationFailed: It refused, or could not be reached.
+        """
+        reply = self.post(f"/tasks/{task.name}", {**fields, **self._more})
+        match task.kind:
+            case "qa":
+                return str(reply["answer"])
+            case "summarize":
+                return str(reply["summary"])
+            case "choice":
+                return str(reply["label"])
+            case "generate":
+                return str(reply["choices"][0]["text"]).strip()
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask and give the whole reply. Raises as `ask`."""
         try:
             reply = self._client.post(path, json=body)
         except httpx.HTTPError as error:
@@ -134,11 +124,11 @@ def read_items(path: Path, task: Task, target: str = "", limit: int = 0) -> list
     return list(islice(items, limit) if limit else items)
 
 
-def evaluate(answerer: Any, task: Task, items: Sequence[Item]) -> Figures:
+def evaluate(service: Service, task: Task, items: Sequence[Item]) -> Figures:
     """Ask every item of a test set and score the answers.
 
     Args:
-        answerer: An `Answerer` with `num_parallel`, how many may be asked at once.
+        service: Is asked.
         task: What to ask.
         items: The test set.
 
@@ -146,8 +136,8 @@ def evaluate(answerer: Any, task: Task, items: Sequence[Item]) -> Figures:
         For `qa`: em, f1, f1_answerable, no_answer_accuracy and baseline_f1; for `choice`: accuracy; else
         rouge1, rouge2, rougeL and repetition, for `summarize` also the lead-2 baseline's. All from 0 to 100.
     """
-    with ThreadPoolExecutor(answerer.num_parallel) as pool:
-        said = list(pool.map(lambda item: answerer.ask(task, item.fields), items))
+    with ThreadPoolExecutor(service.num_parallel) as pool:
+        said = list(pool.map(lambda item: service.ask(task, item.fields), items))
     score: Callable[[Sequence[tuple[Item, str]]], Figures] = {
         "qa": _score_answers,
         "choice": _score_labels,
@@ -160,11 +150,15 @@ def evaluate(answerer: Any, task: Task, items: Sequence[Item]) -> Figures:
     return {"count": float(len(items)), **{name: round(100 * value, 2) for name, value in figures.items()}}
 
 
-def perplexity(model: LocalModel, path: Path, limit: int = 0) -> Figures:
+def perplexity(
+    service: Service, tokenizer: Tokenizer, n_positions: int, path: Path, limit: int = 0
+) -> Figures:
     """Measure how well a model predicts a text.
 
     Args:
-        model: Loaded for evaluation.
+        service: Serves the model.
+        tokenizer: The model's.
+        n_positions: The model's.
         path: Text or JSON lines with `text`.
         limit: Read at most so many documents; 0 reads all.
 
@@ -174,11 +168,20 @@ def perplexity(model: LocalModel, path: Path, limit: int = 0) -> Figures:
     """
     total, tokens, size = 0.0, 0, 0
     for document in islice(documents(path), limit or None):
-        ids = [*model.tokenizer.bos_ids, *model.tokenizer.encode(document), model.tokenizer.eos_id]
-        for start in range(0, len(ids) - 1, model.num_positions - 1):
-            piece = ids[start : start + model.num_positions]
-            total -= model.log_likelihood(piece[:1], piece[1:])
-            tokens += len(piece) - 1
+        ids = [*tokenizer.bos_ids, *tokenizer.encode(document), tokenizer.eos_id]
+        starts = range(0, len(ids) - 1, n_positions - 1)
+        pieces = [ids[start : start + n_positions] for start in starts]
+        for first in range(0, len(pieces), _PIECES_AT_ONCE):
+            body = {
+                "prompt": pieces[first : first + _PIECES_AT_ONCE],
+                "echo": True,
+                "max_tokens": 0,
+                "logprobs": 0,
+            }
+            for choice in service.post("/v1/completions", body)["choices"]:
+                logprobs = choice["logprobs"]["token_logprobs"][1:]  # the first follows nothing
+                total -= math.fsum(logprobs)
+                tokens += len(logprobs)
         size += len(document.encode())
     bits = total / math.log(2) / max(size, 1)
     return {

@@ -9,7 +9,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from model_store.training.metrics_text import normalize_answer, split_sentences
+from model_store.borders import split_sentences
+from model_store.training.metrics_text import normalize_answer
 
 _WORD = re.compile(r"[\w\u2019'-]+")
 _EXTRA_WORDS = 6  # how much longer than the answer a span may be

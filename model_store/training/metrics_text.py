@@ -11,64 +11,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from model_store.borders import split_sentences
+from model_store.english import STOPWORDS
 from model_store.training.errors import MissingExtra
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_SENTENCE_END = re.compile(r"(?<=[.!?。\uff01\uff1f])[\"'”\u2019)]*\s+|(?<=[。\uff01\uff1f])|\n+")
-_COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "for",
-        "from",
-        "by",
-        "with",
-        "and",
-        "or",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "do",
-        "does",
-        "did",
-        "has",
-        "have",
-        "had",
-        "it",
-        "its",
-        "he",
-        "she",
-        "they",
-        "his",
-        "her",
-        "their",
-        "this",
-        "that",
-        "what",
-        "when",
-        "where",
-        "who",
-        "whom",
-        "whose",
-        "which",
-        "why",
-        "how",
-        "many",
-        "much",
-        "not",
-    ]
-)
 
 
 def normalize_answer(text: str) -> str:
@@ -118,11 +66,6 @@ def repetition_rate(text: str, order: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def split_sentences(text: str) -> list[str]:
-    """Cut at the ends of sentences and paragraphs; good enough for a baseline."""
-    return [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip()]
-
-
 def lead_sentences(text: str, count: int = 2) -> str:
     """The baseline summary: the first `count` sentences."""
     return " ".join(split_sentences(text)[:count])
@@ -136,7 +79,7 @@ def overlap_sentence(question: str, context: str) -> str:
 
 
 def _content_words(text: str) -> set[str]:
-    return set(normalize_answer(text).split()) - _COMMON
+    return set(normalize_answer(text).split()) - STOPWORDS
 
 
 @cache
