@@ -120,9 +120,12 @@ def events(text: str) -> list[tuple[str, Any]]:
 
 
 @contextmanager
-def running(settings: Settings, engine: Any = None, is_ready: bool = True) -> Iterator[Live]:
-    """Run a service in a thread until the block ends."""
+def running(
+    settings: Settings, engine: Any = None, is_ready: bool = True, loop: Any = "auto"
+) -> Iterator[Live]:
+    """Run a service in a thread until the block ends, on one of uvicorn's event loops."""
     server = make_server(settings, engine)
+    server.config.loop = loop
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     live = Live(server, thread)

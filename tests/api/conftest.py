@@ -30,9 +30,9 @@ def serve(tiny_model: Path) -> Iterator[Callable[..., Live]]:
     """Start services with these settings; they stop when the tests end."""
     with ExitStack() as stack:
 
-        def start(engine: Any = None, is_ready: bool = True, **settings: Any) -> Live:
+        def start(engine: Any = None, is_ready: bool = True, loop: str = "auto", **settings: Any) -> Live:
             chosen = {"model": str(tiny_model), "port": 0, "threads": 1, "speculation": False, **settings}
-            return stack.enter_context(running(Settings(**chosen), engine, is_ready))
+            return stack.enter_context(running(Settings(**chosen), engine, is_ready, loop))
 
         yield start
 
