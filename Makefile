@@ -78,6 +78,10 @@ browser: # Chromium, its driver, and npm for axe-core
 	  || apt-get install --yes --no-install-recommends chromium chromium-driver npm \
 	  || { echo "error: the tests of the page need chromium, chromedriver and npm; apt-get installs them as root" >&2; exit 1; }
 
+test-scale: $(TOOLS) ## Ray Serve on a cluster on this machine; installs the extra `scale`
+	$(PIP_INSTALL) --quiet -r requirements-scale.lock
+	$(PYTEST) tests/scale $(ARGS)
+
 soak: $(TOOLS) ## the slow tests: load, storms, long runs
 	$(PYTEST) -m slow --timeout=900 $(ARGS)
 

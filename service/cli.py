@@ -9,6 +9,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -112,6 +113,44 @@ def warmup(
     except (SettingsError, StoreError) as error:
         typer.echo(f"textgen: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@app.command()
+def scale(
+    replicas: Annotated[str, typer.Option(help="How many: 2, or 1-4 to let their load decide.")] = "1",
+    cpus: Annotated[float, typer.Option(help="Processors of each replica.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs of each replica.")] = 0.0,
+    host: Annotated[str, typer.Option(help="Address that Ray Serve listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port that Ray Serve listens on.")] = 8000,
+    print_config: Annotated[bool, typer.Option("--print", help="Print the config only.")] = False,
+) -> None:
+    """Serve a model with many replicas on Ray Serve; needs the extra `scale`. Settings are the variables."""
+    try:
+        import yaml
+
+        from service.scale import environment, parse_args, serve_config
+        from service.settings import load_settings
+    except ModuleNotFoundError as error:
+        typer.echo(f"textgen: {error.name} is missing; install the extra: pip install '.[scale]'", err=True)
+        raise typer.Exit(2) from None
+    lowest, _, highest = replicas.partition("-")
+    given = {"min_replicas": lowest, "max_replicas": highest or lowest, "num_cpus": cpus, "num_gpus": gpus}
+    try:
+        variables = environment(load_settings())
+        config = serve_config(parse_args(given), host, port)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"textgen: {line}", err=True)
+        raise typer.Exit(2) from None
+    text = yaml.safe_dump(config, sort_keys=False)
+    if print_config:
+        typer.echo("# The environment of `ray start` and `serve run`:")
+        typer.echo("".join(f"#   {name}={value}\n" for name, value in variables.items()) + text, nl=False)
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="textgen-", suffix=".yaml", delete=False) as file:
+        file.write(text)
+    os.environ |= variables
+    os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", file.name])
 
 
 @app.command()

@@ -163,3 +163,19 @@ def test_keda_asks_for_metrics_that_exist() -> None:
 def test_every_variable_is_a_setting(path: str) -> None:
     names = {entry["name"] for entry in container(path)["env"]}
     assert names <= {variable_name(field) for field in Settings.model_fields}
+
+
+def test_the_pods_of_the_ray_service_are_valid_and_confined() -> None:
+    manifest = yaml.safe_load((FOLDER / "ray/rayservice.yaml").read_text(encoding="utf-8"))
+    cluster = manifest["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        template = group["template"]["spec"]
+        validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": template}, NEWEST)
+        assert template["securityContext"]["runAsNonRoot"] and template["enableServiceLinks"] is False
+        [only] = template["containers"]
+        assert only["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        timeout_s = int(next(e["value"] for e in only["env"] if e["name"].endswith("HARD_STOP_AFTER_S")))
+        assert template["terminationGracePeriodSeconds"] > timeout_s

@@ -128,7 +128,7 @@ def test_the_image_takes_every_package_by_hash() -> None:
 
 
 def test_everything_the_service_imports_is_a_runtime_dependency() -> None:
-    optional = {"matplotlib"}  # `textgen bench --plot` says so when it is missing
+    optional = {"matplotlib"} | declared("scale")  # a command says so when one is missing
     assert imported("service") - declared(None) - optional - WITH_TORCH_FOR_CUDA == set()
 
 
@@ -137,12 +137,12 @@ def test_everything_the_store_imports_is_a_dependency_or_in_the_train_extra() ->
 
 
 def test_everything_the_tests_import_is_a_dependency_or_in_an_extra() -> None:
-    extras = declared("train") | declared("dev")
+    extras = declared("train") | declared("dev") | declared("scale")
     assert imported("tests") - declared(None) - extras - WITH_TORCH_FOR_CUDA == set()
 
 
 def test_every_make_target_that_a_document_names_exists() -> None:
-    documents = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/operations.md", ".ci/run"]
+    documents = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/operations.md", "docs/scaling.md", ".ci/run"]
     text = "\n".join(read(name) for name in documents)
     assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= make_targets()
 
@@ -152,7 +152,14 @@ def test_the_readme_shows_the_settings_as_the_code_prints_them() -> None:
 
 
 def test_every_setting_that_a_document_or_the_container_names_exists() -> None:
-    files = ["README.md", "docs/operations.md", "docs/architecture.md", "Dockerfile", "docker-compose.yml"]
+    files = [
+        "README.md",
+        "docs/operations.md",
+        "docs/scaling.md",
+        "docs/architecture.md",
+        "Dockerfile",
+        "docker-compose.yml",
+    ]
     named = set(re.findall(r"TEXTGEN_[A-Z0-9_]*[A-Z0-9]", "\n".join(read(name) for name in files)))
     assert named <= {variable_name(field) for field in Settings.model_fields}
 
@@ -199,7 +206,7 @@ def test_prometheus_scrapes_the_service_by_its_name_in_compose() -> None:
     assert scraped["targets"] == ["textgen:8000"] and "textgen" in compose_services()
 
 
-@pytest.mark.parametrize("file", ["deploy/alerts.yml", "docs/operations.md"])
+@pytest.mark.parametrize("file", ["deploy/alerts.yml", "docs/operations.md", "docs/scaling.md"])
 def test_every_metric_that_an_operator_reads_about_is_declared(file: str) -> None:
     named = set(re.findall(r"textgen_[a-z_]*[a-z]", read(file))) - {"textgen_keys"}
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in named} <= set(NAMES)
