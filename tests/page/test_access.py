@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from service.settings import Settings
@@ -118,6 +118,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(tiny_model: Path, start_browser
         page.wait_for_state("wants a key")
         page.one("#key").send_keys("secret-1", Keys.ENTER)
         page.wait_for_state("ready")
+        page.write("#write [name=seed]", "3")
         page.run("write")
         assert page.text("#write .continuation")
         page.one("#write .code summary").click()
@@ -150,6 +151,7 @@ def test_a_page_left_open_goes_on_after_a_restart(
         with running(settings):
             page.wait_for_state("ready")
             assert not page.one("#away").is_displayed()
+            page.write("#write [name=seed]", "3")
             page.run("write")
             assert page.text("#write .opening") == "kept" and page.text("#write .continuation")
     finally:
@@ -157,8 +159,14 @@ def test_a_page_left_open_goes_on_after_a_restart(
 
 
 @contextmanager
-def proxy_under(prefix: str, target: str) -> Iterator[str]:
-    """A reverse proxy that serves `target` below a path, as nginx's `proxy_pass` with a slash does."""
+def proxy_under(prefix: str, target: str, kept: tuple[str, ...] = ()) -> Iterator[str]:
+    """A reverse proxy that serves `target` below a path, as nginx's `proxy_pass` with a slash does.
+
+    Args:
+        prefix: the path, without a slash at its end.
+        target: the service's address.
+        kept: paths that it does not pass on.
+    """
     client = httpx.AsyncClient(base_url=target, timeout=60)
 
     @asynccontextmanager
@@ -166,8 +174,10 @@ def proxy_under(prefix: str, target: str) -> Iterator[str]:
         async with client:
             yield
 
-    async def forward(request: Request) -> StreamingResponse:
+    async def forward(request: Request) -> Response:
         path = request.url.path.removeprefix(prefix)
+        if path in kept:
+            return Response(status_code=403)
         headers = [(name, value) for name, value in request.headers.raw if name != b"host"]
         asked = client.build_request(request.method, path, headers=headers, content=await request.body())
         reply = await client.send(asked, stream=True)
@@ -200,6 +210,36 @@ def test_the_page_works_under_a_proxys_sub_path(live: Live, start_browser: Calla
         page.one(".links a").click()
         page.wait(lambda: page.all(".opblock"))
         assert page.driver.current_url == f"{url}docs"
+
+
+def test_the_page_works_where_a_proxy_keeps_the_pages_of_operations(
+    live: Live, start_browser: Callable[..., Any]
+) -> None:
+    kept = ("/metrics", "/info", "/openapi.json", "/docs", "/readyz")
+    with proxy_under("", live.url, kept) as url, start_browser(url) as page:
+        page.wait_for_state("ready")
+        page.run("write")
+        assert page.text("#write .continuation")
+        assert not page.one("#write .settings").is_displayed()
+        page.wait(lambda: not page.one("#live-running").is_displayed())
+
+
+def test_an_outage_is_not_met_with_more_and_more_requests(
+    tiny_model: Path, start_browser: Callable[..., Any]
+) -> None:
+    with running(Settings(model=str(tiny_model), port=0, threads=1)) as live:
+        browser = start_browser(live.url)
+        page = browser.__enter__()
+        page.wait_for_state("ready")
+    try:
+        page.wait_for_state("away")
+        script = """const real = window.fetch; window.asked = 0; window.start = performance.now();
+            window.fetch = (...all) => { window.asked += all[0].endsWith("/tasks"); return real(...all); }"""
+        page.driver.execute_script(script)
+        page.wait(lambda: page.driver.execute_script("return performance.now() - window.start") > 9000)
+        assert 2 <= page.driver.execute_script("return window.asked") <= 6  # one every two seconds
+    finally:
+        browser.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(

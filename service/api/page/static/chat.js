@@ -10,7 +10,7 @@ const ENDPOINT = "/v1/chat/completions";
 export function dialectOf({ openapi, tasks, model }) {
   const task = tasks.find(({ kind, fields }) => kind === "generate" && fields.every((field) => ["history", "speaker"].includes(field)) && fields.includes("history"));
   if (task) return taskDialect(task);
-  if (!openapi.paths[ENDPOINT]) return null;
+  if (!openapi?.paths[ENDPOINT]) return null;
   return {
     path: ENDPOINT,
     schema: ENDPOINT,

@@ -30,14 +30,20 @@ export function watch({ onAway, onBack }) {
     } catch (refusal) {
       last = null;
       isAway = isAway || refusal.status === 0;
-      if (refusal.status === 0) onAway(refusal); // a key may be wanted for the figures alone: nothing is wrong then
+      if (refusal.status === 0) onAway(refusal); // a key, or a proxy, may keep the figures: nothing is wrong then
+      else showFigures(false);
       return;
     }
     const tokens = metric(text, "textgen_generation_tokens_total") ?? 0;
     const isNew = last !== null && tokens < last.tokens;
     if (isAway || isNew) onBack();
     isAway = false;
+    showFigures(true);
     show(text, tokens);
+  }
+
+  function showFigures(areKnown) {
+    for (const figure of document.querySelectorAll("#live > :not(.state)")) figure.hidden = !areKnown;
   }
 
   function show(text, tokens) {

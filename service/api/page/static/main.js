@@ -21,10 +21,25 @@ const panels = {
 const { show } = tabs(by("tabs"));
 let retry = null;
 
-/** What the service says of itself: { openapi, info, tasks, model }. */
+/** What the service says of itself: { openapi, info, tasks, model }; the first two are null where a proxy keeps them. */
 async function askFacts() {
-  const [openapi, info, { tasks }] = await Promise.all([getJson("/openapi.json"), getJson("/info"), getJson("/tasks")]);
-  return { openapi, info, tasks, model: info.model.name };
+  const [openapi, info, { tasks }, models] = await Promise.all([
+    unlessKept("/openapi.json"),
+    unlessKept("/info"),
+    getJson("/tasks"),
+    getJson("/v1/models"),
+  ]);
+  return { openapi, info, tasks, model: models.data[0].id };
+}
+
+/** A page of operations, or null where a proxy in front keeps those inside. */
+async function unlessKept(path) {
+  try {
+    return await getJson(path);
+  } catch (refusal) {
+    if (refusal.status === 403 || refusal.status === 404) return null;
+    throw refusal;
+  }
 }
 
 const canFill = {
@@ -45,7 +60,7 @@ async function refresh() {
   }
   notice("");
   say("ready");
-  by("model").textContent = facts.info.model.version ? `${facts.model} ${facts.info.model.version}` : facts.model;
+  by("model").textContent = [facts.model, facts.info?.model.version].filter(Boolean).join(" ");
   document.title = `${facts.model} · textgen`;
   for (const [name, panel] of Object.entries(panels)) {
     const can = canFill[name](facts);
@@ -64,6 +79,7 @@ function explain(refusal) {
   }
   say(refusal.code === "not_ready" ? "loading" : "away");
   notice(refusal.message);
+  clearTimeout(retry); // the strip notices, too: one attempt at a time
   retry = setTimeout(refresh, RETRY_MS);
 }
 

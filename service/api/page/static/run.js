@@ -126,7 +126,7 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
     /** Make the controls: `main` ones in sight, `hidden` ones not at all; `values` are there at first. */
     useFields(facts, path, { main = MAIN, hidden = [], values = {} } = {}) {
       const fields = fieldsOf(facts.openapi, path);
-      const limits = { max_new_tokens: facts.info.limits.n_positions };
+      const limits = { max_new_tokens: facts.info?.limits.n_positions };
       const shown = [...fields.keys()].filter((name) => ![...OURS, ...hidden].includes(name));
       const more = shown.filter((name) => !main.includes(name));
       const isFirst = controls.size === 0;
@@ -134,6 +134,7 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
         ...fill(panel.querySelector('[data-part="main-fields"]'), fields, main.filter((name) => shown.includes(name)), limits),
         ...fill(panel.querySelector('[data-part="more-fields"]'), fields, more, limits),
       ]);
+      panel.querySelector(".settings").hidden = fields.size === 0;
       if (isFirst) for (const [name, value] of Object.entries(values)) controls.get(name)?.write(value);
     },
   };

@@ -6,10 +6,10 @@ const inWords = (legal) => legal.replace(/^(a number|an integer) (from )?/, "").
  * The fields of a route's body.
  *
  * Returns a Map from name to { name, type, min, max, isOpenMin, choices, legal }; type is integer, number, boolean,
- * string, texts (one or several) or json (anything else).
+ * string, texts (one or several) or json (anything else). Empty without a description.
  */
 export function fieldsOf(openapi, path) {
-  const body = openapi.paths[path]?.post?.requestBody?.content?.["application/json"]?.schema;
+  const body = openapi?.paths[path]?.post?.requestBody?.content?.["application/json"]?.schema;
   const properties = resolve(openapi, body)?.properties ?? {};
   return new Map(Object.entries(properties).map(([name, schema]) => [name, field(openapi, name, schema)]));
 }

@@ -75,7 +75,8 @@ const partList = (parts) =>
   h("details", {}, h("summary", {}, `What each of the ${parts.length} parts says`),
     h("ol", { class: "parts" }, parts.map(({ summary }) => h("li", {}, summary))));
 
-const sentencesOf = (text) => [...new Intl.Segmenter(undefined, { granularity: "sentence" }).segment(text)].map(({ segment }) => segment);
+const sentencesOf = (text) =>
+  !Intl.Segmenter ? [text] : [...new Intl.Segmenter(undefined, { granularity: "sentence" }).segment(text)].map(({ segment }) => segment);
 
 /** Where a sentence comes from: the parts it may be from, and its place if it stands there word for word. */
 function sourceOf(sentence, text, parts) {
