@@ -5,7 +5,7 @@ Numbers are plain ints and floats that one thread writes: requests on the event 
 on its thread. They become Prometheus families, with the label `model`, only when a scrape collects, so a step
 pays little for being watched. A process, and a test, may hold many `Metrics`.
 
-Counting requests is the business of `service.api.gate`, the one place that calls `request_received` and
+Counting requests is the business of `service.api.exchange`, the one place that calls `request_received` and
 `request_finished`.
 """
 
@@ -138,7 +138,7 @@ class Metrics:
     def __init__(self, model: str = "") -> None:
         self.model = model
         self.levels: Callable[[], tuple[int, int, float]] = lambda: (0, 0, 0.0)
-        self.tenants: Mapping[str, str] = {}  # names by key, as the engine and the gate tell keys apart
+        self.tenants: Mapping[str, str] = {}  # names by key, as the engine and the exchange tell keys apart
         self.requests_of: Counter[str] = Counter()  # by key
         self.prompt_tokens_of: Counter[str] = Counter()
         self.generation_tokens_of: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """What the head of a request must be, beyond what the parser checks: one meaning, whoever reads it.
 
-A proxy before the service may read an ambiguous head differently; it is refused. `gate` calls this first.
+A proxy before the service may read an ambiguous head differently; it is refused. `exchange` calls this first.
 """
 
 from __future__ import annotations

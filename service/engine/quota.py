@@ -1,16 +1,20 @@
-"""Fair shares of what is limited: places to run and to wait, large texts in hand, bytes of bodies."""
+"""Fair shares of what is limited: places to run and to wait, large texts in hand, bytes of bodies.
+
+How fast these are given back is measured, for the `Retry-After` of a refusal.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
-from service.engine.drain_rate import DrainRate
 from service.errors import QueueFull
 
 TENANT_SHARE = 0.75  # for one tenant: the others still get in while it floods
 ADDRESS_MARK = "@"  # begins the name of a tenant without a key: its address, which may be a proxy's
+_WINDOW = 64  # times something was given back that are looked at
+_MIN_S, _MAX_S = 1.0, 60.0
 
 
 class Quota:
@@ -70,3 +74,40 @@ class Quota:
         self._rate.finished(count)
         if not self.num_held:
             self._rate.idle()
+
+
+class DrainRate:
+    """What finished, against a clock that stands still while nothing is in flight: idling is no sign of
+    slowness.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._finished: deque[tuple[float, int]] = deque(maxlen=_WINDOW)  # busy seconds, how much
+        self._idle_since: float | None = clock()
+        self._idle_s = 0.0  # ever, up to the last `work`
+
+    def work(self) -> None:
+        """Something is in flight from now on."""
+        self._idle_s, self._idle_since = self._clock() - self._busy_seconds(), None
+
+    def idle(self) -> None:
+        """Nothing is in flight from now on."""
+        self._idle_since = self._clock()
+
+    def finished(self, count: int = 1) -> None:
+        """Note that so much has finished."""
+        self._finished.append((self._busy_seconds(), count))
+
+    def seconds_until(self, count: int) -> float:
+        """Seconds until so much will have finished, 1 … 60; 1 while nothing was measured."""
+        if len(self._finished) < 2:
+            return _MIN_S
+        seconds = max(self._busy_seconds() - self._finished[0][0], 1e-3)
+        return min(max(count * seconds / sum(each for _, each in self._finished), _MIN_S), _MAX_S)
+
+    def _busy_seconds(self) -> float:
+        return (self._clock() if self._idle_since is None else self._idle_since) - self._idle_s

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.engine.drain_rate import DrainRate
+from service.engine.quota import DrainRate
 
 
 class Clock:
