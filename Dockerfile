@@ -42,12 +42,13 @@ RUN if [ -n "${EXTRAS}" ]; \
 
 # Nearly half a gigabyte that nothing here runs: tests, headers for extensions, the installer, and the bytecode of all
 # but what a start and an import load.
-RUN cd /opt/textgen/lib/python3*/site-packages && \
-    find torch/bin -type f ! -name torch_shm_manager -delete && rm -rf torch/test torch/include torch/lib/*test* \
-      pip pip-* setuptools setuptools-* _distutils_hack distutils-precedence.pth /opt/textgen/bin/pip* && \
-    find . -type d \( -name tests -o -name __tests__ \) -prune -exec rm -rf {} + && \
-    find . -type d -name __pycache__ -prune -exec rm -rf {} + && \
-    /opt/textgen/bin/python -m compileall -q service model_store && \
+WORKDIR /
+RUN site=$(echo /opt/textgen/lib/python3*/site-packages) && \
+    find "$site/torch/bin" -type f ! -name torch_shm_manager -delete && \
+    rm -rf "$site"/torch/test "$site"/torch/include "$site"/torch/lib/*test* "$site"/pip "$site"/pip-* \
+      "$site"/setuptools "$site"/setuptools-* "$site"/_distutils_hack "$site"/distutils-precedence.pth /opt/textgen/bin/pip* && \
+    find "$site" -type d \( -name tests -o -name __tests__ -o -name __pycache__ \) -prune -exec rm -rf {} + && \
+    /opt/textgen/bin/python -m compileall -q "$site/service" "$site/model_store" && \
     /opt/textgen/bin/python -c "import service.server, service.app, service.api.protocol, service.engine.loader, service.cli, \
       model_store.cli, model_store.importer, transformers.models.gpt2.modeling_gpt2, transformers.models.auto.tokenization_auto"
 

@@ -87,6 +87,7 @@ class Life:
                 await self._engine.stop()
             if self.state.served is not None:
                 self.state.served.runner.close()
+            await asyncio.to_thread(self.state.tracing.close)
             gc.unfreeze()  # see `_load`; it is the process's, but costs other applications in it only time
 
     async def _serve(self) -> None:

@@ -253,6 +253,12 @@ class Settings(BaseSettings):
         "Origins whose pages may call the service from a browser; empty: none but its own",
         "`*`, or `https://host[:port]` and the like, separated by commas",
     )
+    otlp_endpoint: str = _setting(
+        "",
+        "Collector that traces are sent to, by OTLP over HTTP; empty: no tracing. Needs the extra `otel`",
+        "a URL, as `http://localhost:4318`",
+        pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$",
+    )
     log_format: Literal["text", "json"] = _setting("text", "How log lines look", "`text` or `json`")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "Lowest severity that is written", "`debug`, `info`, `warning` or `error`"

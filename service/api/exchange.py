@@ -36,6 +36,7 @@ from service.metrics import ENDPOINTS
 from service.tasks.calls import Origin, Result
 from service.tasks.events import Done, Event
 from service.tasks.run import Running
+from service.tracing import Outcome
 
 T = TypeVar("T")
 _TASK = re.compile(r"/tasks/[^/]+")
@@ -85,6 +86,7 @@ class Exchange:
         self.tenant = ""  # whose share of the service it takes; "" where there is nobody to be fair to
         self.deadline = math.inf  # on the event loop's clock
         self.outcome = ""  # `ok`, `abort` or an error code, once it is known
+        self.problem: Problem | None = None  # why it was refused, or failed
         self.result: Result | None = None
         self.job = AsyncExitStack()  # what `admit` began; left at the end, or before
         self._permits = AsyncExitStack()  # given back at the end, whichever it is
@@ -99,30 +101,39 @@ class Exchange:
         """Let the application answer, and count the request if it may take work."""
         if self._scope["method"] != "POST":
             await self._answer(app)
+            if self.problem is not None and self._scope["path"] not in _OPEN:
+                get_logger().info("refused", **self._account())
             return
         self.service.metrics.request_received(self.endpoint)
         self.service.in_flight.add(self.fail)
-        try:
-            await self._answer(app)
-        finally:
-            outcome = self.outcome or ("ok" if 0 < self.client.status < 400 else "abort")
-            duration_s = time.monotonic() - self.started_at
-            self.service.in_flight.discard(self.fail)
-            self.service.metrics.request_finished(self.endpoint, outcome, duration_s, self.key_id)
-            fields: dict[str, object] = {"tenant": self.key_id} if self.key_id else {}
-            if self.result is not None:  # no prompt, no answer, no key
-                usage, timings = asdict(self.result.usage), asdict(self.result.timings)
-                fields |= {name: number for name, number in usage.items() if name != "dropped_tokens"}
-                fields |= {name: number for name, number in timings.items() if name != "total_ms"}
-            get_logger().info(
-                "request",
-                request_id=self.request_id,
-                endpoint=self.endpoint,
-                outcome=outcome,
-                status=self.client.status,
-                total_ms=round(duration_s * 1000, 1),
-                **fields,
-            )
+        with self.service.tracing.request(self.endpoint, self._headers) as trace:
+            try:
+                await self._answer(app)
+            finally:
+                self._end(trace)
+
+    def _end(self, trace: Outcome) -> None:
+        outcome = self.outcome or ("ok" if 0 < self.client.status < 400 else "abort")
+        duration_s = time.monotonic() - self.started_at
+        self.service.in_flight.discard(self.fail)
+        self.service.metrics.request_finished(self.endpoint, outcome, duration_s, self.key_id)
+        get_logger().info("request", **self._account(), outcome=outcome, total_ms=round(duration_s * 1000, 1))
+        trace.status, trace.error = self.client.status, "" if outcome == "ok" else outcome
+        trace.model, trace.work = self.service.metrics.model, self.result
+
+    def _account(self) -> dict[str, object]:
+        """What the log tells of it: no prompt, no answer, no key, and no path but our own templates."""
+        endpoint = path if (path := self._scope["path"]) in _OPS else self.endpoint
+        fields: dict[str, object] = {"request_id": self.request_id, "method": self._scope["method"]}
+        fields |= {"endpoint": endpoint, "status": self.client.status}
+        if self.key_id:
+            fields["tenant"] = self.service.keyring.names.get(self.key_id) or self.key_id
+        if self.problem is not None:
+            fields |= {"code": self.problem.code, "param": self.problem.param}
+        if self.result is not None:
+            numbers = asdict(self.result.usage) | asdict(self.result.timings)
+            fields |= {name: numbers[name] for name in numbers.keys() - {"dropped_tokens", "total_ms"}}
+        return fields
 
     async def _answer(self, app: ASGIApp) -> None:
         """The last resort for exceptions, whatever raised them."""
@@ -250,7 +261,7 @@ class Exchange:
 
     def failed(self, problem: Problem, error: BaseException) -> None:
         """Note how the request ends; what is our own fault goes to the log with its trace."""
-        self.outcome = problem.code
+        self.problem, self.outcome = problem, problem.code
         if problem.code == "internal":
             get_logger().error("request failed", request_id=self.request_id, exc_info=error)
 

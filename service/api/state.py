@@ -19,6 +19,7 @@ from service.errors import Draining, EngineDead, NotReady
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tasks.run import TaskRunner
+from service.tracing import NoTracing, Tracing, make_tracing
 
 _BODIES = 16  # of the largest size, held at once
 
@@ -51,12 +52,14 @@ class ServiceState:
     in_flight: set[Callable[[Exception], None]] = field(default_factory=set)  # each ends one request
     keyring: Keyring = field(init=False)
     body_room: BodyRoom = field(init=False)
+    tracing: Tracing | NoTracing = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the keys once, and make room for bodies."""
         self.keyring = Keyring(self.settings.keys(), self.settings.key_concurrency)
         self.metrics.tenants = self.keyring.names
         self.body_room = BodyRoom(_BODIES * self.settings.max_body_bytes)
+        self.tracing = make_tracing(self.settings.otlp_endpoint)
 
     def require_served(self) -> Served:
         """The loaded model, if new work can be taken.

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_the_image_takes_every_package_by_hash() -> None:
 
 
 def test_everything_the_service_imports_is_a_runtime_dependency() -> None:
-    optional = {"matplotlib"} | declared("scale")  # a command says so when one is missing
+    optional = {"matplotlib"} | declared("scale") | declared("otel")  # what is missing is said
     assert imported("service") - declared(None) - optional - WITH_TORCH_FOR_CUDA == set()
 
 
@@ -137,7 +138,7 @@ def test_everything_the_store_imports_is_a_dependency_or_in_the_train_extra() ->
 
 
 def test_everything_the_tests_import_is_a_dependency_or_in_an_extra() -> None:
-    extras = declared("train") | declared("dev") | declared("scale")
+    extras = declared("train") | declared("dev") | declared("scale") | declared("otel")
     assert imported("tests") - declared(None) - extras - WITH_TORCH_FOR_CUDA == set()
 
 
@@ -166,6 +167,13 @@ def test_every_setting_that_a_document_or_the_container_names_exists() -> None:
 
 def test_the_image_sets_the_defaults_that_the_settings_leave_to_it() -> None:
     assert {"TEXTGEN_HOST=0.0.0.0", "TEXTGEN_STORE=/models"} <= set(read("Dockerfile").split())
+
+
+def test_every_module_that_the_image_compiles_ahead_exists() -> None:
+    listed = re.search(r'python -c "import ([^"]+)"', read("Dockerfile"))
+    assert listed is not None
+    modules = re.findall(r"[\w.]+", listed[1])
+    assert len(modules) > 5 and [name for name in modules if find_spec(name) is None] == []
 
 
 def test_the_image_starts_the_service_without_a_shell() -> None:

@@ -59,6 +59,7 @@ WRONG = {
     "KV_CACHE_BYTES": "lots",
     "LOG_FORMAT": "xml",
     "CORS_ORIGINS": "https://a.example/path",
+    "OTLP_ENDPOINT": "localhost:4318",
 }
 
 
