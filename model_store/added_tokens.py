@@ -4,7 +4,7 @@ They are written in up to four files, by whichever version of transformers saved
 and in which order new tokens get their ids, is transformers 5's rule. See `model_store/tokenizer_files.py`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import AddedToken
@@ -73,15 +73,11 @@ def _from_decoder(values: object) -> dict[int, AddedToken]:
 
 def _token(value: object, is_special: bool) -> AddedToken:
     """A token that is written as a text or as an object with `content` and flags."""
-    flags = dict(_flags(value)) if isinstance(value, dict) else {}
+    given = value if isinstance(value, dict) else {}
+    keys = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    flags = {key: given[key] for key in keys if isinstance(given.get(key), bool)}
     is_special = bool(flags.pop("special", is_special)) or is_special
     return AddedToken(_content(value), **{"normalized": not is_special, **flags}, special=is_special)
-
-
-def _flags(value: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-    for key in ("lstrip", "rstrip", "single_word", "normalized", "special"):
-        if isinstance(value.get(key), bool):
-            yield key, value[key]
 
 
 def _content(value: object) -> str:

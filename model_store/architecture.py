@@ -125,6 +125,16 @@ def read_switches(config: Mapping[str, Any]) -> Architecture:
         UnsupportedCheckpoint: Names the key and what is legal.
     """
     n_embd = _count(config, "n_embd", 768)
+    activation, epsilon = (
+        config.get("activation_function", "gelu_new"),
+        config.get("layer_norm_epsilon", 1e-5),
+    )
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        legal = ", ".join(ACTIVATIONS)
+        raise UnsupportedCheckpoint(f"activation_function {activation!r:.60} is none of {legal}")
+    if type(epsilon) not in (int, float) or not 0 <= epsilon < math.inf:
+        legal = "a finite number of at least 0"
+        raise UnsupportedCheckpoint(f"layer_norm_epsilon must be {legal}, not {epsilon!r:.60}")
     architecture = Architecture(
         vocab_size=_count(config, "vocab_size", 50257),
         n_positions=_count(config, "n_positions", 1024, _MIN_POSITIONS),
@@ -132,8 +142,8 @@ def read_switches(config: Mapping[str, Any]) -> Architecture:
         n_layer=_count(config, "n_layer", 12),
         n_head=_count(config, "n_head", 12),
         n_inner=_count(config, "n_inner", 4 * n_embd),
-        activation_function=_activation(config),
-        layer_norm_epsilon=_epsilon(config),
+        activation_function=activation,
+        layer_norm_epsilon=float(epsilon),
         scale_attn_weights=_flag(config, "scale_attn_weights", True),
         scale_attn_by_inverse_layer_idx=_flag(config, "scale_attn_by_inverse_layer_idx", False),
         tie_word_embeddings=_flag(config, "tie_word_embeddings", True),
@@ -176,20 +186,4 @@ def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
     value = config.get(key, default)
     if type(value) is not bool:
         raise UnsupportedCheckpoint(f"{key} must be true or false, not {value!r:.60}")
-    return value
-
-
-def _epsilon(config: Mapping[str, Any]) -> float:
-    value = config.get("layer_norm_epsilon", 1e-5)
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise UnsupportedCheckpoint(
-            f"layer_norm_epsilon must be a finite number of at least 0, not {value!r:.60}"
-        )
-    return float(value)
-
-
-def _activation(config: Mapping[str, Any]) -> str:
-    value = config.get("activation_function", "gelu_new")
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise UnsupportedCheckpoint(f"activation_function {value!r:.60} is none of {', '.join(ACTIVATIONS)}")
     return value

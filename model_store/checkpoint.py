@@ -226,7 +226,9 @@ def _are_equal(a: StoredTensor, b: StoredTensor) -> bool:
 def _fitting(folder: Path, stored: Mapping[str, StoredTensor], name: str, shape: Shape) -> StoredTensor:
     tensor = stored.get(name)
     if tensor is None:
-        raise UnsupportedCheckpoint(f"the weights in {folder} have no tensor {name}{_reason(stored)}")
+        is_adapter = any("lora_" in name or ".base_layer." in name for name in stored)
+        hint = "; they are those of an adapter: merge it first (merge_and_unload)" if is_adapter else ""
+        raise UnsupportedCheckpoint(f"the weights in {folder} have no tensor {name}{hint}")
     if tensor.shape != shape:
         raise UnsupportedCheckpoint(
             f"{tensor.file}: tensor {name} has the shape {tensor.shape}; config.json makes it {shape}"
@@ -234,15 +236,6 @@ def _fitting(folder: Path, stored: Mapping[str, StoredTensor], name: str, shape:
     if tensor.dtype not in _FLOATS:
         raise UnsupportedCheckpoint(f"{tensor.file}: tensor {name} is {tensor.dtype}; give float weights")
     return tensor
-
-
-def _reason(stored: Mapping[str, StoredTensor]) -> str:
-    """Why a tensor may be missing; "" where nothing tells."""
-    if not stored:
-        return ", nor any other"
-    if any("lora_" in name or ".base_layer." in name for name in stored):
-        return "; they are those of an adapter: merge it first (merge_and_unload)"
-    return ""
 
 
 def _no_weights(folder: Path) -> str:

@@ -6,6 +6,7 @@ Read next: `model_store/store.py`.
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,8 @@ def list_models(
     """List every version of every model."""
     listings = Store(store.expanduser()).listings()
     if as_json:
-        typer.echo(json.dumps([_as_json(listing) for listing in listings], indent=2))
+        shown = [{**asdict(listing), "path": str(listing.path)} for listing in listings]
+        typer.echo(json.dumps(shown, indent=2))
         return
     for listing in listings:
         marks = [
@@ -168,11 +170,6 @@ def _facts(entry: ModelEntry) -> Iterator[tuple[str, str]]:
         yield "data", line
     yield "licence", manifest.license or "not given"
     yield "made by", manifest.command or "not given"
-
-
-def _as_json(listing: Listing) -> dict[str, object]:
-    flags = {key: getattr(listing, key) for key in ("is_active", "is_default", "is_builtin")}
-    return {"name": listing.name, "version": listing.version, "path": str(listing.path), **flags}
 
 
 def _warn(entry: ModelEntry) -> None:

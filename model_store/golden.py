@@ -28,15 +28,23 @@ def make_golden(folder: Path, tasks: Mapping[str, Task]) -> tuple[GoldenPrompt, 
         folder: A Hugging Face folder with its tokenizer.
         tasks: Each gives a prompt, beside three that every model gets.
     """
+    import torch
+
     model = _load(folder)
     tokenizer = Tokenizer.load(folder, model.config.vocab_size)
     prompts = [[*tokenizer.bos_ids, *tokenizer.encode(text)] for text in _PROMPTS]
     prompts += [task.encode(tokenizer, dict.fromkeys(task.fields, _TEXT)) for task in tasks.values()]
     num_new = min(_NUM_NEW_TOKENS, model.config.n_positions // 2)
-    return tuple(
-        _ask(tokenizer, model, (ids or [tokenizer.eos_id])[-(model.config.n_positions - num_new) :], num_new)
-        for ids in prompts
-    )
+    golden = []
+    for prompt in prompts:
+        prompt_ids = (prompt or [tokenizer.eos_id])[-(model.config.n_positions - num_new) :]
+        ids = list(prompt_ids)
+        with torch.inference_mode():
+            while len(ids) < len(prompt_ids) + num_new and ids[-1:] != [tokenizer.eos_id]:
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        expected = ids[len(prompt_ids) :]
+        golden.append(GoldenPrompt(tuple(prompt_ids), tuple(expected), tokenizer.decode(expected)))
+    return tuple(golden)
 
 
 def check_golden(entry: ModelEntry) -> None:
@@ -55,17 +63,6 @@ def check_golden(entry: ModelEntry) -> None:
             raise GoldenMismatch(
                 f"{entry.label}: golden prompt {place} no longer gives {prompt.expected!r}; not activated"
             )
-
-
-def _ask(tokenizer: Tokenizer, model: Any, prompt_ids: list[int], num_new: int) -> GoldenPrompt:
-    import torch
-
-    ids = list(prompt_ids)
-    with torch.inference_mode():
-        while len(ids) < len(prompt_ids) + num_new and ids[-1:] != [tokenizer.eos_id]:
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    expected = ids[len(prompt_ids) :]
-    return GoldenPrompt(tuple(prompt_ids), tuple(expected), tokenizer.decode(expected))
 
 
 def _still_says(model: Any, prompt: GoldenPrompt) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from model_store import golden
 from model_store.checkpoint import INDEX, SINGLE, read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import ImportRefused
@@ -47,7 +48,7 @@ def import_model(
     name: str = "",
     version: str = "",
     origin: Origin | None = None,
-    make_golden: MakeGolden | None = None,
+    make_golden: MakeGolden = golden.make_golden,
 ) -> ModelEntry:
     """Add a checkpoint to the store. It is not active afterwards.
 
@@ -57,19 +58,19 @@ def import_model(
         name: Of the model; "" for the folder's or the id's last part.
         version: "" for the next number.
         origin: What is known about it.
-        make_golden: Makes the golden prompts; None for transformers, greedily.
+        make_golden: Makes the golden prompts.
 
     Raises:
         ImportRefused, UnreadableFile, UnsupportedCheckpoint: Says what the checkpoint is or lacks.
         StoreError: The store refuses (name, version), the tokenizer or the manifest is wrong.
     """
     folder = find_source(source)
-    make = make_golden or _transformers_golden
+    legal = re.sub(r"[^a-z0-9._-]+", "-", folder_name(folder).lower()).strip("-._")[:64] or "model"
 
     def fill(target: Path) -> Draft:
-        return _fill(folder, target, origin or Origin(), make)
+        return _fill(folder, target, origin or Origin(), make_golden)
 
-    return store.add(name or _legal_name(folder_name(folder)), fill, version)
+    return store.add(name or legal, fill, version)
 
 
 def find_source(source: str) -> Path:
@@ -89,15 +90,19 @@ def find_source(source: str) -> Path:
 
 def _fill(source: Path, target: Path, origin: Origin, make: MakeGolden) -> Draft:
     """Write the entry's files and say what it is."""
+    for name in (*_KEPT, SINGLE, INDEX, *(path.name for path in tokenizer_files(source))):
+        _inside(source, name)
     for name in _KEPT:
-        if _inside(source, name).is_file():
+        if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    _write_weights(source, target)
+    if pickles := pickle_files(source):
+        convert_pickles([_inside(source, path.name) for path in pickles], target / SINGLE)
+    else:
+        for path in read_checkpoint(source).files:
+            shutil.copyfile(_inside(source, path.name), target / path.name)
     checkpoint = read_checkpoint(target)
-    for path in tokenizer_files(source):
-        _inside(source, path.name)
     copy_tokenizer(source, target, checkpoint.architecture.vocab_size)
-    draft = _read_draft(source)
+    draft = parse_draft(read_json_manifest(source)) if (source / MANIFEST).is_file() else Draft()
     tasks = with_generate(origin.tasks) if origin.tasks is not None else draft.tasks
     shown = {key: checkpoint.config[key] for key in _SHOWN if key in checkpoint.config}
     return replace(
@@ -112,17 +117,6 @@ def _fill(source: Path, target: Path, origin: Origin, make: MakeGolden) -> Draft
     )
 
 
-def _write_weights(source: Path, target: Path) -> None:
-    """Copy safetensors that fit the config; convert pickles where there are none."""
-    if pickles := pickle_files(source):
-        convert_pickles([_inside(source, path.name) for path in pickles], target / SINGLE)
-        return
-    for path in (source / SINGLE, source / INDEX):
-        _inside(source, path.name)
-    for path in read_checkpoint(source).files:
-        shutil.copyfile(_inside(source, path.name), target / path.name)
-
-
 def _inside(folder: Path, name: str) -> Path:
     """Give the path of a checkpoint's file, which need not exist.
 
@@ -135,18 +129,3 @@ def _inside(folder: Path, name: str) -> Path:
     if not any(path.is_relative_to(within) for within in (root, *blobs)):
         raise ImportRefused(f"{folder / name} is a link that leads out of the checkpoint's folder")
     return folder / name
-
-
-def _read_draft(source: Path) -> Draft:
-    """What the checkpoint's own manifest.json says; nothing when it has none."""
-    return parse_draft(read_json_manifest(source)) if (source / MANIFEST).is_file() else Draft()
-
-
-def _legal_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:64] or "model"
-
-
-def _transformers_golden(folder: Path, tasks: Mapping[str, Task]) -> tuple[GoldenPrompt, ...]:
-    from model_store.golden import make_golden
-
-    return make_golden(folder, tasks)

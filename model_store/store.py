@@ -81,7 +81,9 @@ class Store:
             ModelNotFound: There is no such model or version.
             CorruptEntry: Nothing of that name is whole.
         """
-        name, _, version = (model or self._needed_default()).partition("@")
+        name, _, version = (model or self.default_name()).partition("@")
+        if not name:
+            raise ModelNotFound("no model is named, and there is no default one; import and activate one")
         candidates = list(self._candidates(name, version))
         if not candidates:
             raise ModelNotFound(self._not_found(name, version))
@@ -109,7 +111,8 @@ class Store:
         """
         _check_label(name, version)
         with self._changing():
-            version = version or self._next_version(name)
+            present = versions(self.root, name)
+            version = version or (str(version_key(present[-1])[0] + 1) if present else "1")
             target = self.root / name / version
             if target.exists():
                 raise EntryExists(f"{name}@{version} is there already; versions never change")
@@ -190,13 +193,16 @@ class Store:
             (self.root / "default").unlink()
 
     def _candidates(self, name: str, version: str) -> Iterator[Path]:
-        """The folders that can stand for a name, best first: the user's store, then the built-in models."""
+        """The folders that can stand for a name, best first: the user's store, then the built-in models.
+
+        In each: the active version, those active before, older ones; newer ones where none is active.
+        """
         for source in self._sources if is_name(name) else []:
-            present = versions(source, name)
-            order = (
-                [v for v in present if v == version] if version else _order(history(source, name), present)
-            )
-            yield from (source / name / v for v in order)
+            present, active = versions(source, name), history(source, name)
+            older = [v for v in present if not active or version_key(v) < version_key(active[0])]
+            order = [*active, *(v for v in reversed(older) if v not in active)]
+            wanted = [v for v in present if v == version] if version else order
+            yield from (source / name / v for v in wanted)
 
     def _warnings(self, entry: ModelEntry, problems: list[str], is_pinned: bool) -> tuple[str, ...]:
         """What a log should say about the choice of a version."""
@@ -205,11 +211,6 @@ class Store:
         if not is_pinned and not history(source, entry.name):
             said.append(f"no version of {entry.name} is active; {entry.label} is the newest")
         return tuple(said)
-
-    def _needed_default(self) -> str:
-        if name := self.default_name():
-            return name
-        raise ModelNotFound("no model is named, and there is no default one; import and activate one")
 
     def _not_found(self, name: str, version: str) -> str:
         names = sorted({listing.name for listing in self.listings()})
@@ -220,10 +221,6 @@ class Store:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"
         ways = f"a folder is written with a slash (./{name}), a model of the hub with hf: (hf:OWNER/{name})"
         return f"no model {name!r} in {self.root}; {hint}; {ways}"
-
-    def _next_version(self, name: str) -> str:
-        present = versions(self.root, name)
-        return str(version_key(present[-1])[0] + 1) if present else "1"
 
     @contextmanager
     def _staging(self) -> Iterator[Path]:
@@ -270,12 +267,6 @@ def resolve(model: str, store: Path) -> ModelEntry:
         raise StoreError(f"{error.filename or store} cannot be read: {error.strerror}") from error
     hint = f"; a model of the hub is written hf:{model}" if is_hub_id(model) else ""
     raise ModelNotFound(f"there is no folder {model}{hint}")
-
-
-def _order(active: list[str], present: list[str]) -> list[str]:
-    """What to try: the active version, those active before, older ones; newer ones when none is active."""
-    older = [v for v in present if not active or version_key(v) < version_key(active[0])]
-    return [*active, *(v for v in reversed(older) if v not in active)]
 
 
 def _check_label(name: str, version: str) -> None:

@@ -81,7 +81,8 @@ class Task:
     description: str = ""
 
     def __post_init__(self) -> None:
-        _check(self)
+        _check_wording(self)
+        _check_kind(self)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -201,32 +202,17 @@ def _as_strings(key: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _check(task: Task) -> None:
-    """Refuse a definition that cannot be served."""
-    _check_name(task)
-    _check_strings(task)
-    _check_template(task)
-    _check_kind(task)
-    _check_reading(task)
-    _check_sampling(task.sampling)
-
-
-def _check_name(task: Task) -> None:
+def _check_wording(task: Task) -> None:
+    """Refuse names, texts and templates that cannot be served."""
     if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
         raise InvalidTask("name", "must be 1 to 64 lower-case letters, digits, '_' or '-'")
     if task.kind not in TASK_KINDS:
         raise InvalidTask("kind", f"must be one of {', '.join(TASK_KINDS)}")
-
-
-def _check_strings(task: Task) -> None:
     for key in ("template", "no_answer", "description"):
         if not isinstance(getattr(task, key), str):
             raise InvalidTask(key, "must be a string")
     if len(task.stop) > MAX_STOPS or not all(task.stop):
         raise InvalidTask("stop", f"must be at most {MAX_STOPS} non-empty strings")
-
-
-def _check_template(task: Task) -> None:
     fields = task.fields
     if not fields:
         raise InvalidTask("template", "must have at least one field in braces, as {text}")
@@ -237,6 +223,7 @@ def _check_template(task: Task) -> None:
 
 
 def _check_kind(task: Task) -> None:
+    """Refuse what does not suit the task's kind, how its document is read, and wrong sampling defaults."""
     wanted = ENDPOINT_FIELDS.get(task.kind, set(task.fields))
     if set(task.fields) != wanted:
         raise InvalidTask(
@@ -252,10 +239,6 @@ def _check_kind(task: Task) -> None:
         raise InvalidTask("labels", "belong to kind 'choice' only")
     if task.kind != "qa" and task.no_answer:
         raise InvalidTask("no_answer", "belongs to kind 'qa' only")
-
-
-def _check_reading(task: Task) -> None:
-    """How the document is read and what is made of it."""
     if isinstance(task.evidence, bool) or not isinstance(task.evidence, int) or task.evidence < 0:
         raise InvalidTask("evidence", "must be a number of words, 0 or more")
     if task.evidence and task.kind not in ENDPOINT_FIELDS:
@@ -269,12 +252,9 @@ def _check_reading(task: Task) -> None:
         raise InvalidTask("no_answer_penalty", f"must be a number from -{_MAX_PENALTY} to {_MAX_PENALTY}")
     if penalty and not task.no_answer:
         raise InvalidTask("no_answer_penalty", "belongs to tasks with no_answer only")
-
-
-def _check_sampling(sampling: Mapping[str, float | int]) -> None:
-    if not isinstance(sampling, Mapping):
+    if not isinstance(task.sampling, Mapping):
         raise InvalidTask("sampling", "must be an object")
-    for key, value in sampling.items():
+    for key, value in task.sampling.items():
         if key not in TASK_DEFAULTS:
             raise InvalidTask(f"sampling.{key}", f"is unknown; legal are {', '.join(TASK_DEFAULTS)}")
         if problem := SAMPLING[key].problem(value):

@@ -23,7 +23,18 @@ def load_tasks(path: Path) -> dict[str, Task]:
         InvalidTask: The file cannot be read or a definition is wrong; the message names the file.
     """
     try:
-        return tasks_from_list(_read_definitions(path))
+        if path.suffix not in (".json", ".toml"):
+            raise InvalidTask("file", "must end in .json or .toml")
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except (OSError, ValueError) as error:
+            raise InvalidTask("file", f"cannot be read: {error}") from error
+        if not isinstance(values, dict) or "tasks" not in values:
+            return tasks_from_list([values])
+        for key in values.keys() - {"tasks"}:
+            raise InvalidTask(key, "is unknown beside the list 'tasks'")
+        return tasks_from_list(values["tasks"])
     except InvalidTask as error:
         raise InvalidTask(f"{path.name}: {error.key}", error.problem) from error
 
@@ -58,19 +69,3 @@ def with_generate(tasks: Mapping[str, Task]) -> dict[str, Task]:
     if (generate.kind, generate.template) != ("generate", "{prompt}"):
         raise InvalidTask("generate.template", "the task 'generate' must have the template '{prompt}'")
     return {"generate": generate, **{name: task for name, task in tasks.items() if name != "generate"}}
-
-
-def _read_definitions(path: Path) -> object:
-    """Read the file; one task alone becomes a list of one."""
-    if path.suffix not in (".json", ".toml"):
-        raise InvalidTask("file", "must end in .json or .toml")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
-        raise InvalidTask("file", f"cannot be read: {error}") from error
-    if isinstance(values, dict) and "tasks" in values:
-        for key in values.keys() - {"tasks"}:
-            raise InvalidTask(key, "is unknown beside the list 'tasks'")
-        return values["tasks"]
-    return [values]

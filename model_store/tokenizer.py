@@ -9,6 +9,7 @@ Read next: `model_store/task.py`, which turns fields into ids with it.
 """
 
 import codecs
+import re
 import shutil
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -26,6 +27,7 @@ from model_store.tokenizer_files import (
     tokenizer_files,
 )
 
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space so
 _NO_SPACE_BEFORE = (b".", b"?", b"!", b",", b"n't", b"'m", b"'s", b"'ve", b"'re")  # of a WordPiece decoder
 # what two equal tokenizers agree on
@@ -197,12 +199,16 @@ class Tokenizer:
             return b""
         if token_id in self._added:
             return self._added[token_id].encode()
-        token = self._backend.id_to_token(token_id)
+        token: str | None = self._backend.id_to_token(token_id)
         if token is None:
             return b""
-        if self._style == "byte_level":
-            return _byte_level(token)
-        return _metaspace(token) if self._style == "metaspace" else token.encode()
+        if self._style == "metaspace":
+            byte = _BYTE.fullmatch(token)
+            return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE_MARK, " ").encode()
+        table = bytes_by_character() if self._style == "byte_level" else {}
+        if token and all(character in table for character in token):
+            return bytes(table[character] for character in token)
+        return token.encode()  # of a WordPiece, or not in the byte alphabet: an entry somebody wrote by hand
 
 
 def copy_tokenizer(source: Path, target: Path, num_embeddings: int) -> Tokenizer:
@@ -253,19 +259,6 @@ def is_cjk(character: str) -> bool:
     """Say whether a character is written without spaces around it (Chinese, kana, hangul, full-width)."""
     code = ord(character)
     return any(low <= code <= high for low, high in _CJK_RANGES)
-
-
-def _byte_level(token: str) -> bytes:
-    table = bytes_by_character()
-    if all(character in table for character in token):
-        return bytes(table[character] for character in token)
-    return token.encode()  # not in the byte alphabet: an entry somebody wrote by hand
-
-
-def _metaspace(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace(_SPACE_MARK, " ").encode()
 
 
 def _wordpiece(before: bytes, own: bytes, cleans_up: bool) -> bytes:

@@ -69,7 +69,11 @@ def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokeniz
     special_map = _read_json(folder / "special_tokens_map.json")
     tokens = AddedTokens(config, special_map, _read_json(folder / "added_tokens.json"), defaults)
     tokens.add_to(backend)
-    _mark_usual(backend)
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    usual = ("<|endoftext|>", *(_BERT_MARKS if isinstance(backend.model, models.WordPiece) else ()))
+    for mark in usual:  # special by their names, whatever the files say
+        if mark not in known and backend.token_to_id(mark) is not None:
+            backend.add_tokens([tokenizers.AddedToken(mark, special=True, normalized=False)])
     bos_ids = _bos_ids(backend, tokens, config)
     backend.no_truncation()
     backend.no_padding()
@@ -99,19 +103,31 @@ def _class_name(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _load_backend(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
-    """The tokenizer without added tokens, and the special tokens that its class has by default."""
+    """The tokenizer without added tokens, and the special tokens that its class has by default.
+
+    Two classes take the vocabulary of a tokenizer.json and make the rest anew.
+    """
     kind = _class_name(folder, config)
     if kind not in (_GPT2, _BERT, *_PLAIN):
         return _from_transformers(folder), {}
     try:
         if os.path.lexists(folder / "tokenizer.json"):
             open_file(folder / "tokenizer.json").close()
-            return _as_class(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), kind, config)
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            is_bpe = isinstance(backend.model, models.BPE) and "ByteLevel" in _decoder_types(backend)
+            if kind == _GPT2 and is_bpe:
+                return _as_gpt2(backend, config)
+            is_bert = kind == _BERT and isinstance(backend.model, models.WordPiece)
+            return _as_bert(backend, config) if is_bert else (backend, {})
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
             return _as_gpt2(tokenizers.Tokenizer(model), config)
         if (folder / "vocab.txt").is_file():
-            return _as_bert(_from_vocab_txt(folder / "vocab.txt"), config)
+            lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+            vocab = {line.rstrip("\r"): index for index, line in enumerate(lines) if line.rstrip("\r")}
+            if "[UNK]" not in vocab:
+                raise TokenizerError("vocab.txt has no [UNK]: not a BERT vocabulary")
+            return _as_bert(tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]")), config)
     except UnreadableFile as error:
         raise TokenizerError(str(error)) from error
     except TokenizerError:
@@ -119,14 +135,6 @@ def _load_backend(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Mapping
     except Exception as error:  # the Rust side raises bare Exception
         raise TokenizerError(f"the tokenizer in {folder} cannot be read: {error}") from error
     return _from_transformers(folder), {}
-
-
-def _as_class(backend: Any, kind: str, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
-    """Two classes take the vocabulary of a tokenizer.json and make the rest anew."""
-    if kind == _GPT2 and isinstance(backend.model, models.BPE) and "ByteLevel" in _decoder_types(backend):
-        return _as_gpt2(backend, config)
-    is_bert = kind == _BERT and isinstance(backend.model, models.WordPiece)
-    return _as_bert(backend, config) if is_bert else (backend, {})
 
 
 def _as_gpt2(backend: Any, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
@@ -149,14 +157,6 @@ def _as_bert(backend: Any, config: Mapping[str, Any]) -> tuple[Any, Mapping[str,
     return backend, {f"{mark.strip('[]').lower()}_token": mark for mark in _BERT_MARKS}
 
 
-def _from_vocab_txt(path: Path) -> Any:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    vocab = {line.rstrip("\r"): index for index, line in enumerate(lines) if line.rstrip("\r")}
-    if "[UNK]" not in vocab:
-        raise TokenizerError("vocab.txt has no [UNK]: not a BERT vocabulary")
-    return tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-
-
 def _from_transformers(folder: Path) -> Any:
     """Let transformers read it; with no file it would make up an empty tokenizer."""
     if not (folder / "tokenizer.json").is_file() and not any(folder.glob("*.model")):
@@ -171,15 +171,6 @@ def _from_transformers(folder: Path) -> Any:
     except Exception as error:  # whatever a converter stumbles over
         reason = str(error).strip().split("\n")[0]
         raise TokenizerError(f"transformers cannot read the tokenizer in {folder}: {reason}") from error
-
-
-def _mark_usual(backend: Any) -> None:
-    """Make the usual marks special where the vocabulary has them and no file says so."""
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    usual = ("<|endoftext|>", *(_BERT_MARKS if isinstance(backend.model, models.WordPiece) else ()))
-    for mark in usual:
-        if mark not in known and backend.token_to_id(mark) is not None:
-            backend.add_tokens([tokenizers.AddedToken(mark, special=True, normalized=False)])
 
 
 def _bos_ids(backend: Any, tokens: AddedTokens, config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ is what is served. The metrics are in `metrics_text.py`; `service/commands/evalu
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -138,11 +138,12 @@ def evaluate(service: Service, task: Task, items: Sequence[Item]) -> Figures:
     """
     with ThreadPoolExecutor(service.num_parallel) as pool:
         said = list(pool.map(lambda item: service.ask(task, item.fields), items))
-    score: Callable[[Sequence[tuple[Item, str]]], Figures] = {
-        "qa": _score_answers,
-        "choice": _score_labels,
-    }.get(task.kind, _score_texts)
-    figures = score(list(zip(items, said, strict=True)))
+    pairs = list(zip(items, said, strict=True))
+    if task.kind == "choice":
+        right = (float(text.strip() == item.references[0].strip()) for item, text in pairs)
+        figures = {"accuracy": _mean(right)}
+    else:
+        figures = _score_answers(pairs) if task.kind == "qa" else _score_texts(pairs)
     if task.kind == "summarize":
         leads = [(item, lead_sentences(item.fields["text"])) for item in items]
         lead_figures = _score_texts(leads)
@@ -214,10 +215,6 @@ def _score_answers(pairs: Sequence[tuple[Item, str]]) -> Figures:
     return figures | (
         {"no_answer_accuracy": _mean(float(not text) for _, text in unknown)} if unknown else {}
     )
-
-
-def _score_labels(pairs: Sequence[tuple[Item, str]]) -> Figures:
-    return {"accuracy": _mean(float(text.strip() == item.references[0].strip()) for item, text in pairs)}
 
 
 def _score_texts(pairs: Sequence[tuple[Item, str]]) -> Figures:

@@ -66,10 +66,11 @@ def export(model: Any, folder: Path, dtype: str, draft: Draft) -> Draft:
     model.config.use_cache = True
     _save(model, folder)
     tasks = with_generate(draft.tasks)
+    shown = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     full = replace(
         draft,
         tasks=tasks,
-        architecture=_architecture(model.config),
+        architecture={name: getattr(model.config, name) for name in shown},
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         golden=make_golden(folder, tasks),
     )
@@ -88,8 +89,3 @@ def _save(model: Any, folder: Path) -> None:
     plain.save_pretrained(folder)
     if kept is not None:
         (folder / _GENERATION).write_bytes(kept)
-
-
-def _architecture(config: Any) -> dict[str, Any]:
-    names = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-    return {name: getattr(config, name) for name in names}
