@@ -3,7 +3,8 @@
     python bench/engine.py FOLDER [--precision int8] [--rounds 3]
 
 `bare` is what the served figures are to be compared with: same prompts' lengths (90 tokens in, 64 out,
-greedy), a sequence that ends is replaced at once. `speculation` runs the same requests with and without it,
+greedy), a sequence that ends is replaced at once. `sampled` is the same with the fields that people set, as a
+share of greedy, in turns. `speculation` runs the same requests with and without it,
 in turns: on texts that repeat what stands in the prompt (greedy), and on drawn texts that do not (temperature
 1), where it may cost at most a few percent.
 """
@@ -16,6 +17,7 @@ import random
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 from model_store.architecture import read_architecture
 from model_store.tokenizer import Tokenizer
@@ -25,6 +27,14 @@ from service.engine.loader import build_engine
 from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 90, 64
+SAMPLED: dict[str, dict[str, Any]] = {
+    "temperature 0.8": {},
+    "temperature 0.8, top_p 0.95": {"top_p": 0.95},
+    "temperature 0.8, top_k 50, top_p 0.95": {"top_k": 50, "top_p": 0.95},
+    "the same, repetition_penalty 1.2": {"top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2},
+    "temperature 0.8, no_repeat_ngram_size 3": {"no_repeat_ngram_size": 3},
+    "temperature 0.8, logprobs 5": {"logprobs": 5},
+}
 
 
 def run(engine: Engine, requests: list[SequenceRequest], clients: int) -> tuple[float, dict[int, list[int]]]:
@@ -51,9 +61,9 @@ def random_prompts(count: int, vocab_size: int, seed: int) -> list[tuple[int, ..
     return [tuple(draw.randrange(1, vocab_size) for _ in range(PROMPT_TOKENS)) for _ in range(count)]
 
 
-def requests_for(prompts: list[tuple[int, ...]], temperature: float) -> list[SequenceRequest]:
+def requests_for(prompts: list[tuple[int, ...]], temperature: float, **fields: Any) -> list[SequenceRequest]:
     """One request per prompt."""
-    params = SamplingParams(OUTPUT_TOKENS, temperature=temperature, ignore_eos=True, seed=1)
+    params = SamplingParams(OUTPUT_TOKENS, temperature=temperature, ignore_eos=True, seed=1, **fields)
     return [SequenceRequest(prompt, params, i) for i, prompt in enumerate(prompts)]
 
 
@@ -68,6 +78,23 @@ def bare(engine: Engine, vocab_size: int, rounds: int) -> dict[int, float]:
         found[clients] = round(statistics.median(rates), 1)
         print(f"bare, {clients:2} in flight: {found[clients]:8.1f} tokens/s", flush=True)
     return found
+
+
+def sampled(engine: Engine, vocab_size: int, rounds: int) -> dict[str, dict[int, float]]:
+    """Median of tokens/s over greedy's, by fields and by sequences in flight."""
+    shares: dict[str, dict[int, float]] = {name: {} for name in SAMPLED}
+    for clients in (8, 32):
+        rates: dict[str, list[float]] = {"": [], **{name: [] for name in SAMPLED}}
+        for seed in range(rounds):
+            prompts = random_prompts(2 * clients, vocab_size, 100 * clients + seed)
+            rates[""].append(run(engine, requests_for(prompts, 0.0), clients)[0])
+            for name, fields in SAMPLED.items():
+                rates[name].append(run(engine, requests_for(prompts, 0.8, **fields), clients)[0])
+        for name in SAMPLED:
+            ratios = [rate / greedy for rate, greedy in zip(rates[name], rates[""], strict=True)]
+            shares[name][clients] = round(statistics.median(ratios), 3)
+            print(f"{name}, {clients:2} in flight: {shares[name][clients]:.2f} of greedy", flush=True)
+    return shares
 
 
 def speculation(engine: Engine, vocab_size: int, rounds: int) -> dict[str, float]:
@@ -106,6 +133,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(args.folder)
     plain = build_engine(EngineConfig(args.folder, precision=args.precision, speculation=False), tokenizer)
     figures: dict[str, object] = {"facts": plain.facts, "bare": bare(plain, vocab_size, args.rounds)}
+    figures["sampled"] = sampled(plain, vocab_size, args.rounds)
     del plain
     figures["speculation"] = speculation(build_engine(config, tokenizer), vocab_size, args.rounds)
     print(json.dumps(figures))

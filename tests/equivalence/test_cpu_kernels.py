@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ from service.engine.devices import DEVICES
 from service.engine.model.attention import ForwardBatch, KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.linear import Packer, UnsupportedLinear
-from service.engine.model.sampler import draw_from_all
+from service.engine.model.sampler import draw_rows
+from service.engine.sequence import SamplingParams
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
@@ -50,7 +52,8 @@ def test_draws_are_those_of_the_running_sum(vocabulary: int, floor: float) -> No
     places = [i for i in range(rows + 3) if i not in (0, 5, 9)]
     temperatures = [0.3 + i / 10 for i in range(rows)]
     draws = torch.rand(rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
-    found = draw.draw_from_all(logits, places, temperatures, [floor] * rows, draws)
+    params = [SamplingParams(temperature=temperature, min_p=floor) for temperature in temperatures]
+    found = draw.draw_rows(logits, places, params, draws)
     for token_id, place, temperature, number in zip(found, places, temperatures, draws, strict=True):
         weights = (logits[place].double() / temperature).softmax(-1)
         weights[weights < floor * weights.max() * (1 - 1e-4)] = 0
@@ -63,25 +66,53 @@ def test_draws_are_those_of_the_running_sum(vocabulary: int, floor: float) -> No
 def test_a_draw_is_the_same_alone_and_among_others() -> None:
     logits = randoms((40, 3000))[0]
     draws = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64).numpy()
-    together = draw.draw_from_all(logits, range(40), [0.9] * 40, [0.0] * 40, draws)
-    alone = [draw.draw_from_all(logits, [i], [0.9], [0.0], draws[i : i + 1])[0] for i in range(40)]
-    assert together == alone == draw_from_all(logits, range(40), [0.9] * 40, [0.0] * 40, draws)
+    params = [SamplingParams(temperature=0.9, top_p=(1.0, 0.9)[i % 2]) for i in range(40)]
+    together = draw.draw_rows(logits, range(40), params, draws)
+    alone = [draw.draw_rows(logits, [i], params[i : i + 1], draws[i : i + 1])[0] for i in range(40)]
+    assert together == alone == draw_rows(logits, range(40), params, draws)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("vocabulary", [4, 20, 700, 1500, 50257])
+def test_top_k_top_p_and_min_p_draw_what_the_reference_draws(vocabulary: int, scale: float) -> None:
+    """Flat and peaked rows, equal logits, banned ones, cuts of one token and of all but one."""
+    params = [
+        SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        for temperature in (0.01, 0.7, 1.5)
+        for top_k in (0, 1, 5, 50, 2000, vocabulary - 1)
+        for top_p in (0.1, 0.5, 0.9, 0.9999, 1.0)
+        for min_p in (0.0, 0.05)
+    ][:: 1 if vocabulary < 2000 else 7]
+    logits = scale * randoms((len(params), vocabulary), seed=vocabulary)[0]
+    logits[:, : vocabulary // 10] = -torch.inf
+    draws = torch.rand(len(params), generator=torch.Generator().manual_seed(3), dtype=torch.float64).numpy()
+    asked = (logits, range(len(params)), params, draws)
+    assert draw.draw_rows(*asked) == draw_rows(*asked)
+
+
+def test_what_is_as_strong_as_the_last_token_kept_is_kept() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+    draws = np.linspace(0, 1, 200, endpoint=False)
+    params = [SamplingParams(temperature=1.0, top_k=3)] * len(draws)
+    assert set(draw.draw_rows(logits.expand(200, -1), range(200), params, draws)) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_range_draw_tokens_that_are_possible(number: float) -> None:
     logits = torch.full((1, 200), -torch.inf)
     logits[0, [70, 130]] = 0.0
-    found = draw.draw_from_all(logits, [0], [1.0], [0.0], np.array([number]))
+    found = draw.draw_rows(logits, [0], [SamplingParams(temperature=1.0)], np.array([number]))
     assert found == [70 if number == 0 else 130]
 
 
-def test_a_row_of_nan_draws_an_id_and_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.9}, {"top_k": 20}], ids=str)
+def test_a_row_of_nan_draws_an_id_and_leaves_the_others_alone(cut: dict[str, Any]) -> None:
+    params = [SamplingParams(temperature=1.0, **cut)] * 2
     logits = randoms((2, 300))[0]
     logits[0] = torch.nan
-    (spoilt, found) = draw.draw_from_all(logits, [0, 1], [1.0, 1.0], [0.0, 0.0], np.array([0.5, 0.5]))
+    (spoilt, found) = draw.draw_rows(logits, [0, 1], params, np.array([0.5, 0.5]))
     assert 0 <= spoilt < 300
-    assert [found] == draw.draw_from_all(logits, [1], [1.0], [0.0], np.array([0.5]))
+    assert [found] == draw.draw_rows(logits, [1], params[:1], np.array([0.5]))
 
 
 # ---- linear ----

@@ -24,7 +24,7 @@ from transformers import (
 
 from service.engine.model import sampler
 from service.engine.model.logits_processors import SampleRow, process
-from service.engine.model.sampler import logprobs_of, sample
+from service.engine.model.sampler import kept_weights, logprobs_of, sample
 from service.engine.sequence import SamplingParams
 
 EOS = 0
@@ -45,33 +45,12 @@ def noise(seed: int, vocabulary: int, scale: float = 2.0) -> torch.Tensor:
 def weights_of(logits: torch.Tensor, asked: SampleRow) -> np.ndarray:
     """The distribution the sampler draws a row from, found by asking it at many uniform numbers' worth of
     mass: the filtered weights themselves, normalised."""
-    seen: dict[str, torch.Tensor] = {}
-
-    def keep(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        seen["weights"] = weights
-        return original(weights, draws)
-
-    original, original_chunks = sampler._invert, sampler._invert_in_chunks
-    ids: list[torch.Tensor] = []
-    topk = torch.topk
-
-    def spy(values: torch.Tensor, count: int) -> Any:
-        found = topk(values, count)
-        ids.append(found.indices)
-        return found
-
+    seen: list[torch.Tensor] = []
+    original = sampler._invert_in_chunks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "_invert", keep)
-        patch.setattr(
-            sampler, "_invert_in_chunks", lambda w, d: (seen.update(all=w), original_chunks(w, d))[1]
-        )
-        patch.setattr(torch, "topk", spy)
+        patch.setattr(sampler, "_invert_in_chunks", lambda w, d: (seen.append(w), original(w, d))[1])
         sample(logits.unsqueeze(0), [asked], [EOS])
-    if "all" in seen:
-        found = seen["all"][0].double()
-    else:
-        found = torch.zeros(len(logits), dtype=torch.float64)
-        found[ids[-1][0]] = seen["weights"][0].double()
+    found = seen[0][0].double()
     return (found / found.sum()).numpy()
 
 
@@ -122,7 +101,7 @@ def test_distributions_equal_those_of_transformers(
 
 
 @pytest.mark.parametrize("top_k", [64, 65, 1024, 1025, 2999, 3000, 5000])
-def test_top_k_is_the_same_on_both_sides_of_a_candidate_bucket(top_k: int) -> None:
+def test_top_k_of_any_size_is_that_of_transformers(top_k: int) -> None:
     logits, asked = noise(1, 3000), row([], [1], temperature=1.0, top_k=top_k)
     expected = transformers_weights(logits, row([], [1], temperature=1.0, top_k=min(top_k, 3000)))
     np.testing.assert_allclose(weights_of(logits, asked), expected, atol=1e-7)
@@ -313,25 +292,10 @@ def test_the_weights_of_a_row_have_the_same_bits_beside_any_neighbours(params: d
     try:
         logits = torch.stack([noise(i, 50257) for i in range(6)])
         asked = SamplingParams(temperature=1.0, **params)
-        count = sampler._num_candidates(logits[0], asked)
-        together = _group_weights(logits, asked, count)
-        assert all(
-            torch.equal(together[i], _group_weights(logits[i : i + 1], asked, count)[0]) for i in range(6)
-        )
+        together = kept_weights(logits, [asked] * 6)
+        assert all(torch.equal(together[i], kept_weights(logits[i : i + 1], [asked])[0]) for i in range(6))
     finally:
         torch.set_num_threads(before)
-
-
-def _group_weights(logits: torch.Tensor, asked: SamplingParams, count: int) -> torch.Tensor:
-    kept: list[torch.Tensor] = []
-    with pytest.MonkeyPatch.context() as patch:
-        places = torch.zeros(len(logits), dtype=torch.long)
-        patch.setattr(sampler, "_invert", lambda weights, draws: (kept.append(weights), places)[1])
-        patch.setattr(sampler, "_invert_in_chunks", lambda weights, draws: (kept.append(weights), places)[1])
-        sampler._draw_group(
-            logits, [asked] * len(logits), torch.zeros(len(logits), dtype=torch.float64), count
-        )
-    return kept[0]
 
 
 def test_sampling_leaves_the_raw_logits_alone() -> None:

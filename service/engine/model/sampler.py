@@ -21,43 +21,88 @@ from service.engine.model.logits_processors import SampleRow, is_plain, process
 from service.engine.model.random_draws import uniforms
 from service.engine.sequence import SamplingParams, TokenLogprob
 
-# candidate counts: a row's own parameters choose, so neighbours cannot change its result
-_SMALL, _LARGE = 64, 1024
+# so many of the strongest tokens are looked at before all of them are
+_CANDIDATES = 1024
 # a temperature below this draws the strongest token anyway, and would overflow
 _COLDEST = 1e-5
-# the full vocabulary is searched in two levels of running sums, over chunks of so many tokens
+# the vocabulary is searched in two levels of running sums, over chunks of so many tokens
 _CHUNK = 256
 
-DrawFromAll = Callable[
-    [Tensor, Sequence[int], Sequence[float], Sequence[float], NDArray[np.float64]], Sequence[int]
-]
+DrawRows = Callable[[Tensor, Sequence[int], Sequence[SamplingParams], NDArray[np.float64]], Sequence[int]]
 
 
-def draw_from_all(
-    logits: Tensor,
-    indices: Sequence[int],
-    temperatures: Sequence[float],
-    min_p: Sequence[float],
-    draws: NDArray[np.float64],
+def draw_rows(
+    logits: Tensor, indices: Sequence[int], params: Sequence[SamplingParams], draws: NDArray[np.float64]
 ) -> list[int]:
-    """Draw from the whole vocabulary for some rows; `backends.cpu.draw` does the same faster.
+    """Draw an id for some rows; `backends.cpu.draw` does the same faster.
 
     Args:
         logits: (R, vocab) float32.
         indices: the rows to draw for, G of them.
-        temperatures: above 0, one for each.
-        min_p: the minimum probability of a token beside the likeliest, one for each.
+        params: one for each; temperatures are above 0.
         draws: from 0 to below 1, one for each.
 
     Returns:
         G ids.
     """
-    device = logits.device
-    scaled = logits[list(indices)] / torch.tensor(temperatures, device=device).unsqueeze(1)
-    floor = torch.tensor(min_p, device=device).unsqueeze(1)
-    weights = _drop_below_min_p(scaled.softmax(-1), floor)
-    ids: list[int] = _invert_in_chunks(weights, torch.from_numpy(draws).to(device)).tolist()
+    weights = kept_weights(logits[list(indices)], params)
+    ids: list[int] = _invert_in_chunks(weights, torch.from_numpy(draws).to(logits.device)).tolist()
     return ids
+
+
+def kept_weights(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """How much each token weighs in the draw, beside the likeliest's 1; 0 where top-k, top-p or min-p leave
+    it out. What they leave is what is at least as strong as one token, so one number says it.
+
+    Args:
+        logits: (G, vocab) float32.
+        params: one for each row; temperatures are above 0.
+
+    Returns:
+        (G, vocab) float32.
+    """
+    temperatures, offsets = temperatures_of(params), min_p_offsets(params)
+    inverse = torch.from_numpy((1 / temperatures).astype(np.float32)).to(logits.device)
+    largest = logits.amax(-1, keepdim=True)  # (G, 1)
+    weights = ((logits - largest) * inverse.unsqueeze(1)).exp()
+    lowest = largest + torch.from_numpy(offsets).to(logits.device).unsqueeze(1)
+    for i, row in enumerate(params):  # one at a time, so that neighbours cannot change a sum
+        if row.top_k or row.top_p < 1:
+            lowest[i] = torch.maximum(lowest[i], _lowest_kept(logits[i], weights[i], row))
+    return weights * (logits >= lowest)
+
+
+def temperatures_of(params: Sequence[SamplingParams]) -> NDArray[np.float64]:
+    """Temperatures of drawn rows, as warm as they have to be."""
+    return np.maximum([row.temperature for row in params], _COLDEST)
+
+
+def min_p_offsets(params: Sequence[SamplingParams]) -> NDArray[np.float32]:
+    """How far a logit may be below the largest by min-p; minus infinity where it is off."""
+    with np.errstate(divide="ignore"):
+        return (temperatures_of(params) * np.log([row.min_p for row in params])).astype(np.float32)
+
+
+def _lowest_kept(logits: Tensor, weights: Tensor, params: SamplingParams) -> Tensor:
+    """The smallest logit that top-k keeps and, of what that leaves, top-p: the strongest tokens whose mass
+    reaches top_p are kept, at least one.
+    """
+    if 0 < params.top_k < len(logits):
+        values, masses = _strongest_masses(logits, weights, params.top_k)
+        wanted = params.top_p * masses[-1]
+    else:
+        wanted = params.top_p * weights.double().sum()
+        values, masses = _strongest_masses(logits, weights, min(_CANDIDATES, len(logits)))
+        if masses[-1] < wanted:
+            values, masses = _strongest_masses(logits, weights, len(logits))
+    last = len(values) - 1
+    return values[last if params.top_p >= 1 else min(int(torch.searchsorted(masses, wanted)), last)]
+
+
+def _strongest_masses(logits: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logits of a row, falling, and the running sum of their weights."""
+    values, ids = torch.topk(logits, count)
+    return values, weights[ids].double().cumsum(0)
 
 
 def strongest(logits: Tensor) -> list[int]:
@@ -77,7 +122,7 @@ class Draw:
     """How ids are taken from whole rows of logits on one processor; by default in torch, on any."""
 
     strongest: Callable[[Tensor], list[int]] = strongest
-    from_all: DrawFromAll = draw_from_all
+    from_rows: DrawRows = draw_rows
 
 
 def sample(
@@ -92,7 +137,7 @@ def sample(
         logits: (R, vocab) float32; left as they are.
         rows: one per row of logits.
         end_ids: ids that end a text.
-        draw: takes the ids of greedy rows, and of drawn rows without top-k and top-p.
+        draw: takes the ids.
 
     Returns:
         R ids.
@@ -100,91 +145,15 @@ def sample(
     if not all(is_plain(row.params, len(row.output_ids)) for row in rows):
         logits = logits.clone()
         process(logits, rows, end_ids)
-    free = [i for i, row in enumerate(rows) if _is_free(row.params)]
-    cut = [i for i, row in enumerate(rows) if row.params.temperature > 0 and not _is_free(row.params)]
-    is_greedy = len(free) + len(cut) < len(rows)
-    ids = draw.strongest(logits) if is_greedy else [0] * len(rows)
-    drawn: list[int] = []
-    if free:
-        of_free = [rows[i] for i in free]
-        min_p = [row.params.min_p for row in of_free]
-        drawn += draw.from_all(logits, free, _temperatures(of_free), min_p, _draws(of_free))
-    if cut:
-        drawn += _draw_cut(logits[cut], [rows[i] for i in cut])
-    for index, token_id in zip(free + cut, drawn, strict=True):
-        ids[index] = token_id
+    drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    ids = draw.strongest(logits) if len(drawn) < len(rows) else [0] * len(rows)
+    if drawn:
+        params = [rows[i].params for i in drawn]
+        ordinals, positions = [rows[i].ordinal for i in drawn], [len(rows[i].output_ids) for i in drawn]
+        draws = uniforms([row.seed for row in params], ordinals, positions)
+        for index, token_id in zip(drawn, draw.from_rows(logits, drawn, params, draws), strict=True):
+            ids[index] = token_id
     return ids
-
-
-def _is_free(params: SamplingParams) -> bool:
-    """Whether a row is drawn from all tokens."""
-    return params.temperature > 0 and params.top_k == 0 and params.top_p == 1.0
-
-
-def _temperatures(rows: Sequence[SampleRow]) -> list[float]:
-    return [max(row.params.temperature, _COLDEST) for row in rows]
-
-
-def _draws(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
-    seeds, ordinals = [row.params.seed for row in rows], [row.ordinal for row in rows]
-    return uniforms(seeds, ordinals, [len(row.output_ids) for row in rows])
-
-
-def _draw_cut(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
-    """Draw for rows (G, vocab) with top-k or top-p, together for those that need equally many candidates."""
-    scaled = logits / logits.new_tensor(_temperatures(rows)).unsqueeze(1)  # (G, V)
-    draws = torch.from_numpy(_draws(rows)).to(logits.device)
-    params = [row.params for row in rows]
-    ids = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    for count, members in _group_by_candidates(scaled, params).items():
-        ids[members] = _draw_group(scaled[members], [params[i] for i in members], draws[members], count)
-    return list(map(int, ids.tolist()))
-
-
-def _group_by_candidates(logits: Tensor, params: Sequence[SamplingParams]) -> dict[int, list[int]]:
-    """Row numbers by the number of strongest tokens that decide them."""
-    groups: dict[int, list[int]] = {}
-    for i, row in enumerate(params):
-        groups.setdefault(_num_candidates(logits[i], row), []).append(i)
-    return groups
-
-
-def _num_candidates(logits: Tensor, params: SamplingParams) -> int:
-    vocabulary = logits.shape[0]
-    if 0 < params.top_k <= _LARGE:
-        return min(_SMALL if params.top_k <= _SMALL else _LARGE, vocabulary)
-    if params.top_k == 0 and vocabulary > _LARGE:
-        strongest = torch.topk(logits, _LARGE).values
-        mass = (strongest - logits.logsumexp(-1)).exp().sum()
-        return _LARGE if float(mass) > params.top_p + 1e-4 else vocabulary
-    return vocabulary
-
-
-def _draw_group(logits: Tensor, params: Sequence[SamplingParams], draws: Tensor, count: int) -> Tensor:
-    """Draw for rows (G, vocab) that look at their `count` strongest tokens; (G,) ids."""
-    min_p = logits.new_tensor([row.min_p for row in params]).unsqueeze(1)
-    values, ids = torch.topk(logits, count)  # strongest first
-    top_k = torch.tensor([row.top_k or logits.shape[1] for row in params], device=logits.device).unsqueeze(1)
-    top_p = logits.new_tensor([row.top_p for row in params]).unsqueeze(1)
-    values = values.masked_fill(torch.arange(count, device=logits.device) >= top_k, -torch.inf)
-    among_all = logits.log_softmax(-1).gather(1, ids)  # a logsumexp of one row may sum in another order
-    logprobs = torch.where(top_k < logits.shape[1], values.log_softmax(-1), among_all)  # (G, count)
-    weights = _drop_past_top_p(logprobs.exp(), top_p)
-    indices = _invert(_drop_below_min_p(weights, min_p), draws)
-    return ids.gather(1, indices.unsqueeze(1)).squeeze(1)
-
-
-def _drop_past_top_p(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """Keep the smallest set, strongest first, whose mass reaches top_p (1 keeps all); always at least one."""
-    mass_before = probabilities.cumsum(-1) - probabilities
-    kept = (mass_before < top_p) | (top_p >= 1.0)
-    kept[:, 0] = True
-    return probabilities * kept
-
-
-def _drop_below_min_p(probabilities: Tensor, min_p: Tensor) -> Tensor:
-    """Keep what is at least min_p times as likely as the likeliest."""
-    return probabilities * (probabilities >= min_p * probabilities.amax(-1, keepdim=True))
 
 
 def _invert(weights: Tensor, draws: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class CpuBackend:
     name = "cpu"
     device = DEVICES["cpu"]
     layout = "cpu"
-    draw = Draw(strongest_on_host, draw.draw_from_all)
+    draw = Draw(strongest_on_host, draw.draw_rows)
     speculates = True
     min_prefill_rows = 16
     num_scratch_blocks = 0

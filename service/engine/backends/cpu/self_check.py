@@ -19,6 +19,7 @@ from service.engine.backends.kernel_check import KernelMismatch, compare, ragged
 from service.engine.config import Precision
 from service.engine.devices import DEVICES
 from service.engine.model.attention import KVCache, cache_dtype
+from service.engine.sequence import SamplingParams
 
 # largest difference allowed, relative to the largest result (torch rounds bfloat16 results, too)
 _TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
@@ -98,12 +99,22 @@ def check_attention(
 
 
 def check_draws(generator: torch.Generator, reference: Reference) -> None:
-    """Ids drawn from the whole vocabulary, some of it banned, against the reference."""
+    """Ids drawn with and without top-k, top-p and min-p, some of the vocabulary banned, against the
+    reference.
+    """
     rows, vocabulary = 16, 700
     logits = 3 * torch.randn(rows, vocabulary, generator=generator)
     logits[:, :100] = -torch.inf
-    temperatures, floors = [0.5 + i / 8 for i in range(rows)], [0.0, 0.05] * (rows // 2)
+    params = [
+        SamplingParams(
+            temperature=0.5 + i / 8,
+            top_k=(0, 0, 40, 300)[i % 4],
+            top_p=(1.0, 0.9, 1.0, 0.5)[i % 4],
+            min_p=0.05 if i % 8 == 0 else 0.0,
+        )
+        for i in range(rows)
+    ]
     draws = torch.rand(rows, generator=generator, dtype=torch.float64).numpy()
-    asked = (logits, range(rows), temperatures, floors, draws)
-    if draw.draw_from_all(*asked) != reference.draw.from_all(*asked):
+    asked = (logits, range(rows), params, draws)
+    if draw.draw_rows(*asked) != reference.draw.from_rows(*asked):
         raise KernelMismatch("drawing: an id differs from torch's")
