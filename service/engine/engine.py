@@ -100,12 +100,12 @@ class Engine:
     def _step(self) -> Outputs:
         started = self.clock()
         batch = self.scheduler.schedule(started)
+        self.reporter.scheduled(started)
         if not batch.items:
             if self.scheduler.running:  # they were started, and what they want to draw is for the next step
                 return []
             stuck = list(self.scheduler.waiting.candidates())[:1]  # no later step would let it start
             return self._fail(stuck, RuntimeError("the sequence is longer than the whole cache"))
-        self.reporter.started(batch, started)
         executed = self.clock()
         try:
             results = self.runner.execute(batch)

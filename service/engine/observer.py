@@ -71,11 +71,10 @@ class Reporter:
         self._scheduler = scheduler
         self._clock = clock
 
-    def started(self, batch: Batch, now: float) -> None:
-        """A batch was scheduled: some of its sequences for the first time."""
-        for item in batch.items:
-            if item.sequence.started_at == now:
-                self.observer.on_start(now - item.sequence.arrived_at)
+    def scheduled(self, now: float) -> None:
+        """A step was scheduled: some sequences run for the first time."""
+        for sequence in self._scheduler.started:
+            self.observer.on_start(now - sequence.arrived_at)
 
     def said(self, sequence: Sequence, num_tokens: int, now: float) -> None:
         """A sequence got tokens."""

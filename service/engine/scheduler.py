@@ -72,6 +72,7 @@ class Scheduler:
         self.time_share = TimeShare(cost, budget.max_rows)
         self.waiting: FairQueue[Sequence] = FairQueue()
         self.running: list[Sequence] = []  # oldest first
+        self.started: list[Sequence] = []  # those that run for the first time since the last `schedule`
         self.max_rows = budget.max_rows  # of the next step; less for a while after memory ran out
         self.num_preemptions = 0
         # One job, as one tenant, runs at most its share at a time: a long summary leaves room for others.
@@ -133,6 +134,7 @@ class Scheduler:
         Returns:
             Decodes first, then prefills; empty only when nothing waits or runs.
         """
+        self.started.clear()
         decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
         room = Room(self.max_rows)
         items = self._schedule_decodes(self.time_share.choose(decoding, room), room)
@@ -234,6 +236,7 @@ class Scheduler:
         self.running.append(sequence)
         if sequence.started_at is None:
             sequence.started_at = now
+            self.started.append(sequence)
         return True
 
     # ---- after the step ---------------------------------------------------------------------------------

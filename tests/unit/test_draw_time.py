@@ -25,6 +25,7 @@ from tiny import (
 
 from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.engine import Engine
+from service.engine.observer import NullObserver
 from service.engine.pulse import Pulse
 from service.engine.sequence import FinishReason, Job, SamplingParams, Sequence, SequenceRequest, TokenLogprob
 from service.engine.speculator import Speculator
@@ -215,11 +216,23 @@ def test_a_prompt_whose_draw_does_not_fit_is_computed_up_to_its_last_token() -> 
     assert sum(s.num_output_tokens for s in waiting) == 1
 
 
+class Starts(NullObserver):
+    """Counts the sequences that started."""
+
+    count = 0
+
+    def on_start(self, queue_s: float) -> None:
+        """See `Observer`."""
+        self.count += 1
+
+
 def test_prompts_of_one_token_whose_draws_do_not_fit_fail_nobody() -> None:
     watch, _ = timed(max_running=4)
+    watch.engine.reporter.observer = starts = Starts()
     outcomes = watch.add(separate([ask([i], max_new_tokens=2, ignore_eos=True, **FLAT) for i in range(9)]))
     watch.finish()
     assert {o.finish_reason for o in outcomes} == {FinishReason.LENGTH}
+    assert starts.count == 9
 
 
 def test_scores_of_a_prompt_have_their_share_of_a_step() -> None:
