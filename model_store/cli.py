@@ -27,7 +27,8 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
 ) -> None:
     """List every version of every model."""
-    listings = Store(store.expanduser()).listings()
+    with one_line_errors():
+        listings = Store(store.expanduser()).listings()
     if as_json:
         shown = [{**asdict(listing), "path": str(listing.path)} for listing in listings]
         typer.echo(json.dumps(shown, indent=2))
@@ -110,7 +111,9 @@ def verify(
         _warn(entry)
         typer.echo(f"{entry.label}: {len(entry.manifest.files)} files are as they were")
         raise typer.Exit(1 if entry.warnings and "corrupt" in entry.warnings[0] else 0)
-    problems = [_verify_one(listing) for listing in Store(store.expanduser()).listings()]
+    with one_line_errors():
+        listings = Store(store.expanduser()).listings()
+    problems = [_verify_one(listing) for listing in listings]
     raise typer.Exit(1 if any(problems) else 0)
 
 

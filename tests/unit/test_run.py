@@ -5,16 +5,21 @@ import threading
 from dataclasses import replace
 
 import pytest
+import tokenizers
 from toy_engine import babbling, events_of, make_tokenizer, reciting, result_of, running
 
 from model_store.default_tasks import default_tasks
+from model_store.steps import finish
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from model_store.tokenizer_files import LoadedTokenizer
 from service.engine.sequence import SamplingParams, SequenceRequest
 from service.errors import InvalidRequest, NotFound, PromptTooLong, QueueFull
 from service.tasks.calls import GenerateCall, QaCall, SamplingFields, SummarizeCall, TaskCall
 from service.tasks.events import Done, Token
+from service.tasks.fitting import fit_text
 from service.tasks.job import timings
+from service.tasks.sampling import resolve
 
 pytestmark = pytest.mark.asyncio
 
@@ -335,3 +340,14 @@ async def test_a_large_prompt_leaves_the_event_loop_free(
         with pytest.raises(PromptTooLong):
             await result_of(runner.generate(GenerateCall(("the king " * 40000,))))
     assert threads and threading.main_thread() not in threads
+
+
+async def test_a_prompt_that_is_cut_keeps_what_the_tokenizer_puts_before_it(tokenizer: Tokenizer) -> None:
+    backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
+    with_bos = Tokenizer(LoadedTokenizer(backend, "byte_level", (0,), bos_ids=(5,)))
+    decoding = resolve(SamplingFields(max_new_tokens=4), default_tasks()["generate"], with_bos)
+    whole = finish(fit_text(with_bos, "the king", decoding, 64, "error", "prompt"))
+    assert whole.prompt_ids == (5, *with_bos.encode("the king"))
+    cut = finish(fit_text(with_bos, "the king " * 40, decoding, 24, "truncate_left", "prompt"))
+    assert (cut.prompt_ids[0], len(cut.prompt_ids)) == (5, 20)
+    assert cut.prompt_ids[1:] == tuple(with_bos.encode("the king " * 40)[-19:])
