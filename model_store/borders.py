@@ -197,8 +197,8 @@ def first_occurrence(context: str, answer: str, known: int | None = None) -> Ste
 
 
 @lru_cache(maxsize=1)
-def _modifiers() -> str:
-    """What `_extends` knows, nearly all of it, for a set that a regular expression tests in one look."""
+def modifiers() -> str:
+    """Characters that only modify the one before them, nearly all there are: a regular expression's set."""
     return (
         "".join(chr(code) for code in range(0x80, 0x10000) if _extends(chr(code))) + "\U0001f3fb-\U0001f3ff"
     )
@@ -212,4 +212,4 @@ def _between_borders(answer: str) -> re.Pattern[str]:
         pattern += f"(?<!{_LETTER}{found})"
     if _is_of_word(answer, len(answer) - 1):
         pattern += f"(?!{_LETTER})"
-    return re.compile(rf"{pattern}(?<!\u200d{found})(?![\u200d{_modifiers()}])")
+    return re.compile(rf"{pattern}(?<!\u200d{found})(?![\u200d{modifiers()}])")

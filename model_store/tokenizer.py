@@ -11,7 +11,7 @@ Read next: `model_store/task.py`, which turns fields into ids with it.
 import codecs
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import processors
 
 from model_store.errors import InvalidText, TokenizerError
+from model_store.normalizer import character_normalizer
 from model_store.tokenizer_files import (
     LoadedTokenizer,
     PieceStyle,
@@ -140,6 +141,14 @@ class Tokenizer:
         check_text(text)
         ids: list[int] = self._recognising.encode(text, add_special_tokens=False).ids
         return ids
+
+    def normalized(self, text: str) -> str:
+        """Give a text as its tokens tell it, in a normal form, perhaps without case or accents."""
+        return text if self._normalize is None else self._normalize(text)
+
+    @cached_property
+    def _normalize(self) -> Callable[[str], str] | None:
+        return character_normalizer(self._backend)
 
     def piece(self, previous_id: int | None, token_id: int) -> bytes:
         """Give the bytes that a token adds to the text.

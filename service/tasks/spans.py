@@ -9,12 +9,13 @@ which looks for the best path.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from model_store.borders import word_starts_and_ends
+from model_store.borders import modifiers, word_starts_and_ends
 from service.tasks.vocabulary import Reading, Vocabulary
 
 State = tuple[int, int]  # where the answer starts, where it is now; bytes
@@ -38,19 +39,21 @@ class SpanText:
     """
 
     def __init__(self, text: str, reading: Reading) -> None:
-        folded = [reading.fold(character) for character in text]
-        self.data = "".join(folded).encode()
-        byte_at = [0]
-        for character in folded:
-            byte_at.append(byte_at[-1] + len(character.encode()))
+        data, byte_at = _folded(text, reading)
         starts, ends = word_starts_and_ends(text)
         meant = _next_meaningful(text)
-        starts = [start for start in starts if meant[start] < len(text)]
-        self.least_end = {byte_at[start]: byte_at[meant[start] + 1] for start in starts}
-        self.starts = [byte_at[start] for start in starts]
-        self.ends = frozenset(byte_at[end] for end in ends)
-        self.borders = self.ends | frozenset(self.starts)
-        self._point_at = {byte: point for point, byte in enumerate(byte_at)}
+        self.data = data
+        # A word of which the tokenizer sees nothing is no answer.
+        self._start_at = {
+            byte_at[p]: p
+            for p in starts
+            if meant[p] < len(text) and byte_at[meant[p]] < byte_at[meant[p] + 1]
+        }
+        self._end_at = {byte_at[p]: p for p in reversed(ends)}
+        self.least_end = {byte: byte_at[meant[p] + 1] for byte, p in self._start_at.items()}
+        self.starts = list(self._start_at)
+        self.ends = self._end_at.keys()
+        self.borders = frozenset((*self.starts, *self.ends))
 
     def is_answer(self, state: State) -> bool:
         """Whether an answer may end here: behind a word, and not only of punctuation."""
@@ -58,7 +61,25 @@ class SpanText:
 
     def points(self, state: State) -> tuple[int, int]:
         """The state's span in code points of the window."""
-        return self._point_at[state[0]], self._point_at[state[1]]
+        return self._start_at[state[0]], self._end_at[state[1]]
+
+
+def _folded(text: str, reading: Reading) -> tuple[bytes, list[int]]:
+    """A text as the tokenizer sees it, and where each character of it starts there, the end included.
+
+    Characters that combine are folded together, and all but the first of them start where the next one does.
+    """
+    data, byte_at = bytearray(), [0]
+    for cluster in _clusters(text):
+        data += reading.fold(cluster).encode()
+        byte_at += [len(data)] * len(cluster)
+    return bytes(data), byte_at
+
+
+def _clusters(text: str) -> list[str]:
+    """A text in parts that normal forms change apart: a character and its marks, Hangul letters in a row."""
+    pattern = r"(?s:.)" if text.isascii() else rf"[\u1100-\u11ff]+|(?s:.)[{modifiers()}]*"
+    return re.findall(pattern, text)
 
 
 def _next_meaningful(text: str) -> list[int]:
@@ -102,7 +123,7 @@ class SpanAutomaton:
         self._vocabulary = vocabulary
         self._end_id = end_id
         self._max_tokens = max_tokens
-        self._stop = tuple("".join(map(vocabulary.fold, item)).encode() for item in stop)
+        self._stop = tuple(vocabulary.fold(item).encode() for item in stop)
         first = [(start, start) for start in self._text.starts]
         self._nodes: dict[tuple[int, ...], _Node] = {(): self._expand(first, 0)}
 

@@ -6,7 +6,6 @@ Both are learned from `Tokenizer.piece`, not from names of tokens. Read `spans` 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,10 +13,10 @@ from model_store.tokenizer import Tokenizer, is_cjk
 
 
 class Reading(Protocol):
-    """What the tokenizer loses of a text."""
+    """What the tokenizer makes of a text."""
 
-    def fold(self, character: str) -> str:
-        """The character as the tokenizer sees it; always one."""
+    def fold(self, text: str) -> str:
+        """The text as the tokenizer sees it, longer or shorter than it was."""
         ...
 
 
@@ -60,8 +59,7 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._loses_case = tokenizer.encode("A") == tokenizer.encode("a")
-        self._loses_accents = tokenizer.encode("\u00e9") == tokenizer.encode("e")
+        self.fold = tokenizer.normalized
         self._own = Tokens()  # what a token writes by itself
         self._joined = Tokens()  # WordPiece: tokens that go on within a word
         probe = _plain_word(tokenizer)
@@ -78,13 +76,6 @@ class Vocabulary:
                 self._own.add(own, token_id)
         if not self.implies_spaces:
             self._own = _all_tokens(tokenizer)
-
-    def fold(self, character: str) -> str:
-        """The character as the tokenizer sees it."""
-        if self._loses_accents:
-            character = unicodedata.normalize("NFD", character)[0]
-        lower = character.lower()
-        return lower if self._loses_case and len(lower) == 1 else character
 
     def steps(self, place: Place, position: int, is_first: bool) -> Iterator[tuple[int, int]]:
         """Yield (token id, position after it) for every token that can come at a position of the text.

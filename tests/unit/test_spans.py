@@ -5,15 +5,19 @@
 import random
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_models import write_bert
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
 from toy_engine import ENGLISH, make_tokenizer
 
 from model_store.borders import word_starts_and_ends
 from model_store.tokenizer import Tokenizer
+from model_store.tokenizer_files import LoadedTokenizer
 from service.tasks.spans import Continued, SpanAutomaton
 from service.tasks.vocabulary import Vocabulary
 
@@ -177,3 +181,46 @@ def test_a_joined_token_does_not_skip_a_space(bert: Tokenizer) -> None:
 
 def test_the_loader_gives_a_usable_bert(tmp_path: Path) -> None:
     assert Vocabulary(Tokenizer.load(write_bert(tmp_path))).implies_spaces
+
+
+def _normalizing(*steps: Any) -> Tokenizer:
+    """A byte-level tokenizer that changes characters first."""
+    backend = Backend.from_str(TOKENIZER._backend.to_str())
+    backend.normalizer = normalizers.Sequence(list(steps))
+    return Tokenizer(LoadedTokenizer(backend, "byte_level", (0,)))
+
+
+NORMALIZED = [
+    ([normalizers.NFKC()], "In \uff11\uff19\uff14\uff15\u5e74 it was.", "\uff11\uff19\uff14\uff15"),
+    ([normalizers.NFKC()], "The \ufb01rst o\ufb03ce.", "\ufb01rst o\ufb03ce"),
+    ([normalizers.NFC()], "the cafe\u0301s of", "cafe\u0301s"),
+    ([normalizers.NFD()], "the caf\u00e9s of", "caf\u00e9s"),
+    ([normalizers.NFC()], "in \u1109\u1165\u110b\u116e\u11af now", "\u1109\u1165\u110b\u116e\u11af"),
+    ([normalizers.NFD(), normalizers.StripAccents()], "the cafe\u0301s of", "cafe\u0301s"),
+    (
+        [normalizers.NFKC(), normalizers.Lowercase()],
+        "The \uff26irst \u2116\u00a05",
+        "\uff26irst \u2116\u00a05",
+    ),
+    ([normalizers.Replace("a", "aaa")], "an apple", "an"),
+]
+
+
+@pytest.mark.parametrize(("steps", "text", "answer"), NORMALIZED[:-1])
+def test_an_answer_stands_where_the_text_says_it_in_its_own_characters(
+    steps: list[Any], text: str, answer: str
+) -> None:
+    tokenizer = _normalizing(*steps)
+    automaton = SpanAutomaton(text, Vocabulary(tokenizer), tokenizer.eos_id, 30)
+    ids = tokenizer.encode(" " + answer)
+    for count, token_id in enumerate(ids):
+        assert token_id in automaton(ids[:count])
+    assert tokenizer.eos_id in automaton(ids)
+    start = text.index(answer)
+    assert automaton.span(ids) == (start, start + len(answer))
+
+
+def test_only_what_a_tokenizer_changes_in_characters_is_its_normal_form() -> None:
+    steps, text, _ = NORMALIZED[-1]
+    assert _normalizing(*steps).normalized(text) == text
+    assert TOKENIZER.normalized("\ufb01") == "\ufb01"
