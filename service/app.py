@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,10 +243,16 @@ def _make_engine(state: ServiceState, folder: Path, tokenizer: Tokenizer, start_
         from service.engine import loader  # noqa: F401  brings torch
         from service.engine.async_engine import AsyncEngine
 
-        config = replace(engine_config(state.settings, folder), step=start_up.step)
+        config = engine_config(state.settings, folder)
+
+        def fall_back(why: str) -> None:
+            config.fall_back(why)
+            state.metrics.gauges["textgen_kernel_fallback"] = 1.0
+
+        told = replace(config, step=start_up.step, fall_back=fall_back)
 
     def make() -> Engine:
-        engine = _build_engine(config, tokenizer, state.metrics)
+        engine = _build_engine(told, tokenizer, state.metrics)
         state.metrics.levels = lambda: _levels(engine)
         return engine
 
@@ -320,4 +327,13 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
         num_threads=settings.threads or 0,
         speculation=settings.speculation,
         report=get_logger().info,
+        warn=get_logger().warning,
+        fall_back=partial(_fall_back, settings),
     )
+
+
+def _fall_back(settings: Settings, why: str) -> None:
+    """Say that torch computes, or refuse it. Raises SettingsError."""
+    if not settings.kernel_fallback:
+        raise SettingsError(f"TEXTGEN_KERNEL_FALLBACK=0 refuses to serve without them: {why}")
+    get_logger().warning(why)

@@ -43,6 +43,7 @@ GAUGES = {
     "textgen_requests_waiting": "sequences that wait for their turn",
     "textgen_requests_in_flight": "requests received and not finished",
     "textgen_kv_blocks_used_ratio": "share of the KV blocks that running sequences hold",
+    "textgen_kernel_fallback": "1 if torch computes because the fast kernels failed",
 }
 COUNTERS = {
     "textgen_requests_received_total": "requests received, by endpoint",

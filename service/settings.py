@@ -165,6 +165,12 @@ class Settings(BaseSettings):
     speculation: bool = _setting(
         True, "Guess tokens from the prompt and verify them in one pass; no text changes", "`0` or `1`"
     )
+    kernel_fallback: bool = _setting(
+        True,
+        "Let torch compute, about a hundred times slower and with other texts for a seed, where the fast "
+        "kernels fail even when compiled anew; `0`: the start fails instead",
+        "`0` or `1`",
+    )
     kv_cache_bytes: AutoInt = _setting(
         None,
         "Memory for keys and values; `auto`: from what is free",

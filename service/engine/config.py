@@ -33,5 +33,9 @@ class EngineConfig:
     speculation: bool = True
     # told of progress, one line each
     report: Callable[[str], None] = field(default=lambda line: None)
+    # told of what an operator should look at
+    warn: Callable[[str], None] = field(default=lambda line: None)
+    # told that torch computes because the fast kernels failed; may raise to refuse that
+    fall_back: Callable[[str], None] = field(default=lambda line: None)
     # around what takes seconds: told what it is
     step: Callable[[str], AbstractContextManager[None]] = field(default=lambda what: nullcontext())

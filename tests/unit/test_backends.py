@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from service.engine.backend import Reference
+from service.app import engine_config
+from service.engine import backends
+from service.engine.backend import FastBackend, Reference
 from service.engine.backends import choose
 from service.engine.backends.cpu.backend import CpuBackend
 from service.engine.backends.kernel_check import KernelMismatch
 from service.engine.backends.torch.backend import TorchBackend
-from service.engine.config import EngineConfig
+from service.engine.config import EngineConfig, Precision
+from service.engine.devices import DEVICES
+from service.errors import SettingsError
+from service.settings import Settings
 
 
 @pytest.mark.timeout(300)  # compiles after a change of the kernels
@@ -22,17 +32,114 @@ def test_the_kernels_of_this_processor_pass_their_check() -> None:
     assert "checked" in told[-1]
 
 
-def test_kernels_that_disagree_with_torch_are_off_and_it_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def disagree(self: CpuBackend, reference: Reference) -> str:
-        raise KernelMismatch("attention: differs from torch by 1, allowed 0.1")
+class Told:
+    """What a config is told, by the way it is told."""
 
-    monkeypatch.setattr(CpuBackend, "self_check", disagree)
-    told: list[str] = []
-    backend = choose(EngineConfig(Path(), precision="int8", report=told.append))
+    def __init__(self, precision: Precision = "int8") -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.config = EngineConfig(
+            Path(),
+            precision=precision,
+            report=lambda line: self.lines.append(("report", line)),
+            warn=lambda line: self.lines.append(("warn", line)),
+            fall_back=lambda line: self.lines.append(("fall_back", line)),
+        )
+
+
+def failing(times: int, error: Exception, made: list[int]) -> Callable[[EngineConfig], FastBackend]:
+    """Makes backends of which the first few fail their check."""
+
+    class Backend:
+        precision, device, name = "int8", DEVICES["cpu"], "made"
+
+        def self_check(self, reference: Reference) -> str:
+            if len(made) <= times:
+                raise error
+            return "checked"
+
+    def make(config: EngineConfig) -> FastBackend:
+        made.append(1)
+        return cast(FastBackend, Backend())
+
+    return make
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often the kernels were deleted; they are not, here."""
+    times: list[int] = []
+    monkeypatch.setattr(backends, "_forget_kernels", lambda: times.append(1))
+    return times
+
+
+MISMATCH = KernelMismatch("attention: differs from torch by 1, allowed 0.1")
+
+
+def test_kernels_that_fail_are_compiled_once_more(
+    monkeypatch: pytest.MonkeyPatch, forgotten: list[int]
+) -> None:
+    made: list[int] = []
+    monkeypatch.setitem(backends._FAST, "cpu", failing(1, EOFError("Ran out of input"), made))
+    told = Told()
+    assert choose(told.config).name == "made"
+    assert (len(made), len(forgotten)) == (2, 1)
+    assert [kind for kind, _ in told.lines] == ["warn", "report"]
+    assert "compiled anew: EOFError: Ran out of input" in told.lines[0][1]
+
+
+def test_kernels_that_fail_again_are_off_and_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, forgotten: list[int]
+) -> None:
+    made: list[int] = []
+    monkeypatch.setitem(backends._FAST, "cpu", failing(2, MISMATCH, made))
+    told = Told()
+    backend = choose(told.config)
     assert isinstance(backend, TorchBackend) and backend.precision == "int8"
-    assert "slower" in told[-1] and "differs from torch by 1" in told[-1]
+    assert (len(made), len(forgotten)) == (2, 1)
+    kind, line = told.lines[-1]
+    assert kind == "fall_back" and "slower" in line and "differs from torch by 1" in line
+
+
+def test_who_refuses_to_compute_without_kernels_is_heard(
+    monkeypatch: pytest.MonkeyPatch, forgotten: list[int]
+) -> None:
+    monkeypatch.setitem(backends._FAST, "cpu", failing(2, MISMATCH, []))
+    config = engine_config(Settings(device="cpu", kernel_fallback=False), Path())
+    with pytest.raises(SettingsError, match=r"TEXTGEN_KERNEL_FALLBACK=0 .*differs from torch"):
+        choose(config)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros"])
+@pytest.mark.parametrize("kind", [".nbi", ".nbc"])
+def test_damaged_kernels_are_compiled_anew(tmp_path: Path, kind: str, damage: str) -> None:
+    """In a process of its own, since what is compiled stays in this one."""
+    code = """
+from pathlib import Path
+from service.engine.backends import choose
+from service.engine.config import EngineConfig, Precision
+from service.engine.devices import DEVICES
+from service.errors import SettingsError
+from service.settings import Settings
+told = []
+tell = dict(report=told.append, warn=told.append, fall_back=told.append)
+config = EngineConfig(Path(), precision="float32", **tell)
+print(choose(config).name, *told, sep="\\n")
+"""
+
+    def start() -> list[str]:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.splitlines()
+
+    assert start()[0] == "cpu"
+    for file in tmp_path.rglob(f"*{kind}"):
+        data = file.read_bytes()
+        file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "zeros": bytes(len(data))}[damage])
+    name, *told = start()
+    assert name == "cpu" and not any("torch computes" in line for line in told), told
 
 
 def test_a_gpu_that_must_be_deterministic_computes_in_exact_torch() -> None:

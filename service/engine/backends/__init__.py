@@ -7,9 +7,11 @@ compile, and a GPU's need Triton.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from service.engine.backend import Backend, Declined, FastBackend
+from service.engine.backends import cpu
 from service.engine.backends.torch.backend import TorchBackend
 from service.engine.config import BackendName, DeviceName, EngineConfig
 
@@ -40,19 +42,47 @@ _ALL: dict[BackendName, Callable[[EngineConfig], Backend]] = {
 def choose(config: EngineConfig) -> Backend:
     """The backend to compute with: the device's fast kernels if they compute on this very machine what torch
     computes; else torch, loudly. One that the config names is taken as it is, unchecked.
+
+    Compiled kernels that fail may have been damaged where they are kept: they are compiled once more.
     """
     if config.backend is not None:
         return _ALL[config.backend](config)
     try:
-        backend = _FAST[config.device](config)
-        reference = TorchBackend(backend.precision, backend.device, is_exact=True)
-        config.report(backend.self_check(reference))
+        try:
+            return _checked(config)
+        except Declined:
+            raise
+        except Exception as error:
+            if config.device != "cpu":
+                raise
+            config.warn(f"the compiled kernels failed and are compiled anew: {_told(error)}")
+            _forget_kernels()
+            return _checked(config)
     except Declined as reason:
         config.report(str(reason))
-        return TorchBackend.for_config(config)
     except Exception as error:
-        config.report(
-            f"the fast kernels are off, torch computes instead (slower): {type(error).__name__}: {error}"
-        )
-        return TorchBackend.for_config(config)
+        config.fall_back(f"the fast kernels are off, torch computes instead (slower): {_told(error)}")
+    return TorchBackend.for_config(config)
+
+
+def _checked(config: EngineConfig) -> Backend:
+    """The device's fast kernels, compared with torch."""
+    backend = _FAST[config.device](config)
+    reference = TorchBackend(backend.precision, backend.device, is_exact=True)
+    config.report(backend.self_check(reference))
     return backend
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _forget_kernels() -> None:
+    """Delete the processor's compiled kernels, in the cache and here: who imports them compiles them."""
+    from service.engine.backends.cpu import cache
+
+    cache.discard()
+    package = cpu.__name__
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        del sys.modules[name]
+        vars(cpu).pop(name.removeprefix(f"{package}."), None)

@@ -2,8 +2,9 @@
 
 Numba notices a change in the file of a compiled function, but not in the files it calls, so the folder's
 name holds a digest of this whole package. It lies in `NUMBA_CACHE_DIR`, which numba itself reads, else
-the user's cache folder. A cache that cannot be written (an image's read-only file system) is copied to a
-temporary folder first; where even that fails, kernels are compiled anew at each start.
+the user's cache folder. A cache that cannot be written (an image's read-only file system, a full volume)
+is copied to a temporary folder first; where even that fails, kernels are compiled anew at each start. What is
+found there may be damaged: `discard` takes it away.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ def _digest() -> str:
     return digest.hexdigest()[:16]
 
 
+_ROOM_BYTES = 64 * 2**20  # what all kernels take, generously
+
+
 def _is_writable(folder: Path) -> bool:
+    """Whether kernels can be kept there: numba gives up where writing one of them fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
             return True
     except OSError:
         return False
@@ -73,3 +79,9 @@ if _folder is not None:
 def has_kernels() -> bool:
     """Whether this version has compiled kernels here before."""
     return _folder is not None and next(_folder.rglob("*.nbi"), None) is not None
+
+
+def discard() -> None:
+    """Delete what this version has compiled here: it may be damaged. Another process may be at it, too."""
+    if _folder is not None:
+        shutil.rmtree(_folder, ignore_errors=True)
