@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -98,6 +99,16 @@ def test_kernels_that_fail_again_are_off_and_it_is_told(
     assert (len(made), len(forgotten)) == (2, 1)
     kind, line = told.lines[-1]
     assert kind == "fall_back" and "slower" in line and "differs from torch by 1" in line
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_want_of_memory_is_no_damage(
+    monkeypatch: pytest.MonkeyPatch, forgotten: list[int], error: Exception
+) -> None:
+    monkeypatch.setitem(backends._FAST, "cpu", failing(2, error, []))
+    with pytest.raises(type(error)):
+        choose(Told().config)
+    assert not forgotten
 
 
 def test_who_refuses_to_compute_without_kernels_is_heard(

@@ -133,7 +133,7 @@ def test_without_usable_kernels_torch_computes_and_says_so(monkeypatch: pytest.M
 
     monkeypatch.setattr(CudaBackend, "self_check", fail)
     said: list[str] = []
-    backend = choose(EngineConfig(checkpoint(1), device="cuda", report=said.append))
+    backend = choose(EngineConfig(checkpoint(1), device="cuda", fall_back=said.append))
     assert isinstance(backend, TorchBackend) and not backend.is_exact
     assert "slower" in said[0] and "triton" in said[0]
 

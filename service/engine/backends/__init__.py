@@ -7,6 +7,7 @@ compile, and a GPU's need Triton.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -53,7 +54,7 @@ def choose(config: EngineConfig) -> Backend:
         except Declined:
             raise
         except Exception as error:
-            if config.device != "cpu":
+            if config.device != "cpu" or _is_want_of_memory(error):
                 raise
             config.warn(f"the compiled kernels failed and are compiled anew: {_told(error)}")
             _forget_kernels()
@@ -61,6 +62,8 @@ def choose(config: EngineConfig) -> Backend:
     except Declined as reason:
         config.report(str(reason))
     except Exception as error:
+        if _is_want_of_memory(error):  # torch would take more
+            raise
         config.fall_back(f"the fast kernels are off, torch computes instead (slower): {_told(error)}")
     return TorchBackend.for_config(config)
 
@@ -71,6 +74,10 @@ def _checked(config: EngineConfig) -> Backend:
     reference = TorchBackend(backend.precision, backend.device, is_exact=True)
     config.report(backend.self_check(reference))
     return backend
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
 
 
 def _told(error: Exception) -> str:
