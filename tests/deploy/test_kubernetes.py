@@ -12,7 +12,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import DEPLOY, tool
+from deploy_files import DEPLOY, tool
 
 from service.metrics import GAUGES
 from service.settings import Settings, variable_name

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from conftest import DEPLOY, free_port, tool
+from deploy_files import DEPLOY, free_port, tool
 from live_service import Live, expect
 
 from service.metrics import NAMES

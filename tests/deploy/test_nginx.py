@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import DEPLOY, free_port, tool
+from deploy_files import DEPLOY, free_port, tool
 from live_service import Live, expect, running
 
 from service.settings import Settings

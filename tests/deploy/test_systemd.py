@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEPLOY, tool
+from deploy_files import DEPLOY, tool
 
 from service.settings import Settings
 

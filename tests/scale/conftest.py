@@ -15,9 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("ray", reason="the extra `scale` is not installed: make test-scale")
-
 from ray_cluster import Cluster, ports
 
 NUM_SLOTS = 4  # replicas of one processor that the worker has room for
@@ -27,7 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests share one cluster, whose start may have to wait for kernels."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.scale)
             item.add_marker(pytest.mark.timeout(600))
             item.add_marker(pytest.mark.filterwarnings("ignore"))  # Ray's own are none of ours
 

@@ -14,6 +14,9 @@ import yaml
 from live_service import expect
 from ray_cluster import STREAM, WAIT_S, Cluster
 
+pytest.importorskip("ray", reason="the extra `scale` is not installed: make test-scale")
+
+pytestmark = pytest.mark.scale
 ROOT = Path(__file__).resolve().parents[2]
 NUM_CLIENTS = 32
 GENERATED = "textgen_generation_tokens_total"
