@@ -3,7 +3,7 @@ well.
 
 For a question these are the sentences that share its rarer words (BM25 inside the document); for a summary,
 those whose words the document keeps returning to, early ones first. A task with `evidence` renders only
-these, in training as in serving. Made for scripts with spaces between words. Read `model_store/task.py` next.
+these, in training as in serving. Made for scripts with spaces between words.
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond"; Luhn 1958, "The
     Automatic Creation of Literature Abstracts"; Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain

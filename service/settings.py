@@ -2,7 +2,7 @@
 
 `load_settings` turns what is wrong into one `SettingsError` with one line for each mistake; misspelt
 variables are mistakes too. `settings_table` prints the same facts as Markdown, so that the README is made
-from the code. It opens no model and no socket. Read `service.app` next.
+from the code. It opens no model and no socket.
 """
 
 from __future__ import annotations

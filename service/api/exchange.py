@@ -4,7 +4,7 @@
 looking into the body is refused before the body is read. What a request is given on its way (a place among
 its key's, room for its body, a job in the engine) it gives back at its end, in one place. It ends once: with
 its answer, or because the client left, its time was over, or the service stops. Requests are counted here,
-too: received = finished + in flight holds whenever the event loop is looked at. Read `native` next.
+too: received = finished + in flight holds whenever the event loop is looked at.
 """
 
 from __future__ import annotations

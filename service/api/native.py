@@ -1,6 +1,6 @@
 """The native dialect: `/generate`, `/summarize`, `/qa`, `/tasks/{name}`, and the list of tasks.
 
-Each route turns its body into a task call and its events into an answer. Read `replies` and `sse` next.
+Each route turns its body into a task call and its events into an answer.
 """
 
 from __future__ import annotations

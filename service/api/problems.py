@@ -1,7 +1,7 @@
 """What went wrong, as HTTP: one table from exception to status and code, one body for each dialect.
 
 Framework errors (404, 405, validation) come through here too, so every refusal looks alike. No message holds
-the client's input: values are never shown, a field name only where it looks like one. Read `exchange` next.
+the client's input: values are never shown, a field name only where it looks like one.
 """
 
 from __future__ import annotations

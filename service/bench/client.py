@@ -1,7 +1,4 @@
-"""One request, timed. Per arrival it reads the clock and looks for one string; the rest waits for the end.
-
-Read `load` next, which makes many of them.
-"""
+"""One request, timed. Per arrival it reads the clock and looks for one string; the rest waits for the end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The two request shapes that are measured: OpenAI's completions and this service's `/generate`.
 
-Says what to send and where the counts stand in the answer; sends nothing. Read `client` next.
+Says what to send and where the counts stand in the answer; sends nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Many requests: as fast as N clients go (closed loop), or at a rate whatever the server does (open loop).
-
-Read `summary` next.
-"""
+"""Many requests: as fast as N clients go (closed loop), or at a rate whatever the server does (open loop)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 `search` finds candidates; free answers get offsets only where they occur word for word. A job that goes on
 never has more sequences in the engine than it was admitted with, or a few: the rest wait here for their turn.
-Read `choice` next.
 """
 
 from __future__ import annotations

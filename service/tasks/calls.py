@@ -2,7 +2,7 @@
 
 A sampling field that is not given takes the task's own default (`model_store.task.Task.sampling`), then the
 contract's, in `service.tasks.sampling`. Nothing here validates: the HTTP layer checks types and shapes, the
-runner checks ranges and lengths. Read `events` next, then `run`.
+runner checks ranges and lengths.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Chooses among a task's labels by likelihood.
 
 A label's likelihood is that of its tokens and the end behind the prompt: what training maximised, so labels
-of several tokens need no correction for their length. The scores are a softmax over the labels. Read `run`
-next.
+of several tokens need no correction for their length. The scores are a softmax over the labels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A text with its tokens and its borders: what chunks and windows are planned on. Offsets are code points.
 
-It is read in steps, and no further than it takes to know that it has too many tokens. Read `chunking` next.
+It is read in steps, and no further than it takes to know that it has too many tokens.
 """
 
 from __future__ import annotations

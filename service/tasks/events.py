@@ -1,7 +1,7 @@
 """What a running task reports, in order: `Plan`, then `Token` and `Chunk`, and exactly one `Done` at the end.
 
 Streaming and non-streaming routes consume the same events, which is why their texts are equal. Failures are
-exceptions of `service.errors`, not events. Read `run` next.
+exceptions of `service.errors`, not events.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which tokens may come next if a summary has to be whole sentences of the text, each once and in order.
 
 For a task with `extractive`: the model chooses sentences and when to stop, and can neither misspell nor
-invent. The end of text is allowed behind each sentence. Read `summarize` next.
+invent. The end of text is allowed behind each sentence.
 """
 
 from __future__ import annotations

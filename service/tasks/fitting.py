@@ -1,7 +1,7 @@
 """Makes a prompt and its new tokens fit the model's window, or says the largest number that does.
 
 One sequence per prompt here; documents that become many windows are `chunking`'s. A text far too
-long is refused by its beginning. Read `generate` next.
+long is refused by its beginning.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Continues prompts: the plainest task, and what the OpenAI dialect runs through.
 
-Choices come as the engine gives them, untrimmed. Read `chunking` and `summarize` next.
+Choices come as the engine gives them, untrimmed.
 """
 
 from __future__ import annotations

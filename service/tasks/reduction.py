@@ -1,7 +1,7 @@
 """Runs a summary: every chunk at once, then the summaries' summary.
 
 The chunks' summaries, joined, are summarised in turn until they fit one window. A round that does not shrink
-them ends it: then the joined summaries are the answer. Read `qa` next.
+them ends it: then the joined summaries are the answer.
 """
 
 from __future__ import annotations

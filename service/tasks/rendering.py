@@ -1,6 +1,6 @@
 """Texts to token ids in steps, the same ids as at once: what `Tokenizer.encode` and `Task.encode` give.
 
-A large text is cut where the tokens of the parts are those of the whole. Read `fitting` and `chunking` next.
+A large text is cut where the tokens of the parts are those of the whole.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Values are checked here, once a request and for every dialect alike, by `model_store.sampling.SAMPLING`; an
 error names the field and its legal values, never the value. What fits beside a prompt is `fitting`'s concern.
-Read `fitting` next.
 """
 
 from __future__ import annotations

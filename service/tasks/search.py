@@ -4,7 +4,7 @@ Every window is read by one greedy sequence, under the window's automaton. Its l
 step, which other tokens were likely: an end there is a complete candidate, another token starts a branch. A
 branch is worth at most the log probability of its beginning, so branches are tried best first and dropped as
 soon as that bound is no better than the answers found (Lawler's partition: no answer is met twice). The
-prefix cache makes a branch cost a short prefill and a few decode steps. Read `qa` next.
+prefix cache makes a branch cost a short prefill and a few decode steps.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@ bytes.
 
 A state is a set of (start, position) pairs: the answer so far may be `data[start:position]` for any of them.
 A token is allowed if its bytes go on with the context at one of the positions, and the answer may end where a
-word ends. One space before the answer is not part of it; punctuation alone is no answer. Read `search` next,
-which looks for the best path.
+word ends. One space before the answer is not part of it; punctuation alone is no answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A tokenizer's tokens by their bytes: which of them can go on with a text at a place.
 
 Two ways of writing: byte-level (and SentencePiece) tokens carry their spaces; WordPiece tokens imply them.
-Both are learned from `Tokenizer.piece`, not from names of tokens. Read `spans` next.
+Both are learned from `Tokenizer.piece`, not from names of tokens.
 """
 
 from __future__ import annotations
