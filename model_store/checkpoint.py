@@ -101,7 +101,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     is_tied, warnings = _tie(stored, read_switches(config).tie_word_embeddings)
     config["tie_word_embeddings"] = is_tied
     architecture = read_switches(config)
-    tensors = {name: _fitting(folder, stored, name, shape) for name, shape in architecture.tensor_shapes()}
+    tensors: dict[str, StoredTensor] = {}
+    for name, shape in architecture.tensor_shapes():
+        if name not in stored:
+            is_adapter = any("lora_" in other or ".base_layer." in other for other in stored)
+            hint = "; they are those of an adapter: merge it first (merge_and_unload)" if is_adapter else ""
+            raise UnsupportedCheckpoint(f"the weights in {folder} have no tensor {name}{hint}")
+        has = tensors[name] = stored[name]
+        if has.shape != shape:
+            wanted = f"has the shape {has.shape}; config.json makes it {shape}"
+            raise UnsupportedCheckpoint(f"{has.file}: tensor {name} {wanted}")
+        if has.dtype not in _FLOATS:
+            raise UnsupportedCheckpoint(f"{has.file}: tensor {name} is {has.dtype}; give float weights")
     foreign = sorted(stored.keys() - tensors.keys())
     if foreign:
         more = f" and {len(foreign) - _NUM_NAMED} more" if len(foreign) > _NUM_NAMED else ""
@@ -221,21 +232,6 @@ def _are_equal(a: StoredTensor, b: StoredTensor) -> bool:
         file_b.seek(b.start)
         sizes = [*[_PIECE] * ((a.end - a.start) // _PIECE), (a.end - a.start) % _PIECE]
         return all(file_a.read(size) == file_b.read(size) for size in sizes)
-
-
-def _fitting(folder: Path, stored: Mapping[str, StoredTensor], name: str, shape: Shape) -> StoredTensor:
-    tensor = stored.get(name)
-    if tensor is None:
-        is_adapter = any("lora_" in name or ".base_layer." in name for name in stored)
-        hint = "; they are those of an adapter: merge it first (merge_and_unload)" if is_adapter else ""
-        raise UnsupportedCheckpoint(f"the weights in {folder} have no tensor {name}{hint}")
-    if tensor.shape != shape:
-        raise UnsupportedCheckpoint(
-            f"{tensor.file}: tensor {name} has the shape {tensor.shape}; config.json makes it {shape}"
-        )
-    if tensor.dtype not in _FLOATS:
-        raise UnsupportedCheckpoint(f"{tensor.file}: tensor {name} is {tensor.dtype}; give float weights")
-    return tensor
 
 
 def _no_weights(folder: Path) -> str:

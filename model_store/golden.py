@@ -58,10 +58,10 @@ def check_golden(entry: ModelEntry) -> None:
     if not entry.manifest.golden:
         return
     model = _load(entry.path)
-    for place, prompt in enumerate(entry.manifest.golden):
+    for index, prompt in enumerate(entry.manifest.golden):
         if not _still_says(model, prompt):
             raise GoldenMismatch(
-                f"{entry.label}: golden prompt {place} no longer gives {prompt.expected!r}; not activated"
+                f"{entry.label}: golden prompt {index} no longer gives {prompt.expected!r}; not activated"
             )
 
 

@@ -29,8 +29,8 @@ def versions(source: Path, name: str) -> list[str]:
     """Give the versions of a model, in numeric order; whether they are whole is not looked at."""
     if not is_name(name) or not (source / name).is_dir():
         return []
-    found = [path.name for path in (source / name).iterdir() if path.is_dir() and is_version(path.name)]
-    return sorted(found, key=version_key)
+    names = [path.name for path in (source / name).iterdir() if path.is_dir() and is_version(path.name)]
+    return sorted(names, key=version_key)
 
 
 def model_names(source: Path) -> list[str]:

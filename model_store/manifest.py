@@ -177,7 +177,10 @@ def parse_manifest(values: Mapping[str, Any]) -> Manifest:
         raise InvalidManifest("name", "must be lower-case letters, digits, '.', '_' or '-'")
     if not is_version(version):
         raise InvalidManifest("version", "must be numbers with dots, as 1 or 1.2")
-    return Manifest(**_draft_values(values), name=name, version=version, files=_files(values["files"]))
+    if not isinstance(values["files"], dict) or not values["files"]:
+        raise InvalidManifest("files", "must be an object with at least one file")
+    files = {path: _file(path, value) for path, value in values["files"].items()}
+    return Manifest(**_draft_values(values), name=name, version=version, files=files)
 
 
 def _draft_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +196,7 @@ def _draft_values(values: Mapping[str, Any]) -> dict[str, Any]:
         "data": tuple(data),
         "evaluation": _get(values, "evaluation", dict, {}),
         "command": _get(values, "command", str, ""),
-        "golden": tuple(_golden(place, item) for place, item in enumerate(golden)),
+        "golden": tuple(_golden(index, item) for index, item in enumerate(golden)),
     }
 
 
@@ -204,12 +207,6 @@ def _tasks(values: Mapping[str, Any]) -> dict[str, Task]:
         return with_generate(tasks_from_list(values["tasks"]))
     except InvalidTask as error:
         raise InvalidManifest(error.key, error.problem) from error
-
-
-def _files(values: object) -> dict[str, FileRecord]:
-    if not isinstance(values, dict) or not values:
-        raise InvalidManifest("files", "must be an object with at least one file")
-    return {path: _file(path, value) for path, value in values.items()}
 
 
 def _file(path: str, value: object) -> FileRecord:
@@ -232,8 +229,8 @@ def is_inside(path: str) -> bool:
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\\" not in path
 
 
-def _golden(place: int, value: object) -> GoldenPrompt:
-    key = f"golden[{place}]"
+def _golden(index: int, value: object) -> GoldenPrompt:
+    key = f"golden[{index}]"
     if not isinstance(value, dict):
         raise InvalidManifest(key, "must be an object")
     prompt_ids, expected_ids = (_ids(key, name, value.get(name)) for name in ("prompt_ids", "expected_ids"))

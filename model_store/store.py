@@ -94,7 +94,10 @@ class Store:
             except CorruptEntry as error:
                 problems.append(str(error))
                 continue
-            return replace(entry, warnings=self._warnings(entry, problems, bool(version)))
+            warnings = [*problems, f"{entry.label} takes its place"] if problems else []
+            if not version and not history(folder.parent.parent, name):
+                warnings.append(f"no version of {name} is active; {entry.label} is the newest")
+            return replace(entry, warnings=tuple(warnings))
         raise CorruptEntry("; ".join(problems))
 
     def add(self, name: str, fill: Callable[[Path], Draft], version: str = "") -> ModelEntry:
@@ -174,23 +177,19 @@ class Store:
             active = history(self.root, name)
             if version == (active or [""])[0] and not is_forced:
                 raise EntryInUse(f"{label} is active; activate another version first, or use --force")
-            self._forget(name, version, active)
+            if kept := [v for v in active if v != version]:
+                write_atomically(self.root / name / "active", "\n".join(kept) + "\n")
+            elif active:
+                (self.root / name / "active").unlink()
+            is_last = versions(self.root, name) == [version]
+            if is_last and read_line(self.root / "default") == name:
+                (self.root / "default").unlink()
             removed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root))
             os.replace(folder, removed / version)
             sync_folder(folder.parent)
             if not any(folder.parent.iterdir()):
                 folder.parent.rmdir()
             sweep(self.root)
-
-    def _forget(self, name: str, version: str, active: list[str]) -> None:
-        kept = [v for v in active if v != version]
-        if kept:
-            write_atomically(self.root / name / "active", "\n".join(kept) + "\n")
-        elif active:
-            (self.root / name / "active").unlink()
-        is_last = versions(self.root, name) == [version]
-        if is_last and read_line(self.root / "default") == name:
-            (self.root / "default").unlink()
 
     def _candidates(self, name: str, version: str) -> Iterator[Path]:
         """The folders that can stand for a name, best first: the user's store, then the built-in models.
@@ -203,14 +202,6 @@ class Store:
             order = [*active, *(v for v in reversed(older) if v not in active)]
             wanted = [v for v in present if v == version] if version else order
             yield from (source / name / v for v in wanted)
-
-    def _warnings(self, entry: ModelEntry, problems: list[str], is_pinned: bool) -> tuple[str, ...]:
-        """What a log should say about the choice of a version."""
-        said = [*problems, f"{entry.label} takes its place"] if problems else []
-        source = entry.path.parent.parent
-        if not is_pinned and not history(source, entry.name):
-            said.append(f"no version of {entry.name} is active; {entry.label} is the newest")
-        return tuple(said)
 
     def _not_found(self, name: str, version: str) -> str:
         names = sorted({listing.name for listing in self.listings()})

@@ -48,13 +48,13 @@ def tasks_from_list(values: object) -> dict[str, Task]:
     if not isinstance(values, list) or not values:
         raise InvalidTask("tasks", "must be a list of at least one task")
     tasks: dict[str, Task] = {}
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         try:
             task = Task.from_dict(value)
         except InvalidTask as error:
-            raise InvalidTask(f"tasks[{place}].{error.key}", error.problem) from error
+            raise InvalidTask(f"tasks[{index}].{error.key}", error.problem) from error
         if task.name in tasks:
-            raise InvalidTask(f"tasks[{place}].name", f"{task.name!r} is there twice")
+            raise InvalidTask(f"tasks[{index}].name", f"{task.name!r} is there twice")
         tasks[task.name] = task
     return tasks
 

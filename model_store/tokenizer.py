@@ -167,7 +167,11 @@ class Tokenizer:
         before = b"" if previous_id is None else self._own_piece(previous_id)
         if self._style == "metaspace":
             return own if before else own.removeprefix(b" ")
-        return _wordpiece(before, own, self._cleans_up)
+        if own.startswith(b"##") and len(own) > 2:
+            return own[2:]
+        is_joined = not before or is_cjk(before.decode()[-1]) or is_cjk(own.decode()[0])
+        is_clean = self._cleans_up and own.startswith(_NO_SPACE_BEFORE)
+        return own if is_joined or is_clean else b" " + own
 
     def decode(self, ids: Sequence[int]) -> str:
         """Give the text of `ids`: their pieces joined. Invalid bytes become U+FFFD, half a character at the
@@ -198,10 +202,10 @@ class Tokenizer:
 
     def _own_piece(self, token_id: int) -> bytes:
         """The bytes of one token, whatever stands before it; WordPiece keeps its "##"."""
-        found = self._pieces.get(token_id)
-        if found is None:
-            found = self._pieces[token_id] = self._make_piece(token_id)
-        return found
+        own = self._pieces.get(token_id)
+        if own is None:
+            own = self._pieces[token_id] = self._make_piece(token_id)
+        return own
 
     def _make_piece(self, token_id: int) -> bytes:
         if token_id in self._special_ids or token_id < 0:
@@ -242,7 +246,7 @@ def check_text(text: str) -> None:
     """Raise `InvalidText` when a text has no UTF-8.
 
     Raises:
-        InvalidText: Names the place of the first lone surrogate, never the text.
+        InvalidText: Names the position of the first lone surrogate, never the text.
     """
     try:
         text.encode()
@@ -261,21 +265,10 @@ def bytes_by_character() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def is_cjk(character: str) -> bool:
     """Say whether a character is written without spaces around it (Chinese, kana, hangul, full-width)."""
     code = ord(character)
     return any(low <= code <= high for low, high in _CJK_RANGES)
-
-
-def _wordpiece(before: bytes, own: bytes, cleans_up: bool) -> bytes:
-    """Join "##" tokens; put a space between two tokens unless one of them is CJK at the seam."""
-    if own.startswith(b"##") and len(own) > 2:
-        return own[2:]
-    if not before or is_cjk(before.decode()[-1]) or is_cjk(own.decode()[0]):
-        return own
-    if cleans_up and own.startswith(_NO_SPACE_BEFORE):
-        return own
-    return b" " + own

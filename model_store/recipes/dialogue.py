@@ -12,8 +12,8 @@ from dataclasses import dataclass
 SPEAKERS = ("A", "B")
 _QUOTE = re.compile('"([^"]*)"|\u201c([^\u201d]*)\u201d')
 _QUOTE_LENGTHS = range(2, 401)  # code points; others are no speech
-_MOST_TURNS = 5  # of history
-_MOST_WORDS = 60  # of a turn; longer speeches are no conversation
+_MAX_TURNS = 5  # of history
+_MAX_WORDS = 60  # of a turn; longer speeches are no conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ def _said(paragraph: str) -> str:
     text = " ".join(" ".join(quotes).split())
     if text.endswith(","):  # "Come in," said the fox.
         text = text[:-1] + "."
-    return text if 0 < len(text.split()) <= _MOST_WORDS else ""
+    return text if 0 < len(text.split()) <= _MAX_WORDS else ""
 
 
 def _replies(turns: list[str]) -> Iterator[Reply]:
-    for place in range(1, len(turns)):
-        first = max(0, place - _MOST_TURNS)
-        lines = [f"{SPEAKERS[(at - first) % 2]}: {turns[at]}" for at in range(first, place)]
-        yield Reply("\n".join(lines), SPEAKERS[(place - first) % 2], turns[place])
+    for index in range(1, len(turns)):
+        first = max(0, index - _MAX_TURNS)
+        lines = [f"{SPEAKERS[(at - first) % 2]}: {turns[at]}" for at in range(first, index)]
+        yield Reply("\n".join(lines), SPEAKERS[(index - first) % 2], turns[index])
