@@ -37,6 +37,8 @@ class AddedTokens:
         self.special = {key: _content(named[key]) for key in SPECIAL_KEYS if named.get(key)}
         self._named = {key: named[key] for key in self.special}
         extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
+        if not isinstance(extra, list | dict):
+            raise TokenizerError("extra_special_tokens must be a list or an object of tokens")
         self._extra = list(extra.values()) if isinstance(extra, dict) else list(extra)
         self._extra += [
             value
@@ -47,6 +49,8 @@ class AddedTokens:
         if is_new:
             self._by_id = _from_decoder(config["added_tokens_decoder"])
         else:
+            if not all(type(token_id) is int for token_id in added.values()):
+                raise TokenizerError("added_tokens.json must hold a whole number for each token")
             self._by_id = {token_id: _token(text, text in specials) for text, token_id in added.items()}
 
     def add_to(self, backend: Any) -> None:

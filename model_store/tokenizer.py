@@ -69,6 +69,11 @@ class Tokenizer:
         self.eos_token_ids: tuple[int, ...] = loaded.eos_token_ids
         num_tokens: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.vocab_size = num_embeddings or num_tokens
+        if any(token_id >= self.vocab_size for token_id in self.bos_ids):
+            raise TokenizerError(
+                f"the tokenizer puts token {max(self.bos_ids)} before every text; "
+                f"the model has embeddings for {self.vocab_size} tokens"
+            )
         if not self._special_ids.issuperset(range(self.vocab_size, num_tokens)):
             raise TokenizerError(
                 f"the tokenizer has {num_tokens} tokens, the model embeddings for {num_embeddings}; "

@@ -244,11 +244,29 @@ def test_a_token_that_cannot_have_its_id_is_named(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("values", ['{"added_tokens_decoder": [1]}', '{"eos_token": 5}'])
-def test_a_wrong_token_in_the_configuration_is_one_line(tmp_path: Path, values: str) -> None:
-    (write_byte_level(tmp_path) / "tokenizer_config.json").write_text(values)
-    with pytest.raises(TokenizerError, match=r"added_tokens_decoder must|a special token must"):
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("tokenizer_config", '{"added_tokens_decoder": [1]}', "added_tokens_decoder must"),
+        ("tokenizer_config", '{"eos_token": 5}', "a special token must"),
+        ("tokenizer_config", '{"extra_special_tokens": 5}', "extra_special_tokens must be a list"),
+        ("added_tokens", '{"<|user|>": "5"}', "must hold a whole number"),
+        ("special_tokens_map", "[]", "must hold a JSON object"),
+    ],
+)
+def test_a_wrong_token_in_the_configuration_is_one_line(
+    tmp_path: Path, name: str, values: str, message: str
+) -> None:
+    (write_byte_level(tmp_path) / f"{name}.json").write_text(values)
+    with pytest.raises(TokenizerError, match=message):
         Tokenizer.load(tmp_path)
+
+
+def test_a_beginning_of_text_needs_an_embedding(tmp_path: Path) -> None:
+    with pytest.raises(
+        TokenizerError, match="puts token 5 before every text; the model has embeddings for 5"
+    ):
+        Tokenizer.load(with_bos(tmp_path), 5)
 
 
 def test_a_tokenizer_is_copied_with_all_its_files(tmp_path: Path) -> None:
