@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 SamplingValue = bool | int | float | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, float], ...]
 
@@ -64,19 +63,18 @@ class Field:
             return f"must be {_NOUNS[self.type]}"
         if isinstance(value, bool):
             return ""
-        if not isinstance(value, int | float):
-            return self._list_problem(value)
+        if isinstance(value, tuple):
+            if len(value) > self.max_items:
+                return f"must have at most {self.max_items} items"
+            is_text = (isinstance(text, str) and 0 < len(text) <= self.max_chars for text in value)
+            if self.max_chars and not all(is_text):
+                return f"must be of strings of 1 to {self.max_chars} characters"
+            return ""
+        assert isinstance(value, int | float), "there is no other type"
         is_above = self.min <= value if self.min_is_legal else self.min < value
         if is_above and value <= self.max:
             return ""
         return f"must be {'at least' if self.min_is_legal else 'more than'} {self.min} and at most {self.max}"
-
-    def _list_problem(self, items: Any) -> str:
-        if len(items) > self.max_items:
-            return f"must have at most {self.max_items} items"
-        if self.max_chars and not all(0 < len(text) <= self.max_chars for text in items):
-            return f"must be of strings of 1 to {self.max_chars} characters"
-        return ""
 
 
 SAMPLING: Mapping[str, Field] = {

@@ -12,6 +12,7 @@ Counting requests is the business of `service.api.exchange`, the one place that 
 from __future__ import annotations
 
 import platform
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ _BUILD = {"version": version("textgen-service"), "python": platform.python_versi
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 ENDPOINTS = ("/generate", "/summarize", "/qa", "/tasks/{name}", "/v1/completions", "other")
+_TASK = re.compile(r"/tasks/[^/]+")
 
 # 0.15 ms growing by 1.5 up to 219 s: a small model steps in less than 1 ms, a long job takes minutes.
 SECONDS = tuple(round(0.00015 * 1.5**i, 9) for i in range(36))
@@ -124,6 +126,13 @@ class FinishedSequence(Protocol):
     def num_output_tokens(self) -> int: ...
     @property
     def key(self) -> str: ...
+
+
+def endpoint_of(path: str) -> str:
+    """The route template of a path, for a label; `other` for paths that take no work."""
+    if _TASK.fullmatch(path):
+        return "/tasks/{name}"
+    return path if path in ENDPOINTS else "other"
 
 
 class Metrics:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
@@ -32,14 +31,13 @@ from service.api.state import Served, ServiceState
 from service.engine.quota import ADDRESS_MARK
 from service.errors import DeadlineExceeded
 from service.logs import get_logger
-from service.metrics import ENDPOINTS
+from service.metrics import endpoint_of
 from service.tasks.calls import Origin, Result
 from service.tasks.events import Done, Event
 from service.tasks.run import Running
 from service.tracing import Outcome
 
 T = TypeVar("T")
-_TASK = re.compile(r"/tasks/[^/]+")
 _OPEN = {"/livez", "/readyz"}
 _OPS = {"/", "/metrics", "/info", "/docs", "/redoc", "/openapi.json"}
 
@@ -272,13 +270,6 @@ async def _last(task: Running) -> Result:
             if isinstance(event, Done):
                 return event.result
     raise AssertionError("a task's events end with Done")
-
-
-def endpoint_of(path: str) -> str:
-    """The route template of a path, for a label; `other` for paths that take no work."""
-    if _TASK.fullmatch(path):
-        return "/tasks/{name}"
-    return path if path in ENDPOINTS else "other"
 
 
 def exchange_of(request: Request) -> Exchange:

@@ -65,7 +65,7 @@ def sampling_fields(
 # ---- lists ------------------------------------------------------------------------------------------------
 
 
-def _stops(value: object) -> tuple[str, ...]:
+def read_stops(value: object) -> tuple[str, ...]:
     """Read a stop string or a list of them."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -77,18 +77,27 @@ def _stops(value: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def read_texts(value: object) -> tuple[str, ...]:
+    """Read a text or a list of them; stops at the first wrong one, however many there are."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise PydanticCustomError("prompt", "not a prompt")
+    return tuple(texts)
+
+
 def are_ids(value: list[Any]) -> bool:
     """Whether a list holds token ids of some vocabulary; a body holds two million of them."""
     return set(map(type, value)) <= {int} and min(value, default=0) >= 0
 
 
-def _ids(value: object) -> tuple[int, ...]:
+def read_ids(value: object) -> tuple[int, ...]:
+    """Read a list of token ids."""
     if not isinstance(value, list) or not are_ids(value):
         raise PydanticCustomError("ids", "not token ids")
     return tuple(value)
 
 
-def _biases(value: object) -> tuple[tuple[int, float], ...]:
+def read_biases(value: object) -> tuple[tuple[int, float], ...]:
     """Read `{"50256": -100}`; one with far too many is not read."""
     if not isinstance(value, Mapping) or len(value) > table.MAX_BIASES:
         raise PydanticCustomError("logit_bias", "not a map of biases")
@@ -113,13 +122,13 @@ _BIAS_SCHEMA = {
     "maxProperties": table.MAX_BIASES,
 }
 _LISTS = {
-    "stop": Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(_STOPS_SCHEMA)],
+    "stop": Annotated[tuple[str, ...], BeforeValidator(read_stops), WithJsonSchema(_STOPS_SCHEMA)],
     "stop_token_ids": Annotated[
         tuple[int, ...],
-        BeforeValidator(_ids),
+        BeforeValidator(read_ids),
         WithJsonSchema({**IDS_SCHEMA, "maxItems": table.MAX_STOP_IDS}),
     ],
     "logit_bias": Annotated[
-        tuple[tuple[int, float], ...], BeforeValidator(_biases), WithJsonSchema(_BIAS_SCHEMA)
+        tuple[tuple[int, float], ...], BeforeValidator(read_biases), WithJsonSchema(_BIAS_SCHEMA)
     ],
 }

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, create_model
-from pydantic_core import PydanticCustomError
 
 from model_store.sampling import OPTIONS, SAMPLING
-from service.api.fields import Body, body_field, sampling_fields, table_field
+from service.api.fields import Body, body_field, read_texts, sampling_fields, table_field
 from service.tasks.calls import (
     GenerateCall,
     Origin,
@@ -26,19 +25,10 @@ from service.tasks.calls import (
     TaskCall,
 )
 
-
-def _prompts(value: object) -> tuple[str, ...]:
-    """Read a prompt or a list of prompts; stops at the first wrong one, however many there are."""
-    prompts = [value] if isinstance(value, str) else value
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(item, str) for item in prompts):
-        raise PydanticCustomError("prompt", "not a prompt")
-    return tuple(prompts)
-
-
 _STRING_OR_LIST = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
 }
-Prompts = Annotated[tuple[str, ...], BeforeValidator(_prompts), WithJsonSchema(_STRING_OR_LIST)]
+Prompts = Annotated[tuple[str, ...], BeforeValidator(read_texts), WithJsonSchema(_STRING_OR_LIST)]
 
 
 if TYPE_CHECKING:

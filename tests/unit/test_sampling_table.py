@@ -65,6 +65,7 @@ def test_a_neutral_value_is_legal(name: str) -> None:
         (Field(tuple, max_items=1), ("a",), ""),
         (Field(tuple, max_items=1), (1, 2), "must have at most 1 items"),
         (Field(tuple, max_items=1, max_chars=2), ("",), "must be of strings of 1 to 2 characters"),
+        (Field(tuple, max_items=1, max_chars=2), (5,), "must be of strings of 1 to 2 characters"),
         (Field(tuple, max_items=1, max_chars=2), ("abc",), "must be of strings of 1 to 2 characters"),
     ],
 )
