@@ -3,7 +3,8 @@
     python bench/quality.py TEXT_FILE [MODEL_FOLDER] [--tokens 20000]
 
 The text is cut into windows of the model's length; every token after the first of a window is scored by the
-engine itself, with the kernels that serve. Prints a Markdown table for the README; the last line is JSON.
+engine itself, with the kernels that serve. Prints a Markdown table for `docs/performance.md`;
+the last line is JSON.
 """
 
 from __future__ import annotations

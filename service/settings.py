@@ -1,8 +1,8 @@
 """The one reader of the environment: every `TEXTGEN_*` variable, its default, its legal values, its meaning.
 
 `load_settings` turns what is wrong into one `SettingsError` with one line for each mistake; misspelt
-variables are mistakes too. `settings_table` prints the same facts as Markdown, so that the README is made
-from the code. It opens no model and no socket.
+variables are mistakes too. `settings_table` prints the same facts as Markdown, for `docs/settings.md`. No
+model and no socket is opened here.
 """
 
 from __future__ import annotations
@@ -387,7 +387,7 @@ def legal_values(field: FieldInfo) -> str:
 
 
 def settings_table() -> str:
-    """The README's table: variable, default, legal values, meaning; one row a setting, in the order above."""
+    """The table of `docs/settings.md`: variable, default, legal values, meaning; one row for each setting."""
     rows = [
         f"| `{variable_name(name)}` | {_shown_default(field)} | {legal_values(field)} | {field.description} |"
         for name, field in Settings.model_fields.items()

@@ -77,6 +77,19 @@ def service(model: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str
         process.communicate()
 
 
+def test_a_start_tells_its_steps_and_a_curl_to_paste(tiny_model: Path) -> None:
+    with service(tiny_model) as (process, address, log):
+        assert process.stderr is not None
+        invitation = json.loads(process.stderr.readline())["event"]
+        curl = invitation.partition("paste: ")[2]
+        output = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True).stdout
+    steps = [entry["event"] for entry in log if "seconds" in entry]
+    assert steps[0] == "importing" and steps[-2:] == ["warming up", "ready"]
+    assert any(step.startswith("reading the weights (") for step in steps)
+    assert invitation.startswith(f"open {address} in a browser")
+    assert events(output)[-1][0] == "done"
+
+
 @pytest.mark.parametrize(
     ("host", "keys", "is_warned"),
     [("0.0.0.0", "", True), ("0.0.0.0", "abc", False), ("127.0.0.1", "", False)],

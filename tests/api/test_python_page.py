@@ -9,6 +9,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 CELL = re.compile(r"```python\n(?P<code>.*?)```\n(\n```text\n(?P<shown>.*?)```\n)?", re.DOTALL)
 
@@ -28,7 +30,8 @@ def run_cells(page: str) -> str:
     return CELL.sub(run, page)
 
 
-def test_the_cells_print_what_stands_there() -> None:
+def test_the_cells_print_what_stands_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PAGE.parents[1])
     page = PAGE.read_text(encoding="utf-8")
     now = run_cells(page)
     if "REWRITE" in os.environ:

@@ -148,8 +148,8 @@ def test_every_make_target_that_a_document_names_exists() -> None:
     assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= make_targets()
 
 
-def test_the_readme_shows_the_settings_as_the_code_prints_them() -> None:
-    assert settings_table() in read("README.md")
+def test_the_document_shows_the_settings_as_the_code_prints_them() -> None:
+    assert settings_table() in read("docs/settings.md")
 
 
 def test_every_setting_that_a_document_or_the_container_names_exists() -> None:

@@ -9,7 +9,7 @@ import pytest
 from service.errors import SettingsError
 from service.settings import Settings, load_settings, settings_table, variable_name, with_variables
 
-README = Path(__file__).parents[2] / "README.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def problems() -> list[str]:
@@ -317,7 +317,7 @@ def test_printing_settings_shows_no_key() -> None:
 
 
 def test_the_readme_has_the_table_that_the_code_prints() -> None:
-    assert settings_table() in README.read_text(encoding="utf-8")
+    assert settings_table() in DOCUMENT.read_text(encoding="utf-8")
 
 
 OLD = ("dtype", "quantization")
