@@ -146,17 +146,12 @@ def _parts_words(text: str, position: int) -> bool:
     if splits_character(text, position):
         return False
     before, after = position - 1, position
-    while before >= max(position - _MOST_MARKS, 0) and _is_transparent(text[before]):
+    while before >= max(position - _MOST_MARKS, 0) and (text[before] in _WIDTHLESS or _extends(text[before])):
         before -= 1
     while after < min(position + _MOST_MARKS, len(text)) and text[after] in _WIDTHLESS:
         after += 1
     is_within = before >= 0 and after < len(text)
     return not (is_within and _is_of_word(text, before) and _is_of_word(text, after))
-
-
-def _is_transparent(character: str) -> bool:
-    """Whether a character leaves a word as it is: what follows goes on with what was before."""
-    return character in _WIDTHLESS or _extends(character)
 
 
 def _is_of_word(text: str, position: int) -> bool:

@@ -214,7 +214,8 @@ def _sentences(document: str) -> Steps[list[tuple[int, int]]]:
 def _pieces(document: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Cut a sentence into pieces of at most `_LONGEST`: at a clause's end, else a word's, else anywhere."""
     while start < end:
-        part = _first_bytes(document[start : min(start + _LONGEST, end)])
+        part = document[start : min(start + _LONGEST, end)]
+        part = part[: len(_encoded(part)[:_LONGEST].decode("utf-8", "ignore"))]
         cut = end
         if start + len(part) < end:
             cuts = [p for p in clause_ends(part) if p >= len(part) // 3] or word_ends(part)
@@ -222,11 +223,6 @@ def _pieces(document: str, start: int, end: int) -> Iterator[tuple[int, int]]:
             cut = whole_characters(document, cut, low=start + len(part) // 2)
         yield start, cut
         start = cut
-
-
-def _first_bytes(text: str) -> str:
-    """As much of a text as `_LONGEST` bytes hold."""
-    return text[: len(_encoded(text)[:_LONGEST].decode("utf-8", "ignore"))]
 
 
 def _encoded(text: str) -> bytes:

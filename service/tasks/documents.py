@@ -94,7 +94,9 @@ def token_starts(text: str, tokenizer: Tokenizer, most: int | None = None) -> St
     starts: list[int] = []
     position, num_blank = 0, 0
     while position < len(text):
-        end = _slice_end(text, position)
+        end = min(position + SLICE, len(text))
+        if end < len(text):
+            end = next((p for p in range(end, position + SLICE // 2, -1) if text[p].isspace()), end)
         part = text[position:end]
         _, offsets = tokenizer.encode_with_offsets(part)
         for start, _ in offsets:
@@ -107,29 +109,18 @@ def token_starts(text: str, tokenizer: Tokenizer, most: int | None = None) -> St
     return starts
 
 
-def _slice_end(text: str, start: int) -> int:
-    end = start + SLICE
-    if end >= len(text):
-        return len(text)
-    return next((p for p in range(end, start + SLICE // 2, -1) if text[p].isspace()), end)
-
-
 def borders_of(text: str) -> Steps[tuple[list[int], list[int], list[int]]]:
     """Sentence ends, clause ends and word ends, found piece by piece."""
     kinds = (sentence_ends, clause_ends, word_ends)
     found: tuple[list[int], list[int], list[int]] = ([], [], [])
     start = 0
     while start < len(text):
-        low, end = max(start - _BEFORE, 0), _piece_end(text, start)
+        # A piece ends before a letter or digit: no border's marks and white space go on across it.
+        wordy = _WORDY.search(text, start + _PIECE)
+        low, end = max(start - _BEFORE, 0), len(text) if wordy is None else wordy.start()
         piece = text[low : end + 1]  # what follows decides, too
         for ends, kind in zip(found, kinds, strict=True):
             ends += [low + at for at in kind(piece) if start < low + at <= end]
         start = end
         yield
     return found
-
-
-def _piece_end(text: str, start: int) -> int:
-    """A place before a letter or digit: no border's marks and white space go on across it."""
-    wordy = _WORDY.search(text, start + _PIECE)
-    return len(text) if wordy is None else wordy.start()

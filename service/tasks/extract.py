@@ -6,7 +6,7 @@ invent. The end of text is allowed behind each sentence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from model_store.tokenizer import Tokenizer
 
@@ -38,17 +38,17 @@ class SentenceAutomaton:
     def _reached(self, output_ids: tuple[int, ...]) -> frozenset[_State]:
         found = self._states.get(output_ids)
         if found is None:
-            before = self._reached(output_ids[:-1])
-            found = self._states[output_ids] = self._without_late(
-                state for one in before for token_id, state in self._steps(one) if token_id == output_ids[-1]
-            )
+            states = {
+                state
+                for one in self._reached(output_ids[:-1])
+                for token_id, state in self._steps(one)
+                if token_id == output_ids[-1]
+            }
+            # Of several whole sentences the first is enough: whatever may follow the others may follow it.
+            whole = {state for state in states if self._is_whole(state)}
+            found = frozenset(states - whole | ({min(whole)} if whole else set()))
+            self._states[output_ids] = found
         return found
-
-    def _without_late(self, states: Iterable[_State]) -> frozenset[_State]:
-        """Of several whole sentences the first is enough: whatever may follow the others may follow it."""
-        states = set(states)
-        whole = {state for state in states if self._is_whole(state)}
-        return frozenset(states - whole | ({min(whole)} if whole else set()))
 
     def _is_whole(self, state: _State) -> bool:
         sentence, count = state

@@ -152,8 +152,10 @@ def fit_fields(
         PromptTooLong: it does not fit, and nothing may be dropped or the document is not what is too long.
     """
     param = task.document or task.fields[-1]
-    for name in _fixed_fields(task, overflow):
-        yield from check_can_fit(tokenizer, fields[name], n_positions, param)
+    is_cut = overflow == "truncate_left" or task.evidence > 0
+    for name in task.fields:
+        if name != task.document or not is_cut:  # its text stands in the prompt as it is
+            yield from check_can_fit(tokenizer, fields[name], n_positions, param)
     ids = (yield from render(task, tokenizer, fields)) or [tokenizer.eos_id]
     total = len(ids)
     excess = num_dropped(total, decoding, n_positions, overflow if task.document else "error", param)
@@ -167,9 +169,3 @@ def fit_fields(
         excess = num_dropped(len(ids), decoding, n_positions, overflow, param)
     room = n_positions - len(ids)
     return Fitted(tuple(ids), min(decoding.max_new_tokens, room), total - len(ids))
-
-
-def _fixed_fields(task: Task, overflow: Overflow) -> list[str]:
-    """Fields whose text stands in the prompt as it is."""
-    is_cut = overflow == "truncate_left"
-    return [name for name in task.fields if name != task.document or not (is_cut or task.evidence)]

@@ -150,11 +150,9 @@ class Frontier:
             if token_id in self._rules.end_ids:
                 self._offer(rollout, place, before + logprob)
             elif has_room and math.isfinite(logprob):
-                self._branch(Rollout(rollout.window, (*prefix, token_id), before + logprob))
-
-    def _branch(self, rollout: Rollout) -> None:
-        bound = rollout.prefix_logprob - rollout.window.no_answer_logprob
-        heapq.heappush(self._branches, (-bound, next(self._ties), rollout))
+                branch = Rollout(rollout.window, (*prefix, token_id), before + logprob)
+                bound = branch.prefix_logprob - branch.window.no_answer_logprob
+                heapq.heappush(self._branches, (-bound, next(self._ties), branch))
 
     def _offer(self, rollout: Rollout, length: int, logprob: float) -> None:
         score = logprob - rollout.window.no_answer_logprob

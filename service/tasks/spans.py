@@ -66,19 +66,15 @@ class SpanText:
 def _folded(text: str, reading: Reading) -> tuple[bytes, list[int]]:
     """A text as the tokenizer sees it, and where each character of it starts there, the end included.
 
-    Characters that combine are folded together, and all but the first of them start where the next one does.
+    Characters that combine (one with its marks, Hangul letters in a row) are folded together, and all but the
+    first of them start where the next one does.
     """
     data, byte_at = bytearray(), [0]
-    for cluster in _clusters(text):
+    pattern = r"(?s:.)" if text.isascii() else rf"[\u1100-\u11ff]+|(?s:.)[{modifiers()}]*"
+    for cluster in re.findall(pattern, text):
         data += reading.fold(cluster).encode()
         byte_at += [len(data)] * len(cluster)
     return bytes(data), byte_at
-
-
-def _clusters(text: str) -> list[str]:
-    """A text in parts that normal forms change apart: a character and its marks, Hangul letters in a row."""
-    pattern = r"(?s:.)" if text.isascii() else rf"[\u1100-\u11ff]+|(?s:.)[{modifiers()}]*"
-    return re.findall(pattern, text)
 
 
 def _next_meaningful(text: str) -> list[int]:
@@ -156,11 +152,8 @@ class SpanAutomaton:
     def _steps(self, states: list[State], is_first: bool) -> Iterator[tuple[int, State]]:
         for start, position in states:
             for token_id, reached in self._vocabulary.steps(self._text, position, is_first):
-                if not (self._stop and self._holds_stop(start, reached)):
+                if not any(self._text.data.find(item, start, reached) >= 0 for item in self._stop):
                     yield token_id, (start, reached)
-
-    def _holds_stop(self, start: int, end: int) -> bool:
-        return any(self._text.data.find(item, start, end) >= 0 for item in self._stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,18 +132,16 @@ class Summarizer:
             excess = num_dropped(count, self._decoding, self._n_positions, overflow, self._field)
             if not excess or start >= len(text):
                 break
-            start = len(text) - len((yield from self._shortened(text[start:], excess)))
+            if self._task.evidence:  # the prompt holds but a few of the sentences: half of the text goes
+                start = len(text) - (len(text) - start) // 2
+            else:
+                shorter = yield from drop_tokens(self._tokenizer, text[start:], excess)
+                start = len(text) - len(shorter)
             count = len((yield from self._encode(text[start:])))
         if excess:  # nothing of the text is left, and still it does not fit
             num_dropped(count, self._decoding, self._n_positions, "error", self._field)
         request = yield from self._request(text[start:], 0, is_last=True)
         return Plotted((Span(start, len(text)),), (request,), count, total - count)
-
-    def _shortened(self, text: str, excess: int) -> Steps[str]:
-        """Drop about so many tokens; half the text where the prompt holds but a few of its sentences."""
-        if self._task.evidence:
-            return text[-(len(text) // 2) :] if len(text) > 1 else ""
-        return (yield from drop_tokens(self._tokenizer, text, excess))
 
     def _encode(self, text: str) -> Steps[list[int]]:
         return render(self._task, self._tokenizer, self._fields(text))

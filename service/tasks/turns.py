@@ -1,4 +1,6 @@
-"""A lock that tenants hold in turn, on the event loop: `service.engine.fair_queue` says whose turn it is."""
+"""A lock that tenants hold in turn (`service.engine.fair_queue` says whose it is), and a room that has only
+so much. Both live on the event loop.
+"""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ class Vocabulary:
         self.fold = tokenizer.normalized
         self._own = Tokens()  # what a token writes by itself
         self._joined = Tokens()  # WordPiece: tokens that go on within a word
-        probe = _plain_word(tokenizer)
+        pieces = ((token_id, tokenizer.piece(None, token_id)) for token_id in range(tokenizer.vocab_size))
+        # A token of ASCII letters, to see what others write after it.
+        probe = next((token_id for token_id, piece in pieces if piece.isalpha()), None)
         self.implies_spaces = False
         for token_id in range(tokenizer.vocab_size):
             own = tokenizer.piece(None, token_id)
@@ -116,9 +118,3 @@ def _all_tokens(tokenizer: Tokenizer) -> Tokens:
         if piece and not tokenizer.is_special(token_id):
             tokens.add(piece, token_id)
     return tokens
-
-
-def _plain_word(tokenizer: Tokenizer) -> int | None:
-    """A token of ASCII letters, to see what others write after it."""
-    pieces = ((token_id, tokenizer.piece(None, token_id)) for token_id in range(tokenizer.vocab_size))
-    return next((token_id for token_id, piece in pieces if piece.isalpha()), None)
