@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
 
 SWITCH_INTERVAL_S = 0.0005  # the engine thread gives way to the event loop ten times sooner than by default
+END_S = 20  # for the end after a failure; it takes up to eight
 KEEP_ALIVE_S = 65  # longer than a proxy's own, so that it is the one who closes
 BACKLOG = 2048
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # no IPv6 here, say: `localhost` has another address
@@ -136,9 +137,21 @@ class Server(uvicorn.Server):
         failure = self.life.failure
         self.exit_code = 2 if isinstance(failure, SettingsError) else 1
         get_logger().error(str(failure) or type(failure).__name__)
+        _end_within(END_S, self.exit_code)
         if isinstance(failure, Exception):
             await self.life.end_requests(failure)
         self.should_exit = True
+
+
+def _end_within(seconds: int, code: int) -> None:
+    """End this process with a code if it has not ended by then, whatever it waits for.
+
+    An alarm takes neither a thread nor memory, which may be what there is none of. In a thread, as tests run
+    servers, there are no signals.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(code))
+        signal.alarm(seconds)
 
 
 def open_listeners(host: str, port: int) -> list[socket.socket]:
