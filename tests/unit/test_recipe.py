@@ -42,7 +42,9 @@ def test_a_wrong_recipe_is_named_with_place_and_key(tmp_path: Path, line: str, m
         recipe(tmp_path, f'[[source]]\npath = "a.txt"\n{line}\n')
 
 
-@pytest.mark.parametrize("name", ["pretrain", "questions", "continue", "finetune"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "questions", "continue", "finetune", "simple/text", "simple/mix"]
+)
 def test_the_recipes_of_the_built_in_model_are_legal(name: str) -> None:
-    tasks = load_tasks(RECIPES / "tasks.toml")
-    assert load_recipe(RECIPES / f"{name}.toml", Path("corpus"), tasks)
+    path = RECIPES / f"{name}.toml"
+    assert load_recipe(path, Path("corpus"), load_tasks(path.with_name("tasks.toml")))
