@@ -64,20 +64,25 @@ class Client:
             QueueFull: there is no room for it.
             ClientGone: the client left within it, or right behind it.
         """
-        body, is_more = bytearray(), True  # in one piece: a client may send single bytes
+        body, piece, is_more = bytearray(), b"", True  # in one piece: a client may send single bytes
         try:
             async with asyncio.timeout(timeout_s):
                 while is_more:
                     message = await self._next()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    body += message.get("body", b"")
-                    if len(body) > limit:
+                    piece = message.pop("body", b"")
+                    if len(body) + len(piece) > limit:
                         raise HttpProblem("body_too_large", f"the body is larger than {limit} bytes")
-                    hold(len(body))
+                    hold(len(body) + len(piece))
+                    body += piece
                     is_more = self._is_body_left
-        except TimeoutError:
-            raise HttpProblem("request_timeout", f"the body did not arrive within {timeout_s:g} s") from None
+        except Exception as error:
+            body, piece = bytearray(), b""  # else the trace would keep them until all is said
+            if isinstance(error, TimeoutError):
+                text = f"the body did not arrive within {timeout_s:g} s"
+                raise HttpProblem("request_timeout", text) from None
+            raise
         is_gone = self._scope.get("textgen.is_gone")  # the server may know before the event loop does
         if is_gone is not None and is_gone():
             raise ClientGone

@@ -100,3 +100,23 @@ async def test_a_body_of_single_bytes_is_kept_in_one_piece() -> None:
     await client.read_body(sizes.append, 10, 1.0)
     assert (await client.receive())["body"] == b"abc"
     assert sizes == [1, 2, 3]
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_is_refused_is_let_go_at_once() -> None:
+    """The error's trace lives on while the client is answered."""
+    sizes = iter([10_000, 10_001])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": bytes(next(sizes)), "more_body": True}
+
+    def hold(size: int) -> None:
+        if size > 10_000:
+            raise QueueFull("too many")
+
+    scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
+    client = Client(scope, receive, receive, "id")  # type: ignore[arg-type]  # nothing is sent
+    with pytest.raises(QueueFull) as caught:
+        await client.read_body(hold, 10**6, 1.0)
+    of_frames = [entry.frame.f_locals.values() for entry in caught.traceback]
+    assert not [v for values in of_frames for v in values if isinstance(v, bytes | bytearray) and v]
