@@ -46,6 +46,9 @@ class ScaleArgs(BaseModel):
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, gt=0)  # of each replica; compute threads keep to it
     num_gpus: float = Field(0.0, ge=0)
+    # Replicas beyond the number while a new version starts, rounded up: old ones serve until new ones are
+    # ready. 0 where there is no room for one more: then old ones stop first.
+    max_surge_percent: int = Field(1, ge=0, le=100)
 
 
 def parse_args(given: Mapping[str, Any]) -> ScaleArgs:
@@ -200,6 +203,8 @@ def app(given: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=settings.request_timeout_s + 10,
         health_check_period_s=5,
         health_check_timeout_s=30,
+        max_surge_percent=args.max_surge_percent,
+        max_constructor_retry_count=3,  # a wrong setting or model stays wrong
         autoscaling_config={
             "min_replicas": args.min_replicas,
             "max_replicas": args.max_replicas,

@@ -58,6 +58,8 @@ def cluster(tiny_model: Path) -> Iterator[Cluster]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_port + 100),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_raylet_start_wait_time_s": "300",  # on a busy machine
+        "RAY_AUTH_MODE": "disabled",  # else it depends on what lies in the home folder
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
     with ExitStack() as stack:

@@ -67,7 +67,14 @@ class Cluster:
         import ray
         from ray import serve
 
-        ray.init(address=self.address, log_to_driver=False)
+        def connects() -> bool:
+            try:
+                ray.init(address=self.address, log_to_driver=False)
+            except ConnectionError:  # the head is not quite there yet
+                return False
+            return True
+
+        expect(connects, "a connection to the head", WAIT_S)
         serve.start(http_options={"host": "127.0.0.1", "port": self._http_port}, proxy_location="HeadOnly")
         try:
             yield
@@ -90,8 +97,11 @@ class Cluster:
         expect(lambda: self.short() == 200, "an answer", WAIT_S)
 
     def short(self) -> int:
-        """Status of a short request."""
-        return self.http.post("/generate", json=SHORT).status_code
+        """Status of a short request, 0 without an answer within ten seconds."""
+        try:
+            return httpx.post(f"{self.url}/generate", json=SHORT, timeout=10).status_code
+        except httpx.TransportError:
+            return 0
 
     # ---- replicas ---------------------------------------------------------------------------------------
 

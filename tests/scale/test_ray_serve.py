@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from ray_cluster import STREAM, WAIT_S, Cluster
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed: make test-scale")
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 NUM_CLIENTS = 32
 GENERATED = "textgen_generation_tokens_total"
@@ -97,6 +99,27 @@ def test_a_redeploy_loses_no_stream(cluster: Cluster) -> None:
     cluster.deploy(2)
 
 
+def test_a_redeploy_of_what_cannot_be_served_fails_and_the_old_version_serves_on(cluster: Cluster) -> None:
+    before = cluster.pids()
+
+    def redeploy() -> None:
+        with pytest.raises(RuntimeError):
+            cluster.deploy(2, TEXTGEN_MODEL="/nowhere/at-all")
+
+    ends = cluster.ends_while(redeploy, NUM_CLIENTS)
+    assert set(ends) == {"done"}
+    assert set(before) <= set(cluster.pids())
+    cluster.deploy(2)
+
+
+def test_a_replica_that_hangs_is_passed_over_and_replaced(cluster: Cluster) -> None:
+    [hung, other] = cluster.pids()
+    os.kill(hung, signal.SIGSTOP)
+    expect(lambda: cluster.short() == 200, "an answer", WAIT_S)
+    expect(lambda: len(set(cluster.pids()) - {hung, other}) == 1, "another in its place", WAIT_S)
+    expect(lambda: {cluster.short() for _ in range(20)} == {200}, "answers from all", WAIT_S)
+
+
 def test_a_replica_that_is_killed_is_replaced_and_only_its_own_streams_end(cluster: Cluster) -> None:
     killed: list[int] = []
 
@@ -121,7 +144,13 @@ def test_the_command_prints_what_serve_takes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TEXTGEN_MODEL", "some-model")
     text = printed("--replicas", "2-8", "--cpus", "2", "--gpus", "1")
     [application] = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
-    assert application.args == {"min_replicas": 2, "max_replicas": 8, "num_cpus": 2.0, "num_gpus": 1.0}
+    assert application.args == {
+        "min_replicas": 2,
+        "max_replicas": 8,
+        "num_cpus": 2.0,
+        "num_gpus": 1.0,
+        "max_surge_percent": 1,
+    }
     assert application.runtime_env == {"env_vars": {"TEXTGEN_MODEL": "some-model"}}
 
 
