@@ -62,7 +62,7 @@ test-fast: $(TOOLS) ## the unit tests
 	$(PYTEST) tests/unit -q -m "not slow" $(ARGS)
 
 test: $(TOOLS) ## every test but the slow ones
-	$(PYTEST) -m "not slow and not tools and not scale" $(ARGS)
+	$(PYTEST) -m "not slow and not page and not tools and not scale" $(ARGS)
 
 test-deploy: $(TOOLS) ## deploy/ with the programs it is for (apt install nginx prometheus systemd); what is missing is skipped
 	$(PYTEST) tests/deploy $(ARGS)

@@ -49,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent != Path(__file__).parent:
             continue
+        item.add_marker(pytest.mark.page)
         item.add_marker(pytest.mark.timeout(COLD_START_S + 60))
         if missing:
             item.add_marker(pytest.mark.skip(reason=f"`make test-page` installs what is missing: {missing}"))

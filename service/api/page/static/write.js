@@ -28,7 +28,7 @@ export function writePanel(panel) {
       if (type === "token") cards[data.index].text.append(data.text);
     },
     end(reply) {
-      reply.choices.forEach((choice) => finish(cards[choice.index], choice));
+      finishAll(cards, reply.choices);
       const again = h("button", { type: "button", class: "quiet", onclick: () => running.write("seed", reply.seed) }, "Use it again");
       answer.append(h("p", { class: "seed" }, `Seed ${reply.seed} `, again));
       if (reply.choices.some((choice) => choice.logprobs)) answer.append(legend());
@@ -52,8 +52,13 @@ export function writePanel(panel) {
   };
 }
 
-function finish({ text, aside, foot }, { finish_reason: reason, logprobs }) {
+/** One card after the other: side by side, their tokens would all be made in the same frame. */
+async function finishAll(cards, choices) {
+  for (const { index, ...choice } of choices) await finish(cards[index], choice);
+}
+
+async function finish({ text, aside, foot }, { finish_reason: reason, logprobs }) {
   foot.prepend(h("span", {}, reason === "length" ? "ended at its length" : "ended by itself"));
   text.seal();
-  if (logprobs) colour(text.element, aside, text.text, logprobs);
+  if (logprobs) await colour(text.element, aside, text.text, logprobs);
 }
