@@ -59,10 +59,10 @@ def _leave(code: int) -> None:
 @contextmanager
 def _loaded(model: str) -> Iterator[httpx.Client]:
     from service.local import LocalService, local_settings
-    from service.logs import configure_logs
+    from service.logs import stay_quiet
 
     settings = local_settings(model, log_level="warning")
-    configure_logs("text", "warning")
+    stay_quiet()
     with LocalService(settings) as service:
         yield service.http
 

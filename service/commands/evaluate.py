@@ -132,9 +132,9 @@ def loaded(folder: Path) -> Iterator[httpx.Client]:
     """
     from service.errors import SettingsError
     from service.local import LocalService, local_settings
-    from service.logs import configure_logs
+    from service.logs import stay_quiet
 
-    configure_logs("text", "warning")
+    stay_quiet()
     try:
         service = LocalService(local_settings(str(folder.resolve())))
     except SettingsError as error:

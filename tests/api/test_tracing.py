@@ -96,7 +96,8 @@ def streamed(tiny_model: Path) -> Collector:
         with traced(tiny_model, collector.url) as live:
             reply = live.post("/generate", STREAM, headers=CALLER)
             live.http.get("/info")
-        assert reply.text.count("event: token") > 20
+        # more frames than spans, so that one for each would show; a busy machine puts some together
+        assert reply.text.count("event: token") > 4
         return collector
 
 
