@@ -52,6 +52,7 @@ const canFill = {
 
 async function refresh() {
   clearTimeout(retry);
+  retry = null;
   let facts;
   try {
     facts = await askFacts();
@@ -79,8 +80,8 @@ function explain(refusal) {
   }
   say(refusal.code === "not_ready" ? "loading" : "away");
   notice(refusal.message);
-  clearTimeout(retry); // the strip notices, too: one attempt at a time
-  retry = setTimeout(refresh, RETRY_MS);
+  // the strip notices, too, at the same pace: it may neither add attempts nor put the next one off for ever
+  retry ??= setTimeout(refresh, RETRY_MS);
 }
 
 function say(state) {
