@@ -31,6 +31,12 @@ _MAX_ADVICE_WORDS = 70
 
 
 def main(first: Path, second: Path, out: Path) -> None:
+    """Lay out what the recipes of this folder read.
+
+    Args:
+        first, second: folders of the two corpora.
+        out: made here, with links to both and the parts that are kept for validation.
+    """
     for folder in ("pretrain", "heldout"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     (out / "first").symlink_to(first.resolve())
