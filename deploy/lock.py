@@ -1,8 +1,8 @@
 """Resolve pyproject.toml into the lock files: `make lock`; `make lock ARGS=--upgrade` for newer versions.
 
-`requirements.lock` holds what serving needs; `requirements-dev.lock` what training, testing and tracing
-add, `requirements-scale.lock` what Ray adds. They hold one exact version a line for every platform, with
-markers where they differ, and nothing that ties them to one machine: no index address, no hash, no local
+`requirements.lock` holds what serving needs; `requirements-dev.lock` what training, reading data, testing
+and tracing add, `requirements-scale.lock` what Ray adds. They hold one exact version a line for every
+platform, with markers where they differ, and nothing that ties them to one machine: no index address, no hash, no local
 version label. Left out on purpose: torch's CUDA libraries, since a CUDA build of torch names the exact
 versions it wants, and a CPU build wants none. `deploy/image.lock` holds the image's packages with the
 hashes of all their files, torch excepted: its CPU and CUDA builds are other files under one version. Needs
@@ -31,15 +31,17 @@ def main() -> None:
     """Rewrite the lock files; versions already locked stay unless `--upgrade` is given."""
     upgrade = "--upgrade" in sys.argv[1:]
     locked = "" if upgrade else "".join(map(_lines_of, (RUNTIME_LOCK, DEV_LOCK, SCALE_LOCK)))
-    everything = _resolve(["train", "otel", "dev", "scale"], locked)
+    everything = _resolve(["train", "data", "otel", "dev", "scale"], locked)
     pins = "\n".join(everything)
-    runtime, working = _resolve([], pins), _resolve(["train", "otel", "dev"], pins)
+    serving = {line.split("==")[0] for line in _resolve([], pins)}
+    runtime = [line for line in everything if line.split("==")[0] in serving]  # with markers for every extra
+    working = _resolve(["train", "data", "otel", "dev"], pins)
     RUNTIME_LOCK.write_text(_page("what serving needs", runtime), encoding="utf-8")
     for lock, what, lines in (
-        (DEV_LOCK, "what training, testing and tracing add", working),
+        (DEV_LOCK, "what training, reading data, testing and tracing add", working),
         (SCALE_LOCK, "what Ray adds", _resolve(["scale"], pins)),
     ):
-        added = ["-r requirements.lock", *(line for line in lines if line not in set(runtime))]
+        added = ["-r requirements.lock", *(line for line in lines if line.split("==")[0] not in serving)]
         lock.write_text(_page(what, added), encoding="utf-8")
     hashed = _resolve(["otel"], pins, "--generate-hashes", "--no-emit-package", "torch")
     IMAGE_LOCK.write_text(_page("the image's packages but torch", hashed), encoding="utf-8")

@@ -100,14 +100,15 @@ def test_every_runtime_dependency_is_locked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "lock"), [("train", DEV_LOCK), ("dev", DEV_LOCK), ("otel", DEV_LOCK), ("scale", SCALE_LOCK)]
+    ("extra", "lock"),
+    [("train", DEV_LOCK), ("data", DEV_LOCK), ("dev", DEV_LOCK), ("otel", DEV_LOCK), ("scale", SCALE_LOCK)],
 )
 def test_every_dependency_of_an_extra_is_locked(extra: str, lock: Path) -> None:
     assert declared(extra) <= names(RUNTIME_LOCK) | names(lock)
 
 
 def test_serving_installs_no_package_of_an_extra() -> None:
-    extras = declared("train") | declared("dev") | declared("otel") | declared("scale")
+    extras = declared("train") | declared("data") | declared("dev") | declared("otel") | declared("scale")
     assert not names(RUNTIME_LOCK) & extras - {"pyyaml"}
 
 
@@ -138,7 +139,7 @@ def test_everything_the_store_imports_is_a_dependency_or_in_the_train_extra() ->
 
 
 def test_everything_the_tests_import_is_a_dependency_or_in_an_extra() -> None:
-    extras = declared("train") | declared("dev") | declared("scale") | declared("otel")
+    extras = declared("train") | declared("data") | declared("dev") | declared("scale") | declared("otel")
     assert imported("tests") - declared(None) - extras - WITH_TORCH_FOR_CUDA == set()
 
 
