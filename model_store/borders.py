@@ -27,16 +27,16 @@ _SENTENCE = re.compile(
     r"|\n\s*\n\s*"
 )
 _CLAUSE = re.compile(rf"[,;:—–][{_CLOSING}]*\s+|[，；：、]\s*|\n\s*")
-# Scripts written without spaces between words: every character is a word of its own here.
-_UNSPACED = (
+# Scripts written without spaces between words: every character is a word of its own here and in metrics.
+UNSPACED = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
     "\u2e80-\u2fdf\u3003-\u3007\u3021-\u3029\u3031-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_LETTER = rf"[^\W{_UNSPACED}]"  # or a digit, of a script with spaces
+_LETTER = rf"[^\W{UNSPACED}]"  # or a digit, of a script with spaces
 _WORDY = re.compile(_LETTER)
-_WORD_END = re.compile(rf"\s+|[{_UNSPACED}](?!\s)")
+_WORD_END = re.compile(rf"\s+|[{UNSPACED}](?!\s)")
 _UNIT = re.compile(rf"(?:{_LETTER}|(?<=\d)[.,](?=\d))+|\S")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Messrs|Mme|Mlle|vs|etc|No|Vol|pp|cf"

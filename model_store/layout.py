@@ -47,6 +47,13 @@ def history(source: Path, name: str) -> list[str]:
     return [line for line in lines if is_version(line) and (source / name / line).is_dir()]
 
 
+def removed(source: Path, name: str) -> list[str]:
+    """The versions of a model that were there once and were removed."""
+    path = source / name / "removed"
+    lines = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
+    return [line for line in lines if is_version(line)]
+
+
 def read_line(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 

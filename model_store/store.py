@@ -2,6 +2,7 @@
 
     <store>/<name>/<version>/     the model, in Hugging Face format, and manifest.json
     <store>/<name>/active         the active version, then those active before it, one a line
+    <store>/<name>/removed        versions that are gone, one a line: a number is never given twice
     <store>/default               the name of the model that is served when none is asked for
     <store>/.adding-*, .removed-* what a process that died left behind; never read, swept by the next change
     <store>/.lock                 held while something changes
@@ -27,7 +28,7 @@ from model_store.atomic import sync_folder, write_atomically
 from model_store.entry import ModelEntry, as_manifest, hash_folder, read_entry, read_folder, sync_files
 from model_store.errors import CorruptEntry, EntryExists, EntryInUse, ModelNotFound, StoreError
 from model_store.hub import download, is_hub_id
-from model_store.layout import Listing, history, model_names, read_line, sweep, versions
+from model_store.layout import Listing, history, model_names, read_line, removed, sweep, versions
 from model_store.manifest import Draft, is_name, is_version, version_key, write_manifest
 
 BUILTIN = Path(__file__).parent / "models"
@@ -106,19 +107,22 @@ class Store:
         Args:
             name: Of the model.
             fill: Writes the files into an empty folder and says what the model is.
-            version: Numbers with dots; "" for the next whole number.
+            version: Numbers with dots; "" for the next whole number, counted past those that were removed.
 
         Raises:
-            EntryExists: That version is there already.
+            EntryExists: That version is there already, or was.
             StoreError: The name or version is not legal, or what `fill` raises.
         """
         _check_label(name, version)
         with self._changing():
-            present = versions(self.root, name)
-            version = version or (str(version_key(present[-1])[0] + 1) if present else "1")
+            gone = removed(self.root, name)
+            given = [version_key(v)[0] for v in (*versions(self.root, name), *gone)]
+            version = version or str(max(given, default=0) + 1)
             target = self.root / name / version
             if target.exists():
                 raise EntryExists(f"{name}@{version} is there already; versions never change")
+            if version in gone:
+                raise EntryExists(f"{name}@{version} was removed; a number is never given twice")
             with self._staging() as folder:
                 manifest = as_manifest(fill(folder), name, version, hash_folder(folder))
                 write_manifest(folder, manifest.to_dict())
@@ -158,7 +162,7 @@ class Store:
         return entry
 
     def remove(self, label: str, is_forced: bool = False) -> None:
-        """Remove one version; a name without versions goes with its pointers.
+        """Remove one version; a name without versions goes with its pointers. Its number stays taken.
 
         Args:
             label: `name@version`.
@@ -184,11 +188,10 @@ class Store:
             is_last = versions(self.root, name) == [version]
             if is_last and read_line(self.root / "default") == name:
                 (self.root / "default").unlink()
-            removed = Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root))
-            os.replace(folder, removed / version)
+            gone = sorted({*removed(self.root, name), version}, key=version_key)
+            write_atomically(folder.with_name("removed"), "\n".join(gone) + "\n")
+            os.replace(folder, Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root)) / version)
             sync_folder(folder.parent)
-            if not any(folder.parent.iterdir()):
-                folder.parent.rmdir()
             sweep(self.root)
 
     def _candidates(self, name: str, version: str) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from model_store.training.errors import InvalidOption
-from model_store.training.text_files import SEPARATOR, documents, expand, is_json_lines, records
+from model_store.training.text_files import SEPARATOR, documents, expand, is_table, records
 
 _MINIMUM = 257  # 256 bytes and the end of text
 _MAXIMUM = 1 << 20
@@ -66,8 +66,8 @@ def _texts(files: list[Path], words: Iterable[str], limit: int) -> Iterator[str]
 
 
 def _file_texts(file: Path) -> Iterator[str]:
-    """Documents, or the strings of JSON lines whatever their keys."""
-    if not is_json_lines(file):
+    """Documents, or the strings of rows whatever their keys."""
+    if not is_table(file):
         yield from documents(file)
         return
     for _, record in records(file):

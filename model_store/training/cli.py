@@ -19,6 +19,7 @@ from model_store.task_files import load_tasks
 from model_store.training.cli_options import with_train_options
 from model_store.training.errors import InvalidOption
 from model_store.training.recipe import Source, load_recipe
+from model_store.training.task_rows import mapped, task_source
 from model_store.training.train import RunResult, TrainOptions
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
@@ -117,8 +118,13 @@ def finetune(
         str, typer.Option(help="A folder (with a /), or a model of the store; empty: the default.")
     ] = "",
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="TASK=FILE, JSON lines; may be given again.")
+        list[str] | None,
+        typer.Option("--data", help="TASK=FILE: JSON, CSV, XLSX, parquet, hf:OWNER/NAME:SPLIT; repeatable."),
     ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", help="FIELD=COLUMN,… or TASK:FIELD=COLUMN,…; repeatable.")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Of the files of --data; empty: found out.")] = "",
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text, for a second domain.")] = None,
     recipe: Recipe = None,
     corpus: Corpus = Path(),
@@ -145,12 +151,13 @@ def finetune(
     with one_line_errors():
         entry = resolve(model, store.expanduser())
         known = {**entry.tasks, **_tasks(tasks)}
-        given = [_example_source(item, "--data") for item in data or []]
+        given = mapped([task_source(item, "--data") for item in data or []], columns or [], known, encoding)
         given += [Source(path) for path in text or []]
+        held_out = [task_source(item, "--valid") for item in valid or []]
         job = Job(
             out=out,
             sources=_sources(given, recipe, corpus, known, "--data"),
-            valid=tuple(_example_source(item, "--valid") for item in valid or []),
+            valid=tuple(mapped(held_out, columns or [], known, encoding)),
             valid_share=valid_share,
             tasks=known,
             block=block,
@@ -176,14 +183,6 @@ def _sources(
     if not sources:
         raise InvalidOption(option, "is missing; give data with it or with --recipe")
     return tuple(sources)
-
-
-def _example_source(item: str, option: str) -> Source:
-    """Read TASK=FILE."""
-    task, separator, path = item.partition("=")
-    if not separator or not task or not path:
-        raise InvalidOption(option, f"must be TASK=FILE, as qa=questions.jsonl, not {item!r}")
-    return Source(Path(path), kind="examples", task=task)
 
 
 def _draft(tasks: Mapping[str, Task], license: str, about: list[str] | None) -> Draft:

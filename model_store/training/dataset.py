@@ -12,25 +12,26 @@ import random
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from model_store.evidence import on_one_line
 from model_store.recipes.cloze import make_questions, split_passages
 from model_store.recipes.dialogue import replies
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from model_store.training.errors import InvalidData, InvalidOption
-from model_store.training.examples import Pair, encode_pair, encode_text, shorten
+from model_store.training.errors import InvalidOption
+from model_store.training.examples import Pair, encode_pair, encode_text, fit, shorten
 from model_store.training.grounding import ground, lead_target
 from model_store.training.packing import RowWriter
 from model_store.training.recipe import Source
-from model_store.training.text_files import documents, expand, records, text_of
+from model_store.training.task_rows import task_rows
+from model_store.training.text_files import describe, documents, expand, stamp
 
 T = TypeVar("T")
 WINDOW = 50_000  # pairs held in memory to shuffle them and to find those that share a document
-_ROWS_FORMAT = 2  # of what `packing.RowWriter` writes; rows of an older one are made anew
+_ROWS_FORMAT = 3  # of what `packing.RowWriter` writes; rows of an older one are made anew
 _QUESTIONS_PER_PASSAGE = (3, 8)
 _FOREIGN_SHARE = 0.5  # passages that get one question of the passage before, which they do not answer
 
@@ -83,7 +84,9 @@ def build(plan: BuildPlan, tokenizer: Tokenizer, cache: Path, report: Callable[[
     Raises:
         InvalidData: A file is wrong; names file and line.
     """
-    files = [(source, file) for source in plan.sources for file in expand([source.path])]
+    files = [
+        (source, file) for source in plan.sources for file in expand([source.path], source.kind == "examples")
+    ]
     folder = cache / _fingerprint(plan, tokenizer, [file for _, file in files])
     if not (folder / "counts.json").exists():
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
@@ -106,6 +109,7 @@ class _Builder:
         self._plan, self._tokenizer = plan, tokenizer
         self._rng = random.Random(plan.seed)
         self._counts: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()  # on what was read, beside what it is counted as
         size = (plan.block, tokenizer.eos_id, tokenizer.vocab_size)
         self._writers = [RowWriter(folder / name, *size) for name in ("train", "valid")]
 
@@ -115,10 +119,12 @@ class _Builder:
                 before = self._counts.total()
                 for _ in range(source.repeat):
                     self._read(source, file)
-                report(f"{file.name}: {self._counts.total() - before:,} {source.kind}")
+                found = describe(file, source.encoding)
+                told = f"{file.name} ({found})" if found else file.name
+                report(f"{told}: {self._counts.total() - before:,} {source.kind}")
             for writer in self._writers:
                 writer.finish()
-        return dict(self._counts)
+        return dict(self._counts + self._notes)
 
     def _read(self, source: Source, file: Path) -> None:
         if source.kind == "text":
@@ -170,11 +176,10 @@ class _Builder:
         self._add_shuffled(task, window)
 
     def _pairs(self, source: Source, task: Task, file: Path) -> Iterator[Pair]:
-        for line, record in self._sample(source, records(file)):
-            if any(record.get(key) in values for key, values in source.skip.items()):
-                self._counts["skipped"] += 1
-                continue
-            pair = _pair(source, task, file, line, record)
+        for row in self._sample(source, task_rows(source, task, file, self._notes)):
+            if len(row.references) > 1:
+                self._notes["first of several answers"] += 1
+            pair = Pair(row.fields, row.references[0], row.origin)
             if source.max_target_words and len(pair.answer.split()) > source.max_target_words:
                 self._counts["target too long"] += 1
                 continue
@@ -182,7 +187,8 @@ class _Builder:
                 limit = self._rng.choice(source.max_document_tokens)
                 pair = shorten(task, self._tokenizer, pair, limit)
             if source.lead_words[1] and task.document:
-                pair = Pair(pair.fields, lead_target(task.read(pair.fields).text, *source.lead_words))
+                answer = lead_target(task.read(pair.fields).text, *source.lead_words)
+                pair = replace(pair, answer=answer)
             if (grounded := self._grounded(source, task, pair)) is not None:
                 yield grounded
 
@@ -192,7 +198,7 @@ class _Builder:
             return pair
         if not pair.answer.strip():
             self._counts["unanswerable"] += 1
-            return Pair(pair.fields, task.no_answer) if task.no_answer else None
+            return replace(pair, answer=task.no_answer) if task.no_answer else None
         if source.min_overlap <= 0:
             return pair
         found = ground(pair.fields["context"], pair.answer)
@@ -204,7 +210,7 @@ class _Builder:
             self._counts["answer is outside the evidence"] += 1
             return None
         self._counts["answer is a span" if found.overlap == 1 else "answer became a span"] += 1
-        return Pair(pair.fields, answer)
+        return replace(pair, answer=answer)
 
     def _add_shuffled(self, task: Task, pairs: list[Pair]) -> None:
         """Add pairs in an order of the seed's, those on one document to one side of the validation split."""
@@ -215,9 +221,14 @@ class _Builder:
             self._add(writer, task, pair)
 
     def _add(self, writer: RowWriter, task: Task, pair: Pair) -> None:
-        example = encode_pair(task, self._tokenizer, pair, self._plan.is_loss_everywhere)
-        is_packed = writer.add_whole(example)
-        self._counts[f"{task.name} pairs" if is_packed else "longer than a block"] += 1
+        fitted = fit(task, self._tokenizer, pair, self._plan.block)
+        if fitted is None:
+            self._counts["longer than a block"] += 1
+            return
+        if fitted is not pair:
+            self._notes["cut to a block"] += 1
+        writer.add_whole(encode_pair(task, self._tokenizer, fitted, self._plan.is_loss_everywhere))
+        self._counts[f"{task.name} pairs"] += 1
 
     def _sample(self, source: Source, items: Iterator[T]) -> Iterator[T]:
         return (item for item in items if source.share >= 1 or self._rng.random() < source.share)
@@ -226,17 +237,9 @@ class _Builder:
         return self._writers[self._rng.random() < self._plan.valid_share]
 
 
-def _pair(source: Source, task: Task, file: Path, line: int, record: dict[str, Any]) -> Pair:
-    fields = {name: text_of(file, line, record, source.rename.get(name, name)) for name in task.fields}
-    answer = text_of(file, line, record, source.target_key(task.kind))
-    if task.kind == "choice" and answer.strip() not in task.labels:
-        raise InvalidData(file, f"{answer!r} is none of the labels {', '.join(task.labels)}", line)
-    return Pair(fields, answer)
-
-
 def _fingerprint(plan: BuildPlan, tokenizer: Tokenizer, files: list[Path]) -> str:
     """Name the inputs: the plan, the tokenizer and each file's size and time of change."""
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [stamp(file) for file in files]
     tasks = {name: task.to_dict() for name, task in plan.tasks.items()}
     sources = [asdict(source) for source in plan.sources]
     ids = tokenizer.encode("The quick brown fox, 1984. 学而时习之")

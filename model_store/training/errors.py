@@ -1,9 +1,10 @@
 """The exceptions of the training side, all of them children of `StoreError`.
 
     StoreError
-    ├── MissingExtra         a package of the `train` extra is not installed
+    ├── MissingExtra         a package of the extras `train` and `data` is not installed
     ├── InvalidData          a data file is wrong; names the file and the line
     ├── InvalidOption        an option of a training command is not legal, or does not fit the others
+    ├── EncodesToNothing     the tokenizer has no token for a text
     └── EvaluationFailed     a service that was to be measured did not answer
 
 Apart from `model_store/errors.py` because serving needs none of them.
@@ -15,14 +16,15 @@ from model_store.errors import StoreError
 
 
 class MissingExtra(StoreError):
-    """A package that only training needs is not installed.
+    """A package that only training, or reading its data, needs is not installed.
 
     Args:
         package: The name of the package on PyPI.
+        extra: The extra that brings it: `train` or `data`.
     """
 
-    def __init__(self, package: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'textgen-service[train]'")
+    def __init__(self, package: str, extra: str = "train") -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'textgen-service[{extra}]'")
 
 
 class InvalidData(StoreError):
@@ -35,9 +37,15 @@ class InvalidData(StoreError):
     """
 
     def __init__(self, path: Path, problem: str, line: int = 0) -> None:
-        super().__init__(f"{path}{f', line {line}' if line else ''}: {problem}")
+        super().__init__(f"{origin(path, line) if line else path}: {problem}")
         self.path = path
         self.line = line
+
+
+def origin(path: Path, line: int) -> str:
+    """Say where something stands, as people look for it: `reviews.csv, line 7`, `faq.xlsx, row 7`."""
+    is_lines = path.suffix not in (".xlsx", ".parquet", "") and not str(path).startswith("hf:")
+    return f"{path}, {'line' if is_lines else 'row'} {line}"
 
 
 class InvalidOption(StoreError):
@@ -51,6 +59,20 @@ class InvalidOption(StoreError):
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem}")
         self.name = name
+
+
+class EncodesToNothing(StoreError):
+    """A text becomes no token at all, so nothing would be learned of it.
+
+    Args:
+        place: Where it stands, as `reviews.csv, line 7`; "" where that is not known.
+    """
+
+    def __init__(self, place: str = "") -> None:
+        super().__init__(
+            f"{place or 'a text'}: the tokenizer encodes it to no token at all, as it knows none of its "
+            "characters; train one on such text with textgen model train-tokenizer, or take another model"
+        )
 
 
 class EvaluationFailed(StoreError):

@@ -1,50 +1,30 @@
-"""Measures a model on JSON lines: answers, summaries, any other task, perplexity on text; beside trivial
+"""Measures a model on test sets: answers, summaries, any other task, perplexity on text; beside trivial
 baselines.
 
 A service is asked, whether it runs somewhere or is loaded into the process for this, so that what is measured
-is what is served. The metrics are in `metrics_text.py`; `service/commands/evaluate.py` has the command.
+is what is served. What answers are worth is in `judged.py`; `service/commands/evaluate.py` has the command.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
-from model_store.task import TaskKind
 from model_store.tokenizer import Tokenizer
-from model_store.training.errors import EvaluationFailed, InvalidData
-from model_store.training.metrics_text import (
-    best_f1,
-    exact_match,
-    lead_sentences,
-    overlap_sentence,
-    repetition_rate,
-    rouge,
-)
-from model_store.training.recipe import TARGET_KEYS
-from model_store.training.text_files import documents, records, text_of
+from model_store.training.errors import EvaluationFailed
+from model_store.training.judged import Figures, Item, Judged, judge
+from model_store.training.recipe import Source
+from model_store.training.task_rows import AskedTask as Task
+from model_store.training.task_rows import read_task_rows
+from model_store.training.text_files import documents, expand
 
 _PIECES_AT_ONCE = 32
-
-Figures = dict[str, float]
-
-
-class Task(Protocol):
-    """What is asked: a task of a manifest, or as a service describes it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kind(self) -> TaskKind: ...
-
-    @property
-    def fields(self) -> tuple[str, ...]: ...
+_CUT = "truncate_left"  # what of a text does not fit goes, as its start, and is counted
 
 
 class Service:
@@ -62,6 +42,7 @@ class Service:
         self._client = client
         self._more = dict(more or {})
         self.num_parallel = num_parallel
+        self.cut: list[str] = []  # the task of each prompt that lost tokens
 
     def ask(self, task: Task, fields: Mapping[str, str]) -> str:
         """Give the task's answer; "" where a question has none.
@@ -69,7 +50,10 @@ class Service:
         Raises:
             EvaluationFailed: It refused, or could not be reached.
         """
-        reply = self.post(f"/tasks/{task.name}", {**fields, **self._more})
+        more = {"overflow": _CUT} if task.kind in ("generate", "choice") else {}
+        reply = self.post(f"/tasks/{task.name}", {**fields, **more, **self._more})
+        if reply.get("usage", {}).get("dropped_tokens"):
+            self.cut.append(task.name)
         match task.kind:
             case "qa":
                 return str(reply["answer"])
@@ -92,36 +76,26 @@ class Service:
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One record of a test set: what is asked and what would be right."""
-
-    fields: Mapping[str, str]
-    references: tuple[str, ...]
-
-
 def read_items(path: Path, task: Task, target: str = "", limit: int = 0) -> list[Item]:
     """Read a test set.
 
     Args:
-        path: JSON lines with the task's fields and the target; the target is a string, or a list of strings
+        path: Rows with the task's fields and the target; the target is a string, or a list of strings
             that are all right, or for questions "" or [] where there is no answer.
-        task: Says which fields there are.
+        task: Says which fields and labels there are.
         target: The target's key; "" for `answer`, `summary`, `label` or `completion` by kind.
         limit: Read at most so many; 0 reads all.
 
     Raises:
         InvalidData: Names file and line.
     """
-    key = target or TARGET_KEYS[task.kind]
-    items = (
-        Item(
-            {name: text_of(path, line, record, name) for name in task.fields},
-            _references(path, line, record, key),
-        )
-        for line, record in records(path)
-    )
-    return list(islice(items, limit) if limit else items)
+    return items_of(Source(path, kind="examples", task=task.name, target=target), task, limit)
+
+
+def items_of(source: Source, task: Task, limit: int = 0) -> list[Item]:
+    """Read the test set that a source names. Arguments and errors as in `read_items`."""
+    rows = read_task_rows(source, task, expand([source.path], is_rows=True), limit)
+    return [Item(row.fields, row.references, row.origin) for row in rows]
 
 
 def evaluate(service: Service, task: Task, items: Sequence[Item]) -> Figures:
@@ -133,22 +107,20 @@ def evaluate(service: Service, task: Task, items: Sequence[Item]) -> Figures:
         items: The test set.
 
     Returns:
-        For `qa`: em, f1, f1_answerable, no_answer_accuracy and baseline_f1; for `choice`: accuracy; else
-        rouge1, rouge2, rougeL and repetition, for `summarize` also the lead-2 baseline's. All from 0 to 100.
+        `Judged.figures`, of which all numbers are from 0 to 100 but the counts: for `qa` em, f1,
+        f1_answerable, answered, baseline_f1 and no_answer_accuracy; for `choice` accuracy, macro_f1 and
+        majority_accuracy; else rouge1, rouge2, rougeL, bleu, chrf and repetition, and the baseline's:
+        `lead2_…` for `summarize`, `copy_…` for `generate`.
     """
+    return ask_and_judge(service, task, items).figures()
+
+
+def ask_and_judge(service: Service, task: Task, items: Sequence[Item]) -> Judged:
+    """Ask every item of a test set; give the answers with their scores."""
+    before = len(service.cut)
     with ThreadPoolExecutor(service.num_parallel) as pool:
         said = list(pool.map(lambda item: service.ask(task, item.fields), items))
-    pairs = list(zip(items, said, strict=True))
-    if task.kind == "choice":
-        right = (float(text.strip() == item.references[0].strip()) for item, text in pairs)
-        figures = {"accuracy": _mean(right)}
-    else:
-        figures = _score_answers(pairs) if task.kind == "qa" else _score_texts(pairs)
-    if task.kind == "summarize":
-        leads = [(item, lead_sentences(item.fields["text"])) for item in items]
-        lead_figures = _score_texts(leads)
-        figures |= {f"lead2_{name}": value for name, value in lead_figures.items() if name != "repetition"}
-    return {"count": float(len(items)), **{name: round(100 * value, 2) for name, value in figures.items()}}
+    return replace(judge(task, items, said), num_cut=len(service.cut) - before)
 
 
 def perplexity(
@@ -192,44 +164,12 @@ def perplexity(
     }
 
 
-def _references(path: Path, line: int, record: dict[str, Any], key: str) -> tuple[str, ...]:
-    value = record.get(key)
-    if not isinstance(value, list):
-        return (text_of(path, line, record, key),)
-    if not all(isinstance(text, str) for text in value):
-        raise InvalidData(path, f"key {key!r} must be a string or a list of strings", line)
-    return tuple(value) or ("",)
-
-
-def _score_answers(pairs: Sequence[tuple[Item, str]]) -> Figures:
-    """SQuAD 2's figures: an item without an answer counts fully when none was given, else not at all."""
-    known = [(item, text) for item, text in pairs if any(item.references)]
-    unknown = [(item, text) for item, text in pairs if not any(item.references)]
-    figures = {
-        "em": _mean(exact_match(text, item.references) for item, text in pairs),
-        "f1": _mean(best_f1(text, item.references) for item, text in pairs),
-        "f1_answerable": _mean(best_f1(text, item.references) for item, text in known),
-        "answered": _mean(float(bool(text)) for _, text in known),
-        "baseline_f1": _mean(best_f1(overlap_sentence(**item.fields), item.references) for item, _ in known),
-    }
-    return figures | (
-        {"no_answer_accuracy": _mean(float(not text) for _, text in unknown)} if unknown else {}
-    )
-
-
-def _score_texts(pairs: Sequence[tuple[Item, str]]) -> Figures:
-    scores = [rouge(text, item.references[0]) for item, text in pairs]
-    figures = {name: _mean(score[name] for score in scores) for name in ("rouge1", "rouge2", "rougeL")}
-    return figures | {"repetition": _mean(repetition_rate(text) for _, text in pairs)}
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = list(values)
-    return sum(known) / len(known) if known else 0.0
-
-
-def in_order(figures: Mapping[str, Figures]) -> Iterator[tuple[str, str, str]]:
-    """Yield (test set, figure, value) for a table."""
+def in_order(figures: Mapping[str, Figures]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (test set, figure, value, interval) for a table; "" where there is no interval."""
     for name, values in figures.items():
+        intervals = values.get("intervals", {})
         for key, value in values.items():
-            yield name, key, f"{value:,.0f}" if key in ("count", "tokens") else f"{value:,.2f}"
+            if isinstance(value, int | float):
+                shown = f"{value:,.0f}" if key in ("count", "tokens", "cut") else f"{value:,.2f}"
+                low, high = intervals.get(key, (None, None))
+                yield name, key, shown, "" if low is None else f"{low:,.1f} to {high:,.1f}"

@@ -9,10 +9,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from model_store.borders import split_sentences
-from model_store.training.metrics_text import normalize_answer
+from model_store.borders import UNSPACED, split_sentences
+from model_store.training.metrics_text import answer_words, normalize_answer
 
-_WORD = re.compile(r"[\w\u2019'-]+")
+_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w\u2019'-])+")
 _EXTRA_WORDS = 6  # how much longer than the answer a span may be
 
 
@@ -41,7 +41,7 @@ def ground(context: str, answer: str) -> Grounded:
     found = re.search(re.escape(wanted.strip(" .")), context, re.IGNORECASE)
     if found and found.group():
         return Grounded(found.group(), 1.0)
-    return _best_overlap(context, normalize_answer(answer).split())
+    return _best_overlap(context, answer_words(answer))
 
 
 def lead_target(document: str, low: int, high: int) -> str:

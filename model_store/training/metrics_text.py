@@ -1,30 +1,63 @@
-"""What a text is worth beside a reference: answers (SQuAD's EM and F1), summaries (ROUGE), repetition.
+"""What a text is worth beside its references: answers (SQuAD's EM and F1), ROUGE, BLEU, chrF, repetition.
 
-Pure functions over strings, and the trivial baselines that a model has to beat. No model here and no files;
-see `evaluate.py`.
+Words are those of Unicode; scripts without spaces between words (Chinese, Japanese, Thai, …) count by
+characters, as in MLQA. Where there are several references, the best one counts. Pure functions over strings,
+and the trivial baselines that a model has to beat. No model here and no files; see `measures.py`.
 """
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from model_store.borders import split_sentences
+from model_store.borders import UNSPACED, split_sentences
 from model_store.english import STOPWORDS
 from model_store.training.errors import MissingExtra
 
+ROUGE = ("rouge1", "rouge2", "rougeL")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_CHARACTER = re.compile(rf"([{UNSPACED}])")
+_KANA = re.compile(r"[\u3040-\u30ff]")
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+class _Kept(dict[int, str]):
+    """For `str.translate`: drops or blanks what a metric does not look at; each character is judged once."""
+
+    def __init__(self, other: str, is_word: bool) -> None:
+        super().__init__()
+        self._other, self._is_word = other, is_word
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        if self._is_word:
+            is_kept = character.isalnum() or unicodedata.category(character).startswith("M")
+        else:
+            is_kept = character not in string.punctuation and unicodedata.category(character)[0] != "P"
+        self[code] = character if is_kept else self._other
+        return self[code]
+
+
+_NO_PUNCTUATION = _Kept("", is_word=False)
+_WORDS_ONLY = _Kept(" ", is_word=True)
 
 
 def normalize_answer(text: str) -> str:
     """Lower case, without punctuation, English articles and superfluous spaces.
 
-    Source: Rajpurkar et al. 2016, SQuAD's official evaluation script.
+    Source: Rajpurkar et al. 2016, SQuAD's official evaluation script; punctuation of other scripts as in that
+    of Lewis et al. 2019, MLQA.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    bare = unicodedata.normalize("NFKC", text.lower()).translate(_NO_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def answer_words(text: str) -> list[str]:
+    """The words of a normalised answer; characters where a script has no spaces."""
+    return _apart(normalize_answer(text)).split()
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -37,7 +70,7 @@ def token_f1(prediction: str, reference: str) -> float:
 
     Two empty texts agree (1.0): a model that rightly gives no answer gets the full mark.
     """
-    said, wanted = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    said, wanted = answer_words(prediction), answer_words(reference)
     if not said or not wanted:
         return float(said == wanted)
     common = sum((Counter(said) & Counter(wanted)).values())
@@ -49,26 +82,46 @@ def best_f1(prediction: str, references: Sequence[str]) -> float:
     return max(token_f1(prediction, text) for text in references)
 
 
-def rouge(prediction: str, reference: str) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures with stemming, from 0 to 1.
+def rouge(prediction: str, references: str | Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures, from 0 to 1; English words are stemmed.
+
+    Args:
+        prediction: What was said.
+        references: One or several right texts; the best of them counts, for each measure by itself.
 
     Raises:
         MissingExtra: `rouge-score` is not installed.
     """
-    scores = _scorer().score(reference, prediction)
+    wanted = [references] if isinstance(references, str) else references
+    scores = _scorer().score_multi(wanted, prediction)
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
 
+def rouge_words(text: str) -> list[str]:
+    """What ROUGE counts: lower-case words and characters, punctuation left out, not yet stemmed."""
+    return _apart(unicodedata.normalize("NFKC", text.lower()).translate(_WORDS_ONLY)).split()
+
+
+def bleu_tokenizer(texts: Sequence[str]) -> str:
+    """Choose sacrebleu's tokenizer for references: `zh` for Chinese, `char` for Japanese, else `13a`."""
+    text = "".join(texts)
+    unspaced, kana, han = (len(p.findall(text)) for p in (_CHARACTER, _KANA, _HAN))
+    if 2 * unspaced < sum(character.isalnum() for character in text):
+        return "13a"
+    return "zh" if han > unspaced / 2 and kana * 10 < unspaced else "char"
+
+
 def repetition_rate(text: str, order: int = 4) -> float:
-    """The share of a text's word n-grams that stood in it before, from 0 to 1; 0 for a text too short."""
-    words = text.split()
+    """The share of a text's n-grams that stood in it before, from 0 to 1; 0 for a text too short."""
+    words = _apart(text).split()
     grams = [tuple(words[i : i + order]) for i in range(len(words) - order + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def lead_sentences(text: str, count: int = 2) -> str:
     """The baseline summary: the first `count` sentences."""
-    return " ".join(split_sentences(text)[:count])
+    sentences = split_sentences(text)[:count]
+    return ("" if _CHARACTER.search("".join(s[-2:] for s in sentences)) else " ").join(sentences)
 
 
 def overlap_sentence(question: str, context: str) -> str:
@@ -79,7 +132,29 @@ def overlap_sentence(question: str, context: str) -> str:
 
 
 def _content_words(text: str) -> set[str]:
-    return set(normalize_answer(text).split()) - STOPWORDS
+    return set(answer_words(text)) - STOPWORDS
+
+
+def _apart(text: str) -> str:
+    """Put spaces around every character of a script that has none."""
+    return _CHARACTER.sub(r" \1 ", text)
+
+
+class _RougeTokenizer:
+    """What `rouge_score` asks for words: its own look at nothing beyond ASCII."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._english = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        """Stem words in ASCII letters, as `rouge_score`'s own tokenizer does."""
+        return [
+            stem
+            for word in rouge_words(text)
+            for stem in (self._english.tokenize(word) if word.isascii() else [word])
+        ]
 
 
 @cache
@@ -89,4 +164,4 @@ def _scorer() -> Any:
         from rouge_score import rouge_scorer
     except ModuleNotFoundError as error:
         raise MissingExtra("rouge-score") from error
-    return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    return rouge_scorer.RougeScorer(list(ROUGE), tokenizer=_RougeTokenizer())

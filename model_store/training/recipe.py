@@ -47,6 +47,7 @@ class Source:
         skip: Leave out records with one of these values under a key: {"source": ["boolq"]}.
         min_overlap: For kind `qa`: an answer that is no span of its context is replaced by the span of
             highest token F1 when that reaches this, and left out otherwise; 0 keeps answers as they are.
+        encoding: Of the file's text, as Python names it; "" to find it out.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Source:
     rename: Mapping[str, str] = field(default_factory=dict)
     skip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     min_overlap: float = 0.55
+    encoding: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

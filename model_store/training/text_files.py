@@ -1,53 +1,91 @@
-"""Reads training files piece by piece: text, JSON lines, plain or compressed with zstd, and folders of them.
+"""Reads training files piece by piece: text, and rows of JSON, CSV, TSV, XLSX, parquet and hub data sets.
 
 Everything is streamed, so no file has to fit in memory; whatever is wrong is named with file and line.
 Documents of a text file are separated by lines that are exactly `<|endoftext|>`; a file without such lines is
-one document per `MAX_DOCUMENT_CHARS`. No tokens here: see `packing.py`.
+one document per `MAX_DOCUMENT_CHARS`. The formats are in `tables.py` and `hub_data.py`, what a task makes of
+a row in `task_rows.py`. No tokens here: see `packing.py`.
 """
 
-import io
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from model_store.training.errors import InvalidData, MissingExtra
+from model_store.training import hub_data, tables
+from model_store.training.errors import InvalidData
+from model_store.training.raw_lines import PACKED, lines, table_encoding
 
 SEPARATOR = "<|endoftext|>"
 MAX_DOCUMENT_CHARS = 1 << 20  # a longer document is cut at a line end, so that memory stays bounded
-_ZSTD_WINDOW = 1 << 31  # files made with `zstd --long` need a large window
-_TEXT_SUFFIXES = (".txt", ".md", ".text")
-_JSON_SUFFIXES = (".jsonl", ".ndjson")
+_TEXT = (".txt", ".md", ".text")
+_ROWS: Mapping[str, Callable[[Path, str], Iterator[tables.Row]]] = {
+    ".jsonl": tables.json_lines,
+    ".ndjson": tables.json_lines,
+    ".json": tables.json_array,
+    ".csv": tables.separated,
+    ".tsv": tables.separated,
+    ".xlsx": lambda path, _: tables.sheet(path),
+    ".parquet": lambda path, _: tables.parquet(path),
+}
+_SPLIT = re.compile(r"(?:^|[-_./])(train|test|valid|validation|dev|val)(?=[-_./]|$)")
+_LEGAL = ".txt, .md, .jsonl, .json, .csv or .tsv, plain or with .zst or .gz, or .xlsx or .parquet"
 
 
-def expand(paths: list[Path]) -> list[Path]:
+def expand(paths: list[Path], is_rows: bool = False) -> list[Path]:
     """Give the data files among `paths`, folders replaced by the data files in them, sorted, recursively.
 
+    Args:
+        paths: Files, folders, `FOLDER:SPLIT`, or `hf:OWNER/NAME:SPLIT`.
+        is_rows: Rows are wanted, which text files have none of.
+
     Raises:
-        InvalidData: A path does not exist, a folder holds no data file, or a name ends in something unknown.
+        InvalidData: A path does not exist, a folder holds no data file or several splits, or a name ends in
+            something unknown.
     """
     files: list[Path] = []
     for path in paths:
-        if not path.exists():
-            raise InvalidData(path, "does not exist")
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p)) if path.is_dir() else [path]
-        if not found:
-            raise InvalidData(path, "holds no .txt, .jsonl or .zst file")
-        files += found
+        files += [path] if hub_data.is_hub_data(path) else _files(path, is_rows)
     for file in files:
-        if not _kind(file):
-            raise InvalidData(file, "must end in .txt, .md or .jsonl, or one of these and .zst")
+        if not _suffix(file) and not hub_data.is_hub_data(file) and not hub_data.is_saved(file):
+            raise InvalidData(file, f"must end in {_LEGAL}")
     return files
 
 
+def _files(path: Path, is_rows: bool) -> list[Path]:
+    folder, split = path, ""
+    if not path.exists() and ":" in path.name:
+        name, _, split = path.name.rpartition(":")
+        folder = path.with_name(name)
+    if not folder.exists():
+        raise InvalidData(path, "does not exist")
+    if not folder.is_dir() or hub_data.is_saved(folder):
+        if split:
+            raise InvalidData(folder, f"is no folder with the split {split}")
+        return [folder]
+    if splits := hub_data.saved_splits(folder):
+        if split not in splits:
+            raise InvalidData(folder, f"holds the splits {', '.join(splits)}; name one: {folder}:SPLIT")
+        return [folder / split]
+    kinds = _ROWS if is_rows else (*_ROWS, *_TEXT)
+    found = sorted(file for file in folder.rglob("*") if file.is_file() and _suffix(file) in kinds)
+    by_split = {file: _split(file.relative_to(folder)) for file in found}
+    if split:
+        found = [file for file in found if by_split[file] == split]
+    elif is_rows and len(there := sorted(set(by_split.values()) - {""})) > 1:
+        raise InvalidData(folder, f"holds the splits {', '.join(there)}; name one: {folder}:{there[0]}")
+    if not found:
+        what = "row" if is_rows else "data"
+        raise InvalidData(path, f"holds no {what} file{f' of the split {split}' if split else ''}: {_LEGAL}")
+    return found
+
+
 def documents(path: Path) -> Iterator[str]:
-    """Yield the documents of a text file, or the `text` of each line of a JSON-lines file.
+    """Yield the documents of a text file, or the `text` of each row of a table.
 
     Raises:
-        InvalidData: The file is empty, not UTF-8, or a JSON line is wrong.
+        InvalidData: The file is empty, not UTF-8, or a row is wrong.
     """
-    if is_json_lines(path):
+    if is_table(path):
         for number, record in records(path):
             yield text_of(path, number, record, "text")
         return
@@ -59,31 +97,59 @@ def documents(path: Path) -> Iterator[str]:
         raise InvalidData(path, "is empty")
 
 
-def is_json_lines(path: Path) -> bool:
-    """Say whether a data file's name is that of a JSON-lines file."""
-    return _kind(path) == "json"
+def is_table(path: Path) -> bool:
+    """Say whether a data file holds rows, and no bare text."""
+    return _suffix(path) not in _TEXT
 
 
-def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) for each line of a JSON-lines file; blank lines are skipped.
+def records(path: Path, encoding: str = "") -> Iterator[tables.Row]:
+    """Yield (number, row) for each row of a data file; the number is that of its line where it has lines.
+
+    Args:
+        path: One that `expand` gave.
+        encoding: Of text; "" to find it out (`raw_lines.py`).
 
     Raises:
-        InvalidData: The file is empty, not UTF-8, or a line is not a JSON object.
+        InvalidData: The file is empty or wrong; names the line.
+        MissingExtra: What reads this kind of file is not installed.
     """
+    if hub_data.is_hub_data(path):
+        found = hub_data.hub_rows(path)
+    elif hub_data.is_saved(path):
+        found = hub_data.saved_rows(path)
+    elif reader := _ROWS.get(_suffix(path)):
+        found = reader(path, encoding)
+    else:
+        raise InvalidData(path, "is text, where rows are wanted: .jsonl, .json, .csv, .tsv, .xlsx, .parquet")
     is_empty = True
-    for number, line in lines(path):
-        if not line.strip():
-            continue
+    for number, record in found:
         is_empty = False
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InvalidData(path, f"is not JSON: {error}", number) from error
-        if not isinstance(record, dict):
-            raise InvalidData(path, "must be a JSON object", number)
         yield number, record
     if is_empty:
         raise InvalidData(path, "is empty")
+
+
+def describe(path: Path, encoding: str = "") -> str:
+    """Say how a file was understood, where that was found out and not told: '; between cells, cp1252'."""
+    suffix = _suffix(path)
+    if suffix in (".csv", ".tsv"):
+        name = encoding or table_encoding(path)
+        mark = {"\t": "tab", " ": "space"}.get(mark := tables.dialect(path, name)[1], mark)
+        return f"{mark} between cells, {name}"
+    if suffix == ".xlsx":
+        book = tables.open_workbook(path)
+        names = list(book.sheetnames)
+        book.close()
+        return f"sheet {names[0]!r}" + (f" of {len(names)}" if len(names) > 1 else "")
+    return encoding
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Give what changes when a data file does: its name, size and time; for the hub its name only."""
+    if hub_data.is_hub_data(path):
+        return str(path), 0, 0
+    stat = (path / "state.json" if path.is_dir() else path).stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
 def text_of(path: Path, line: int, record: dict[str, Any], key: str) -> str:
@@ -102,42 +168,6 @@ def text_of(path: Path, line: int, record: dict[str, Any], key: str) -> str:
     return value
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line without its end) of a file, decompressed when its name ends in .zst.
-
-    Raises:
-        InvalidData: A line is not UTF-8, or the compressed stream is broken.
-    """
-    with _opened(path) as stream:
-        number = 0
-        try:
-            for number, raw in enumerate(stream, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            problem = (
-                f"is not UTF-8: byte {error.object[error.start]:#04x} at place {error.start} of the line"
-            )
-            raise InvalidData(path, problem, number) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as raw:
-        if path.suffix != ".zst":
-            yield raw
-            return
-        try:
-            import zstandard
-        except ModuleNotFoundError as error:
-            raise MissingExtra("zstandard") from error
-        try:
-            stream = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(raw)
-            with io.BufferedReader(stream, 1 << 18) as buffered:
-                yield buffered
-        except zstandard.ZstdError as error:
-            raise InvalidData(path, f"cannot be decompressed: {error}") from error
-
-
 def _text_documents(path: Path) -> Iterator[str]:
     buffer: list[str] = []
     size = 0
@@ -154,10 +184,15 @@ def _text_documents(path: Path) -> Iterator[str]:
         yield document
 
 
-def _kind(path: Path) -> str:
-    """'text', 'json', or '' for a file that is no data file."""
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".zst"]
+def _suffix(path: Path) -> str:
+    """The suffix that says what a file holds, that of its packing left out; "" for a file that is no data."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix not in PACKED]
     last = suffixes[-1] if suffixes else ""
-    if last in _JSON_SUFFIXES:
-        return "json"
-    return "text" if last in _TEXT_SUFFIXES else ""
+    return last if last in _ROWS or last in _TEXT else ""
+
+
+def _split(path: Path) -> str:
+    """The split that a file's name, or that of a folder above it, stands for; "" for none."""
+    found = _SPLIT.findall(path.with_suffix("").as_posix())
+    names = {"dev": "validation", "val": "validation", "valid": "validation"}
+    return names.get(found[-1], found[-1]) if found else ""

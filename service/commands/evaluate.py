@@ -24,11 +24,31 @@ from model_store.task import TaskKind
 from model_store.task_files import load_tasks
 from model_store.tokenizer import Tokenizer
 from model_store.training.errors import EvaluationFailed, InvalidOption
+from model_store.training.recipe import Source
+from model_store.training.task_rows import mapped, task_source
 
 if TYPE_CHECKING:  # not spent on `--help`
     import httpx
 
+    from model_store.training.judged import Judged
+
 _TIMEOUT_S = 120.0
+
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--map", help="FIELD=COLUMN,… for all of --data, or TASK:FIELD=COLUMN,…; may be repeated."),
+]
+Encoding = Annotated[str, typer.Option(help="Of the files of --data, as gb18030; empty: found out.")]
+
+
+@dataclass(frozen=True, slots=True)
+class TestSets:
+    """What is to be asked: sources of examples, and which columns of theirs are meant."""
+
+    sources: tuple[Source, ...]
+    columns: tuple[str, ...] = ()
+    encoding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +58,15 @@ class ServedTask:
     name: str
     kind: TaskKind
     fields: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
 
 def evaluate(
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="TASK=FILE, JSON lines; may be given again.")
+        list[str] | None, typer.Option("--data", help="TASK=FILE, as for finetune; may be given again.")
     ] = None,
+    columns: Columns = None,
+    encoding: Encoding = "",
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="Text for the perplexity; may be given again.")
     ] = None,
@@ -68,28 +91,40 @@ def evaluate(
         if url and (text or tasks or record):
             option = "--text" if text else "--tasks" if tasks else "--record"
             raise InvalidOption(option, "needs the model itself, not the address of a service")
+        sets = test_sets(data, columns, encoding, target)
         if url:
             with _connected(url, key) as http:
-                figures = _measure(http, data or [], _pairs(target), limit)
+                figures = {k: v.figures() for k, v in judged(http, sets, limit).items()}
         else:
             entry = resolve(model, store.expanduser())
             with _folder(entry, tasks) as folder, loaded(folder) as http:
-                figures = _measure(http, data or [], _pairs(target), limit)
+                figures = {k: v.figures() for k, v in judged(http, sets, limit).items()}
                 figures |= _perplexities(http, folder, text or [], limit)
             if record:
                 _record(entry.path, figures)
     typer.echo(json.dumps(figures, indent=2) if as_json else _table(figures))
 
 
-def _measure(
-    http: httpx.Client, data: list[str], targets: Mapping[str, str], limit: int
-) -> dict[str, dict[str, float]]:
-    from model_store.training.evaluate import Service, evaluate, read_items
+def judged(http: httpx.Client, sets: TestSets, limit: int) -> dict[str, Judged]:
+    """Ask a service for every test set, all of which are read before; by task and file.
+
+    Raises:
+        InvalidOption: The service has no such task.
+        InvalidData: A file is wrong.
+        EvaluationFailed: The service refused.
+    """
+    from model_store.training.evaluate import Service, ask_and_judge, items_of
 
     tasks = served_tasks(http)
-    files = [_task_and_file(item, tasks) for item in data]
-    sets = [(task, path, read_items(path, task, targets.get(task.name, ""), limit)) for task, path in files]
-    return {f"{task.name}: {path.name}": evaluate(Service(http), task, items) for task, path, items in sets}
+    for source in sets.sources:
+        if source.task not in tasks:
+            raise InvalidOption("--data", f"the model has no task {source.task!r}; it has {', '.join(tasks)}")
+    sources = mapped(sets.sources, sets.columns, tasks, sets.encoding)
+    read = [(tasks[source.task], source, items_of(source, tasks[source.task], limit)) for source in sources]
+    return {
+        f"{task.name}: {source.path.name}": ask_and_judge(Service(http), task, items)
+        for task, source, items in read
+    }
 
 
 def _perplexities(
@@ -120,7 +155,10 @@ def served_tasks(http: httpx.Client) -> dict[str, ServedTask]:
         given = get(http, "/tasks")["tasks"]
     except TextgenError as error:
         raise EvaluationFailed(f"{http.base_url}: {error}") from error
-    return {task["name"]: ServedTask(task["name"], task["kind"], tuple(task["fields"])) for task in given}
+    return {
+        task["name"]: ServedTask(task["name"], task["kind"], tuple(task["fields"]), tuple(task["labels"]))
+        for task in given
+    }
 
 
 @contextmanager
@@ -167,21 +205,25 @@ def _folder(entry: ModelEntry, tasks: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _task_and_file(item: str, tasks: Mapping[str, ServedTask]) -> tuple[ServedTask, Path]:
-    name, separator, path = item.partition("=")
-    if not separator or not path:
-        raise InvalidOption("--data", f"must be TASK=FILE, as qa=questions.jsonl, not {item!r}")
-    if name not in tasks:
-        raise InvalidOption("--data", f"the model has no task {name!r}; it has {', '.join(tasks)}")
-    return tasks[name], Path(path)
+def test_sets(
+    data: list[str] | None, columns: list[str] | None, encoding: str, target: list[str] | None
+) -> TestSets:
+    """Read the options that name test sets.
+
+    Raises:
+        InvalidOption: One is not of its form.
+    """
+    targets = dict(_pair(item) for item in target or [])
+    sources = [task_source(item, "--data") for item in data or []]
+    named = [replace(source, target=targets.get(source.task, "")) for source in sources]
+    return TestSets(tuple(named), tuple(columns or ()), encoding)
 
 
-def _pairs(items: list[str] | None) -> dict[str, str]:
-    pairs = [item.partition("=") for item in items or []]
-    for name, separator, value in pairs:
-        if not separator or not value:
-            raise InvalidOption("--target", f"must be TASK=KEY, not {name!r}")
-    return {name: value for name, _, value in pairs}
+def _pair(item: str) -> tuple[str, str]:
+    name, separator, value = item.partition("=")
+    if not separator or not value:
+        raise InvalidOption("--target", f"must be TASK=KEY, not {item!r}")
+    return name, value
 
 
 def _record(folder: Path, figures: Mapping[str, Any]) -> None:
@@ -194,15 +236,36 @@ def _record(folder: Path, figures: Mapping[str, Any]) -> None:
     write_manifest(folder, draft)
 
 
-def _table(figures: Mapping[str, Mapping[str, float]]) -> str:
+def _table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Figures with their intervals, and for `choice` each label's."""
     from model_store.training.evaluate import in_order
 
-    rows = list(in_order({name: dict(values) for name, values in figures.items()}))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    rows = [("", "", "", "95 % of drawn test sets"), *in_order({n: dict(v) for n, v in figures.items()})]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = []
     last = ""
-    for name, figure, value in rows:
+    for name, figure, value, interval in rows:
         shown = "" if name == last else name
-        lines.append(f"{shown:<{widths[0]}}  {figure:<{widths[1]}}  {value:>{widths[2]}}")
+        line = f"{shown:<{widths[0]}}  {figure:<{widths[1]}}  {value:>{widths[2]}}  {interval:>{widths[3]}}"
+        lines.append(line.rstrip())
         last = name
+    for name, values in figures.items():
+        if "labels" in values:
+            lines += ["", *_labels(name, values)]
     return "\n".join(lines)
+
+
+def _labels(name: str, values: Mapping[str, Any]) -> list[str]:
+    """Each label's figures, and how often it was taken for which."""
+    labels, confusion = values["labels"], values["confusion"]
+    width = max(len(label) for label in (*labels, f"{name}: right"))
+    columns = [max(len(label), 6) for label in confusion]
+    said = "  ".join(f"{label:>{size}}" for label, size in zip(confusion, columns, strict=True))
+    head = f"{f'{name}: right':<{width}}  precision  recall      f1   said: {said}"
+    lines = [head]
+    for label, score in labels.items():
+        times = [confusion[label].get(other, 0) for other in confusion]
+        counts = "  ".join(f"{count:>{size}}" for count, size in zip(times, columns, strict=True))
+        shown = f"{score['precision']:>9.1f}  {score['recall']:>6.1f}  {score['f1']:>6.1f}"
+        lines.append(f"{label:<{width}}  {shown}         {counts}")
+    return lines

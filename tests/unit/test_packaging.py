@@ -134,8 +134,8 @@ def test_everything_the_service_imports_is_a_runtime_dependency() -> None:
     assert imported("service") - declared(None) - optional - WITH_TORCH_FOR_CUDA == set()
 
 
-def test_everything_the_store_imports_is_a_dependency_or_in_the_train_extra() -> None:
-    assert imported("model_store") - declared(None) - declared("train") == set()
+def test_everything_the_store_imports_is_a_dependency_or_in_the_extras_for_training() -> None:
+    assert imported("model_store") - declared(None) - declared("train") - declared("data") == set()
 
 
 def test_everything_the_tests_import_is_a_dependency_or_in_an_extra() -> None:

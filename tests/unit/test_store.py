@@ -56,6 +56,19 @@ def test_a_version_that_is_there_is_not_replaced(store: Store) -> None:
         store.add("story", fill_with(b"3"), "2")
 
 
+def test_a_number_is_never_given_twice(store: Store) -> None:
+    store.remove("story@2")
+    assert store.add("story", fill_with(b"3")).version == "3"
+    with pytest.raises(EntryExists, match="story@2 was removed; a number is never given twice"):
+        store.add("story", fill_with(b"2"), "2")
+
+
+def test_a_number_stays_taken_after_the_last_version_is_gone(store: Store) -> None:
+    for version in ("story@1", "story@2"):
+        store.remove(version, is_forced=True)
+    assert store.add("story", fill_with(b"3")).version == "3"
+
+
 def test_versions_are_ordered_as_numbers(store: Store) -> None:
     store.add("story", fill_with(b"3"), "10")
     store.add("story", fill_with(b"3"), "9")
