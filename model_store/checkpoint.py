@@ -129,8 +129,8 @@ def require_config(folder: Path) -> None:
     """
     if (folder / "adapter_config.json").exists():
         raise UnsupportedCheckpoint(
-            f"{folder} holds a PEFT adapter, not a whole model; merge it first: AutoPeftModelForCausalLM"
-            f".from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged')"
+            f"{folder} holds a PEFT adapter, not a whole model; "
+            f"textgen model import {folder} merges it onto its base"
         )
     if (folder / "config.json").exists():
         return

@@ -12,9 +12,11 @@ from typing import Annotated
 
 import typer
 
+from model_store.card import model_card
 from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.entry import ModelEntry, read_entry
 from model_store.errors import CorruptEntry, StoreError
+from model_store.figures import in_words, main_figure, read_figures
 from model_store.layout import Listing
 from model_store.store import Store, resolve
 
@@ -29,8 +31,9 @@ def list_models(
     """List every version of every model."""
     with one_line_errors():
         listings = Store(store.expanduser()).listings()
+        measured = {each: read_figures(store.expanduser(), each.name, each.version) for each in listings}
     if as_json:
-        shown = [{**asdict(listing), "path": str(listing.path)} for listing in listings]
+        shown = [{**asdict(each), "path": str(each.path), "figures": measured[each]} for each in listings]
         typer.echo(json.dumps(shown, indent=2))
         return
     for listing in listings:
@@ -43,6 +46,8 @@ def list_models(
             )
             if is_set
         ]
+        known = ((name, main_figure(values)) for name, values in measured[listing].items())
+        marks += [f"{name} {figure}" for name, figure in known if figure]
         typer.echo(f"{listing.name + '@' + listing.version:<32} {', '.join(marks)}".rstrip())
     if not listings:
         typer.echo(f"no models in {store}")
@@ -57,12 +62,30 @@ def show(
     """Show what a model is, what it can do and where it comes from."""
     with one_line_errors():
         entry = resolve(model, store.expanduser())
+        figures = read_figures(store.expanduser(), entry.name, entry.version) if entry.version else {}
     _warn(entry)
     if as_json:
-        typer.echo(json.dumps(entry.manifest.to_dict(), indent=2, ensure_ascii=False))
+        values = {**entry.manifest.to_dict(), **({"figures": figures} if figures else {})}
+        typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
         return
     for key, value in _facts(entry):
         typer.echo(f"{key:<13} {value}")
+    for name, measured in figures.items():
+        typer.echo(f"{'figures':<13} {name}: {in_words(measured)}")
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="name, name@version, or a folder; empty: the default.")] = "",
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Show a model's card in Markdown: data, licence, command, curve, and all figures measured so far."""
+    with one_line_errors():
+        entry = resolve(model, store.expanduser())
+        figures = read_figures(store.expanduser(), entry.name, entry.version) if entry.version else {}
+        shown = model_card(entry.label, entry.manifest, entry.path, figures)
+    _warn(entry)
+    typer.echo(shown, nl=False)
 
 
 @app.command("import")
@@ -78,16 +101,19 @@ def import_command(
         list[str] | None, typer.Option(help="What it was trained on; may be given again.")
     ] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Activate it at once.")] = False,
+    base: Annotated[
+        str, typer.Option(help="Of a PEFT adapter, which is merged; default: the one it names.")
+    ] = "",
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
-    """Add a checkpoint to the store, converted to safetensors and checked."""
+    """Add a checkpoint to the store, converted to safetensors and checked; an adapter is merged before."""
     from model_store.importer import Origin, import_model
     from model_store.task_files import load_tasks
 
     with one_line_errors():
         definitions = load_tasks(tasks) if tasks else None
         origin = Origin(definitions, license, tuple(data or ()), f"textgen model import {source}")
-        entry = import_model(Store(store.expanduser()), source, name, version, origin)
+        entry = import_model(Store(store.expanduser()), source, name, version, origin, base=base)
     typer.echo(f"added {entry.label}: {entry.manifest.parameters:,} parameters, {entry.path}")
     if activate:
         _activate(store, entry.label, is_default=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model_store import golden
+from model_store import adapters, golden
 from model_store.checkpoint import INDEX, SINGLE, read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import ImportRefused
@@ -49,6 +49,7 @@ def import_model(
     version: str = "",
     origin: Origin | None = None,
     make_golden: MakeGolden = golden.make_golden,
+    base: str = "",
 ) -> ModelEntry:
     """Add a checkpoint to the store. It is not active afterwards.
 
@@ -59,12 +60,16 @@ def import_model(
         version: "" for the next number.
         origin: What is known about it.
         make_golden: Makes the golden prompts.
+        base: Of a PEFT adapter, which is merged onto it (`model_store/adapters.py`); "" for the one it names.
 
     Raises:
         ImportRefused, UnreadableFile, UnsupportedCheckpoint: Says what the checkpoint is or lacks.
         StoreError: The store refuses (name, version), the tokenizer or the manifest is wrong.
     """
     folder = find_source(source)
+    if adapters.is_adapter(folder):
+        with adapters.merged(folder, store, base) as whole:
+            return import_model(store, str(whole), name, version, origin, make_golden)
     legal = re.sub(r"[^a-z0-9._-]+", "-", folder_name(folder).lower()).strip("-._")[:64] or "model"
 
     def fill(target: Path) -> Draft:

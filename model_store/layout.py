@@ -47,6 +47,11 @@ def history(source: Path, name: str) -> list[str]:
     return [line for line in lines if is_version(line) and (source / name / line).is_dir()]
 
 
+def figures_path(root: Path, name: str, version: str) -> Path:
+    """Where figures that were measured on a version are kept, beside it."""
+    return root / name / "figures" / f"{version}.json"
+
+
 def removed(source: Path, name: str) -> list[str]:
     """The versions of a model that were there once and were removed."""
     path = source / name / "removed"

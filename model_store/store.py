@@ -2,6 +2,7 @@
 
     <store>/<name>/<version>/     the model, in Hugging Face format, and manifest.json
     <store>/<name>/active         the active version, then those active before it, one a line
+    <store>/<name>/figures/       what was measured on versions (`model_store/figures.py`)
     <store>/<name>/removed        versions that are gone, one a line: a number is never given twice
     <store>/default               the name of the model that is served when none is asked for
     <store>/.adding-*, .removed-* what a process that died left behind; never read, swept by the next change
@@ -28,7 +29,16 @@ from model_store.atomic import sync_folder, write_atomically
 from model_store.entry import ModelEntry, as_manifest, hash_folder, read_entry, read_folder, sync_files
 from model_store.errors import CorruptEntry, EntryExists, EntryInUse, ModelNotFound, StoreError
 from model_store.hub import download, is_hub_id
-from model_store.layout import Listing, history, model_names, read_line, removed, sweep, versions
+from model_store.layout import (
+    Listing,
+    figures_path,
+    history,
+    model_names,
+    read_line,
+    removed,
+    sweep,
+    versions,
+)
 from model_store.manifest import Draft, is_name, is_version, version_key, write_manifest
 
 BUILTIN = Path(__file__).parent / "models"
@@ -190,6 +200,7 @@ class Store:
                 (self.root / "default").unlink()
             gone = sorted({*removed(self.root, name), version}, key=version_key)
             write_atomically(folder.with_name("removed"), "\n".join(gone) + "\n")
+            figures_path(self.root, name, version).unlink(missing_ok=True)
             os.replace(folder, Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root)) / version)
             sync_folder(folder.parent)
             sweep(self.root)

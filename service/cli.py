@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from service.commands.batch import batch
 from service.commands.chat import chat
+from service.commands.compare import compare
 from service.commands.evaluate import evaluate
 from service.commands.texts import ask, generate, summarize
 from service.errors import SettingsError
@@ -186,6 +187,7 @@ class ModelCommands(TyperGroup):
 
         measuring = typer.Typer()
         measuring.command()(evaluate)
+        measuring.command()(compare)
         for commands in (training, measuring):
             self.commands.update(typer.main.get_group(commands).commands)
 

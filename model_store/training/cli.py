@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,12 @@ from model_store.training.cli_options import with_train_options
 from model_store.training.errors import InvalidOption
 from model_store.training.recipe import Source, load_recipe
 from model_store.training.task_rows import mapped, task_source
+from model_store.training.text_files import file_lines
 from model_store.training.train import RunResult, TrainOptions
+
+if TYPE_CHECKING:
+    from model_store.entry import ModelEntry
+    from model_store.training.pipeline import Job
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
 
@@ -34,7 +39,15 @@ Block = Annotated[int, typer.Option(help="Tokens in a row.")]
 Dtype = Annotated[str, typer.Option(help="Of the exported weights: bf16, fp16 or fp32.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Name = Annotated[str, typer.Option(help="Add the model to the store under this name.")]
-License = Annotated[str, typer.Option(help="Of the weights, for the manifest.")]
+License = Annotated[str, typer.Option(help="Of the new weights, for manifest and card; asked for.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="TASK=FILE: JSON, CSV, XLSX, parquet, hf:OWNER/NAME:SPLIT; repeatable."),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--map", help="FIELD=COLUMN,… or TASK:FIELD=COLUMN,…; repeatable.")
+]
+Encoding = Annotated[str, typer.Option(help="Of the files of --data; empty: found out.")]
 About = Annotated[
     list[str] | None, typer.Option("--about-data", help="A source and its licence; may be given again.")
 ]
@@ -102,7 +115,7 @@ def pretrain(
             block=block,
             dtype=dtype,
             is_resumed=resume,
-            draft=_draft(known, license, about_data),
+            draft=_draft(known, license, [*file_lines(sources), *(about_data or [])]),
             options=options,
         )
         shape = Shape(n_embd, n_layer, n_head, n_positions)
@@ -117,14 +130,9 @@ def finetune(
     model: Annotated[
         str, typer.Option(help="A folder (with a /), or a model of the store; empty: the default.")
     ] = "",
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="TASK=FILE: JSON, CSV, XLSX, parquet, hf:OWNER/NAME:SPLIT; repeatable."),
-    ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", help="FIELD=COLUMN,… or TASK:FIELD=COLUMN,…; repeatable.")
-    ] = None,
-    encoding: Annotated[str, typer.Option(help="Of the files of --data; empty: found out.")] = "",
+    data: Data = None,
+    columns: Columns = None,
+    encoding: Encoding = "",
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text, for a second domain.")] = None,
     recipe: Recipe = None,
     corpus: Corpus = Path(),
@@ -140,6 +148,9 @@ def finetune(
     store: StoreFolder = DEFAULT_STORE,
     license: License = "",
     about_data: About = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained, as preview does; train nothing.")
+    ] = False,
     *,
     options: TrainOptions,
 ) -> None:
@@ -153,10 +164,11 @@ def finetune(
         known = {**entry.tasks, **_tasks(tasks)}
         given = mapped([task_source(item, "--data") for item in data or []], columns or [], known, encoding)
         given += [Source(path) for path in text or []]
+        sources = _sources(given, recipe, corpus, known, "--data")
         held_out = [task_source(item, "--valid") for item in valid or []]
         job = Job(
             out=out,
-            sources=_sources(given, recipe, corpus, known, "--data"),
+            sources=sources,
             valid=tuple(mapped(held_out, columns or [], known, encoding)),
             valid_share=valid_share,
             tasks=known,
@@ -164,11 +176,78 @@ def finetune(
             dtype=dtype,
             is_resumed=resume,
             draft=_draft(
-                known, license or entry.manifest.license, [*entry.manifest.data, *(about_data or [])]
+                known,
+                license if license or dry_run else _asked_license(entry),
+                [
+                    f"base model: {entry.label}, licence {entry.manifest.license or 'not given'}",
+                    *(f"of the base: {line}" for line in entry.manifest.data),
+                    *file_lines([*sources, *held_out]),
+                    *(about_data or []),
+                ],
             ),
             options=options,
         )
+        if dry_run:
+            _show(job, entry.path, loss_everywhere)
+            return
         _finish(train(job, entry.path, loss_everywhere, _report), out, name, store)
+
+
+@app.command()
+@with_train_options
+def preview(
+    tasks: Tasks = None,
+    model: Annotated[
+        str, typer.Option(help="A folder (with a /), or a model of the store; empty: the default.")
+    ] = "",
+    data: Data = None,
+    columns: Columns = None,
+    encoding: Encoding = "",
+    text: Annotated[list[Path] | None, typer.Option("--text", help="Text, for a second domain.")] = None,
+    recipe: Recipe = None,
+    corpus: Corpus = Path(),
+    valid_share: ValidShare = 0.02,
+    block: Block = 1024,
+    loss_everywhere: Annotated[
+        bool, typer.Option("--loss-everywhere", help="Learn the prompts too, not the answers only.")
+    ] = False,
+    shown: Annotated[int, typer.Option(help="Examples of each task to show.")] = 2,
+    store: StoreFolder = DEFAULT_STORE,
+    *,
+    options: TrainOptions,
+) -> None:
+    """Show what finetune would learn: prompts in colour, lengths, labels, steps, memory, time."""
+    from model_store.store import resolve
+    from model_store.training.pipeline import Job
+
+    with one_line_errors():
+        entry = resolve(model, store.expanduser())
+        known = {**entry.tasks, **_tasks(tasks)}
+        given = mapped([task_source(item, "--data") for item in data or []], columns or [], known, encoding)
+        given += [Source(path) for path in text or []]
+        job = Job(
+            out=Path(),
+            sources=_sources(given, recipe, corpus, known, "--data"),
+            valid=(),
+            valid_share=valid_share,
+            tasks=known,
+            block=block,
+            dtype="bf16",
+            is_resumed=False,
+            draft=Draft(),
+            options=options,
+        )
+        _show(job, entry.path, loss_everywhere, shown)
+
+
+def _show(job: "Job", model: Path, is_loss_everywhere: bool, shown: int = 2) -> None:
+    """Print what a job would do."""
+    from rich.console import Console
+
+    from model_store.training.cli_preview import show
+    from model_store.training.preview import preview as look
+
+    show(look(job, model, is_loss_everywhere, _report, shown), Console())
 
 
 def _tasks(path: Path | None) -> dict[str, Task]:
@@ -183,6 +262,17 @@ def _sources(
     if not sources:
         raise InvalidOption(option, "is missing; give data with it or with --recipe")
     return tuple(sources)
+
+
+def _asked_license(base: "ModelEntry") -> str:
+    """Ask a person for the new weights' licence; the base's is never taken over without a word."""
+    known = base.manifest.license or "not given"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        question = f"Licence of the new weights (the base's: {known}; empty: none)"
+        answer: str = typer.prompt(question, default="", show_default=False, err=True)
+        return answer.strip()
+    _report(f"licence: not given; the base's ({known}) is not taken over; name one with --license")
+    return ""
 
 
 def _draft(tasks: Mapping[str, Task], license: str, about: list[str] | None) -> Draft:

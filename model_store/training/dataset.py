@@ -72,7 +72,16 @@ class Built:
     counts: Mapping[str, int]
 
 
-def build(plan: BuildPlan, tokenizer: Tokenizer, cache: Path, report: Callable[[str], None]) -> Built:
+Watch = Callable[[Task, Pair, Pair | None], None]  # gets a pair, and what of it fits into a row
+
+
+def build(
+    plan: BuildPlan,
+    tokenizer: Tokenizer,
+    cache: Path,
+    report: Callable[[str], None],
+    watch: Watch | None = None,
+) -> Built:
     """Give the packed rows of a plan, made now or found in the cache.
 
     Args:
@@ -80,6 +89,7 @@ def build(plan: BuildPlan, tokenizer: Tokenizer, cache: Path, report: Callable[[
         tokenizer: The model's own.
         cache: A folder for packed rows; one subfolder for each fingerprint.
         report: Gets one line for each file as it is read.
+        watch: Is told of each example as it is packed; of none where rows are found in the cache.
 
     Raises:
         InvalidData: A file is wrong; names file and line.
@@ -92,7 +102,7 @@ def build(plan: BuildPlan, tokenizer: Tokenizer, cache: Path, report: Callable[[
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            counts = _Builder(plan, tokenizer, unfinished).run(files, report)
+            counts = _Builder(plan, tokenizer, unfinished, watch).run(files, report)
             (unfinished / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
@@ -105,8 +115,10 @@ def build(plan: BuildPlan, tokenizer: Tokenizer, cache: Path, report: Callable[[
 class _Builder:
     """Reads sources into two row writers."""
 
-    def __init__(self, plan: BuildPlan, tokenizer: Tokenizer, folder: Path) -> None:
-        self._plan, self._tokenizer = plan, tokenizer
+    def __init__(
+        self, plan: BuildPlan, tokenizer: Tokenizer, folder: Path, watch: Watch | None = None
+    ) -> None:
+        self._plan, self._tokenizer, self._watch = plan, tokenizer, watch
         self._rng = random.Random(plan.seed)
         self._counts: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()  # on what was read, beside what it is counted as
@@ -222,6 +234,8 @@ class _Builder:
 
     def _add(self, writer: RowWriter, task: Task, pair: Pair) -> None:
         fitted = fit(task, self._tokenizer, pair, self._plan.block)
+        if self._watch is not None:
+            self._watch(task, pair, fitted)
         if fitted is None:
             self._counts["longer than a block"] += 1
             return

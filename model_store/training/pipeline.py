@@ -5,11 +5,13 @@ Each function is one command. The parts are in `dataset.py` (rows), `train.py` (
 options are read and results shown by `cli.py`.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model_store.card import CARD, model_card
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import Draft
 from model_store.task import Task
@@ -194,7 +196,12 @@ def _train_and_export(job: Job, model: Any, train: Rows, valid: Rows | None, tok
     result = run(model, train, valid, job.out, job.options)
     if is_main_process():
         figures = {"training": asdict(result)}
-        export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
+        full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
+        card = model_card(job.out.resolve().name, full, job.out)
+        (job.out / "model" / CARD).write_text(card, encoding="utf-8")
+        for name in ("loss.csv", "loss.png"):
+            if (job.out / name).is_file():
+                shutil.copyfile(job.out / name, job.out / "model" / name)
     return result
 
 

@@ -198,7 +198,7 @@ def mapped(
     for source in sources:
         if source.kind == "examples" and source.task in tasks:
             mine = [items for task, items in parsed if task in ("", source.task)]
-            pairs = {name: column for items in mine for name, column in items}
+            pairs = [pair for items in mine for pair in items]
             source = _with_columns(replace(source, encoding=encoding), pairs, tasks[source.task])
         result.append(source)
     return result
@@ -212,11 +212,14 @@ def _parsed(item: str, known: set[str]) -> tuple[str, list[tuple[str, str]]]:
     return task, [(name.strip(), column.strip()) for name, _, column in pairs]
 
 
-def _with_columns(source: Source, pairs: Mapping[str, str], task: AskedTask) -> Source:
+def _with_columns(source: Source, pairs: Sequence[tuple[str, str]], task: AskedTask) -> Source:
     target = TARGET_KEYS[task.kind]
     legal = (*task.fields, target, "messages")
     rename, found = dict(source.rename), source.target
-    for name, column in pairs.items():
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise InvalidOption("--map", f"names {twice!r} of task {task.name!r} twice")
+    for name, column in pairs:
         if name not in legal:
             raise InvalidOption("--map", f"{name!r} is none of task {task.name!r}: {', '.join(legal)}")
         if name == target:

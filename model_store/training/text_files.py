@@ -7,13 +7,17 @@ a row in `task_rows.py`. No tokens here: see `packing.py`.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from model_store.entry import hash_file
 from model_store.training import hub_data, tables
 from model_store.training.errors import InvalidData
 from model_store.training.raw_lines import PACKED, lines, table_encoding
+
+if TYPE_CHECKING:
+    from model_store.training.recipe import Source
 
 SEPARATOR = "<|endoftext|>"
 MAX_DOCUMENT_CHARS = 1 << 20  # a longer document is cut at a line end, so that memory stays bounded
@@ -150,6 +154,24 @@ def stamp(path: Path) -> tuple[str, int, int]:
         return str(path), 0, 0
     stat = (path / "state.json" if path.is_dir() else path).stat()
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+
+def file_lines(sources: Sequence["Source"]) -> list[str]:
+    """Name the files of sources with size and SHA-256, one a line, for manifest and card.
+
+    Raises:
+        InvalidData: As `expand`.
+    """
+    told = []
+    for source in sources:
+        for path in expand([source.path], is_rows=source.kind == "examples"):
+            what = f"task {source.task}" if source.task else source.kind
+            if path.is_file():
+                record = hash_file(path)
+                told.append(f"{path.name} ({what}): {record.size:,} bytes, sha256 {record.sha256}")
+            else:
+                told.append(f"{path} ({what})")
+    return told
 
 
 def text_of(path: Path, line: int, record: dict[str, Any], key: str) -> str:

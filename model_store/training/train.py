@@ -200,7 +200,7 @@ def _trainer(model: Any, train: Rows, valid: Rows | None, out: Path, options: Tr
     if options.is_compiled:
         model.compile_parts()
     if options.lora_rank:
-        model = _with_adapters(model, options.lora_rank)
+        model = with_adapters(model, options.lora_rank)
     arguments = _arguments(train, valid, out, options)
     optimizer = optimizer_for(model, options.optimizer, options.learning_rate, options.weight_decay)
     trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=valid, optimizers=(optimizer, None))
@@ -218,9 +218,7 @@ def _trainer(model: Any, train: Rows, valid: Rows | None, out: Path, options: Tr
 def _arguments(train: Rows, valid: Rows | None, out: Path, options: TrainOptions) -> Any:
     from transformers import TrainingArguments
 
-    steps = options.max_steps or math.ceil(
-        options.epochs * (len(train) // (options.batch_rows * options.accumulate))
-    )
+    steps = num_steps(len(train), options)
     step = math.lcm(options.log_every, options.eval_every) if options.patience else options.log_every
     early = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     return TrainingArguments(
@@ -234,7 +232,7 @@ def _arguments(train: Rows, valid: Rows | None, out: Path, options: TrainOptions
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         max_grad_norm=options.clip,
-        bf16=_is_bf16(options.precision),
+        bf16=is_bf16(options.precision),
         use_cpu=not torch.accelerator.is_available(),
         logging_steps=options.log_every,
         eval_strategy="steps" if valid else "no",
@@ -250,7 +248,15 @@ def _arguments(train: Rows, valid: Rows | None, out: Path, options: TrainOptions
     )
 
 
-def _is_bf16(precision: str) -> bool:
+def num_steps(num_rows: int, options: TrainOptions) -> int:
+    """Say how many optimizer steps a run on one device takes."""
+    if options.max_steps:
+        return options.max_steps
+    return math.ceil(options.epochs * (num_rows // (options.batch_rows * options.accumulate)))
+
+
+def is_bf16(precision: str) -> bool:
+    """Say whether a run of a precision computes in bfloat16 here."""
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():
@@ -258,7 +264,12 @@ def _is_bf16(precision: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _with_adapters(model: Any, rank: int) -> Any:
+def with_adapters(model: Any, rank: int) -> Any:
+    """Give a model with LoRA adapters, which alone are trained.
+
+    Raises:
+        MissingExtra: peft is not installed.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError as error:

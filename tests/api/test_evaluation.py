@@ -1,5 +1,6 @@
 """Evaluation measures what is served: at an address and in the process, by the same code."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,11 +16,15 @@ from toy import QA, RECORDS, finetuned_model, toy_records, write_records
 from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner
 
+from model_store.figures import read_figures
+from model_store.importer import import_model
 from model_store.manifest import Draft, read_json_manifest, write_manifest
+from model_store.store import Store
 from model_store.tokenizer import Tokenizer
 from model_store.training.evaluate import Service, evaluate, perplexity, read_items
+from service.commands.compare import compare
 from service.commands.evaluate import evaluate as command
-from service.commands.evaluate import loaded, served_tasks
+from service.commands.judging import loaded, served_tasks
 
 SHORT = {"max_new_tokens": 4}  # the toy's window is small
 
@@ -103,6 +108,42 @@ def test_task_definitions_take_the_place_of_the_models(model: Path, tmp_path: Pa
     assert (
         figures["count"] == 1 and figures["accuracy"] in (0, 100) and figures["labels"].keys() == {"a", "b"}
     )
+
+
+def choices(folder: Path) -> list[str]:
+    """Options that ask for the mood of ten texts."""
+    task = {"name": "mood", "kind": "choice", "template": "{text}", "document": "text", "labels": ["a", "b"]}
+    (folder / "tasks.json").write_text(json.dumps(task), encoding="utf-8")
+    rows = [f"{name};{label}" for name, label in zip(["Tom", "Ann"] * 5, "aabbababab", strict=True)]
+    (folder / "a.csv").write_text("\n".join(["body;stars", *rows]), encoding="utf-8")
+    data = ["--data", f"mood={folder / 'a.csv'}", "--map", "text=body,label=stars"]
+    return ["--tasks", str(folder / "tasks.json"), *data]
+
+
+def test_figures_of_a_version_are_recorded_and_a_report_is_written(model: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", builtin=None)
+    import_model(store, str(model), "toy")
+    arguments = ["--model", "toy@1", "--store", str(store.root), "--record", *choices(tmp_path)]
+    result = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "out" / "report.html")])
+    assert result.exit_code == 0, result.output
+    assert "right answers: " in result.stdout.lower() and "precision" in result.stdout
+    kept = read_figures(store.root, "toy", "1")["mood: a.csv"]
+    digest = hashlib.sha256((tmp_path / "a.csv").read_bytes()).hexdigest()
+    assert kept["count"] == 10 and kept["sha256"] == digest
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "toy@1" in page and "How it learned" in page
+
+
+def test_two_models_are_compared_on_the_same_items(model: Path, tmp_path: Path) -> None:
+    arguments = [f"{model}/", f"{model}/", *choices(tmp_path), "--report", str(tmp_path / "c.html")]
+    both = typer.Typer()
+    both.command()(compare)
+    result = CliRunner().invoke(both, arguments)
+    assert result.exit_code == 0, result.output
+    assert "the difference may be chance" in result.stdout and "+0.00 to +0.00" in result.stdout
+    assert "<svg" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    values = json.loads(CliRunner().invoke(both, [*arguments, "--json"]).stdout)["mood: a.csv"]
+    assert values["accuracy"]["is_clear"] is False
 
 
 @pytest.mark.parametrize(

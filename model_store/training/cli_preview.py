@@ -1,0 +1,89 @@
+"""`textgen model preview` and `finetune --dry-run`: examples in colour, lengths, steps, memory, time.
+
+What is shown is found out in `preview.py`. Read next: `cli.py`, where the commands are.
+"""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from model_store.training.preview import QUANTILES, Preview, TaskView
+
+_MAX_SHOWN = 1200  # characters of a piece of an example
+_SAID_APART = ("longer than a block", "cut to a block")  # in the table
+
+
+def show(preview: Preview, console: Console) -> None:
+    """Print a preview; what the loss falls on is green, or in ⟦ ⟧ where there are no colours."""
+    for name, view in preview.tasks.items():
+        console.rule(f"task {name}, the first {len(view.shown)} of {len(view.lengths):,} examples")
+        for spans in view.shown:
+            console.print(_coloured(spans, console.is_terminal), soft_wrap=True)
+            console.print()
+    if preview.tasks:
+        console.print("learned: ", _coloured([("the answer and its end", True)], console.is_terminal))
+        console.print(_lengths(preview))
+    for name, view in preview.tasks.items():
+        if view.labels:
+            console.print(_labels(name, view))
+    notes = {k: v for k, v in sorted(preview.counts.items()) if k not in _SAID_APART}
+    console.print(", ".join(f"{name}: {count:,}" for name, count in notes.items()), soft_wrap=True)
+    for line in _ahead(preview):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _coloured(spans: list[tuple[str, bool]], has_colours: bool) -> Text:
+    text = Text()
+    for piece, is_target in spans:
+        half = _MAX_SHOWN // 2
+        shown = piece if len(piece) <= _MAX_SHOWN else f"{piece[:half]} […] {piece[-half:]}"
+        if is_target:
+            text.append(shown if has_colours else f"⟦{shown}⟧", "bold green")
+        else:
+            text.append(shown, "dim")
+    return text
+
+
+def _lengths(preview: Preview) -> Table:
+    table = Table("task", "examples", title=f"tokens of prompt and answer; a row has {preview.block}")
+    names = {0: "shortest", 50: "median", 100: "longest"}
+    for quantile in QUANTILES:
+        table.add_column(names.get(quantile, f"p{quantile}"), justify="right")
+    for name in ("answer", "cut", "left out"):
+        table.add_column(name, justify="right")
+    for name, view in preview.tasks.items():
+        answer = sorted(view.answers)[len(view.answers) // 2]
+        numbers = (*view.quantiles(), answer, view.num_cut, view.num_left_out)
+        table.add_row(name, f"{len(view.lengths):,}", *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _labels(name: str, view: TaskView) -> Table:
+    table = Table("label", title=f"labels of {name}")
+    table.add_column("examples", justify="right")
+    table.add_column("share", justify="right")
+    total = view.labels.total()
+    for label, count in view.labels.most_common():
+        table.add_row(label, f"{count:,}", f"{100 * count / total:.1f} %")
+    return table
+
+
+def _ahead(preview: Preview) -> list[str]:
+    ahead = preview.ahead
+    size = ahead.num_rows * preview.block
+    full = f"{100 * ahead.num_tokens / size:.0f} % full" if size else "none"
+    total = ahead.steps * ahead.step_s
+    return [
+        f"ahead: {ahead.num_rows:,} rows of {preview.block} tokens ({full}; {ahead.num_targets:,} count "
+        f"in the loss), {ahead.num_valid_rows:,} rows to validate on",
+        f"ahead: {ahead.steps:,} steps, {ahead.step_s:.2f} s each as timed here: about {duration(total)}, "
+        f"validation not counted",
+        f"ahead: {ahead.peak_bytes / 1e9:.2f} GB of memory at its highest in one step",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
