@@ -2,11 +2,11 @@
 
 `requirements.lock` holds what serving needs; `requirements-dev.lock` what training, reading data, testing
 and tracing add, `requirements-scale.lock` what Ray adds. They hold one exact version a line for every
-platform, with markers where they differ, and nothing that ties them to one machine: no index address, no hash, no local
-version label. Left out on purpose: torch's CUDA libraries, since a CUDA build of torch names the exact
-versions it wants, and a CPU build wants none. `deploy/image.lock` holds the image's packages with the
-hashes of all their files, torch excepted: its CPU and CUDA builds are other files under one version. Needs
-`uv`.
+platform, with markers where they differ, and nothing that ties them to one machine: no index address, no
+hash, no local version label. Left out on purpose: torch's CUDA libraries, since a CUDA build of torch names
+the exact versions it wants, and a CPU build wants none. `deploy/image.lock` holds the image's packages with
+the hashes of all their files, torch excepted: its CPU and CUDA builds are other files under one version.
+Needs `uv`.
 """
 
 from __future__ import annotations

@@ -59,6 +59,10 @@ class TokenizerError(StoreError):
     """A tokenizer cannot be loaded."""
 
 
+class ChatError(StoreError):
+    """A chat template cannot be read, or does not take a conversation."""
+
+
 class InvalidManifest(StoreError):
     """A manifest is wrong.
 

@@ -65,6 +65,7 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._pieces: dict[int, bytes] = {}
         self._cleans_up = loaded.cleans_up
+        self.named_specials = loaded.named_specials
         self.bos_ids: tuple[int, ...] = loaded.bos_ids
         self.eos_token_ids: tuple[int, ...] = loaded.eos_token_ids
         num_tokens: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -118,6 +119,11 @@ class Tokenizer:
     def eos_id(self) -> int:
         """The token that ends a text; also what an empty prompt becomes."""
         return self.eos_token_ids[0]
+
+    @property
+    def special_texts(self) -> list[str]:
+        """The texts that `encode_specials` takes for special tokens."""
+        return [self._added[token_id] for token_id in sorted(self._special_ids)]
 
     def encode(self, text: str) -> list[int]:
         """Give the ids of a user's text. Adds no special token and recognises none.

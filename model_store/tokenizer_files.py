@@ -8,7 +8,7 @@ asked only for classes with rules of their own. No encoding here: see `model_sto
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class LoadedTokenizer:
         eos_token_ids: The tokens that end a text, the main one first; at least one.
         bos_ids: The tokens that the tokenizer puts before every text.
         cleans_up: Whether a WordPiece decoder writes no space before punctuation.
+        named_specials: The texts of special tokens by their names, `eos_token` and so on.
     """
 
     backend: Any
@@ -52,6 +53,7 @@ class LoadedTokenizer:
     eos_token_ids: tuple[int, ...]
     bos_ids: tuple[int, ...] = ()
     cleans_up: bool = False
+    named_specials: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokenizer:
@@ -80,7 +82,7 @@ def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokeniz
     backend.post_processor = tokenizers.processors.Sequence([])  # offsets keep the space before a word
     style, cleans_up = _style_of(backend)
     eos_token_ids = _find_eos(backend, folder, tokens.special.get("eos_token", ""), num_embeddings)
-    return LoadedTokenizer(backend, style, eos_token_ids, bos_ids, cleans_up)
+    return LoadedTokenizer(backend, style, eos_token_ids, bos_ids, cleans_up, tokens.special)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -24,17 +24,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from model_store.chat import find_chat
 from model_store.checkpoint import Checkpoint, read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import StoreError
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
-from service.api import native, openai, ops, page
+from service.api import chat, native, openai, ops, page
 from service.api.description import describe
 from service.api.exchange import Gate, end_tasks
 from service.api.json_pieces import CompactResponse
 from service.api.key_file import watch_keys
-from service.api.openai_schemas import OPENAI_LEGAL
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
 from service.api.state import Served, ServiceState
@@ -131,7 +131,10 @@ class Life:
         is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
         most = self._engine.quota.share if is_shared else self._engine.quota.limit
         limits = ModelLimits(facts["n_positions"], min(settings.max_job_sequences, most))
-        runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits)
+        chat_format = await asyncio.to_thread(
+            find_chat, entry.path, tokenizer, entry.tasks, settings.chat_template
+        )
+        runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits, chat_format)
         self.state.served = Served(
             entry.name, entry.version, entry.tasks, runner, self._engine, int(time.time()), facts
         )
@@ -205,7 +208,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
             allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Session-ID"],
             expose_headers=["X-Request-ID", "X-Ignored-Fields", "Retry-After"],
         )
-    for router in (native.router, openai.router, ops.router):
+    for router in (native.router, openai.router, chat.router, ops.router):
         app.include_router(router)
     page.mount(app)
     describe(app)
@@ -219,8 +222,7 @@ async def _pass_on(request: Request, error: Exception) -> Response:
 
 async def _explain(request: Request, error: RequestValidationError) -> Response:
     """Turn the framework's validation errors into ours, and let the gate answer."""
-    is_openai = request.url.path.startswith("/v1/")
-    problem = validation_problem(error.errors(), OPENAI_LEGAL if is_openai else LEGAL)
+    problem = validation_problem(error.errors(), LEGAL)
     raise HttpProblem(problem.code, problem.message, problem.param)
 
 

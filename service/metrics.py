@@ -30,7 +30,11 @@ from prometheus_client.metrics_core import (
 _BUILD = {"version": version("textgen-service"), "python": platform.python_version()}
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-ENDPOINTS = ("/generate", "/summarize", "/qa", "/tasks/{name}", "/v1/completions", "other")
+ENDPOINTS = (
+    *("/generate", "/summarize", "/qa", "/tasks/{name}"),
+    *("/v1/completions", "/v1/chat/completions"),
+    "other",
+)
 _TASK = re.compile(r"/tasks/[^/]+")
 
 # 0.15 ms growing by 1.5 up to 219 s: a small model steps in less than 1 ms, a long job takes minutes.

@@ -69,6 +69,24 @@ def _split_origins(value: object) -> object:
     return tuple(origins)
 
 
+def _split_aliases(value: object) -> object:
+    """Read "a=mine, *" as {"a": "mine", "*": ""}; "" stands for the served model."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+    aliases = {alias.strip(): name.strip() for alias, _, name in parts}
+    if not aliases or any(not alias or not (name or alias == "*") for alias, name in aliases.items()):
+        raise ValueError("an alias is a name, an equals sign and a model's name")
+    return aliases
+
+
+def _readable(path: Path | None) -> Path | None:
+    """A file that can be read. Raises ValueError if it cannot."""
+    if path is not None and not os.access(path, os.R_OK):
+        raise ValueError("it cannot be read")
+    return path
+
+
 def _split_networks(value: object) -> object:
     """Read "10.0.0.0/8, ::1" as two networks."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -140,6 +158,16 @@ class Settings(BaseSettings):
         default_factory=default_store,
         description="Folder of imported and trained models, writable",
         json_schema_extra={"legal": "a folder", "default": "~/.local/share/textgen"},
+    )
+    model_aliases: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_split_aliases)] = _setting(
+        {},
+        "Other names that `/v1` takes for a model, as `gpt-3.5-turbo-instruct=mine`; `*`: any name",
+        "`alias=name` or `*`, separated by commas",
+    )
+    chat_template: Annotated[Path | None, AfterValidator(_readable)] = _setting(
+        None,
+        "Jinja template that conversations are rendered with, before whatever the model brings",
+        "a readable file",
     )
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "Where the model runs; `auto`: CUDA when there is one", "`auto`, `cpu` or `cuda`"
@@ -402,6 +430,6 @@ def _shown_default(field: FieldInfo) -> str:
     value = extra["default"] if isinstance(extra, dict) and "default" in extra else field.default
     if value is None and "auto" in legal_values(field):
         return "`auto`"
-    if value in (None, "", ()):
+    if value in (None, "", (), {}):
         return ""
     return f"`{int(value) if isinstance(value, bool) else value}`"

@@ -1,18 +1,20 @@
 """The body of the OpenAI dialect and how it becomes a task call; `null` means absent, defaults are OpenAI's.
 
-What is accepted for compatibility only (`best_of`, `suffix`) must be neutral, or is refused by name.
+What is accepted for compatibility only (`best_of`, `suffix`) must be neutral, or is refused by name. What all
+bodies of the dialect share is in `openai_fields`, the body of a conversation in `chat_schemas`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, create_model, model_validator
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from model_store.sampling import OPTIONS, SAMPLING
-from service.api.fields import IDS_SCHEMA, Body, are_ids, body_field, sampling_fields, table_field
+from service.api.fields import IDS_SCHEMA, are_ids, body_field, table_field
+from service.api.openai_fields import OpenAISampling, StreamOptions, sampling_given
 from service.errors import InvalidRequest
 from service.tasks.calls import GenerateCall, Origin
 
@@ -41,40 +43,7 @@ def _prompts(value: object) -> PromptValue:
     raise PydanticCustomError("prompt", "not a prompt")
 
 
-class OpenAIBody(Body):
-    """An object of the OpenAI dialect, where `null` means absent."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {name: value for name, value in data.items() if value is not None}
-        return data
-
-
-class StreamOptions(OpenAIBody):
-    """What a stream tells besides its tokens."""
-
-    include_usage: bool = body_field(False, "true or false")
-    include_obfuscation: bool = body_field(False, "true or false; accepted, nothing is obfuscated")
-
-
-# What the fields of the table are called here, and their defaults: the tasks' own do not apply.
-OURS = {name: name for name in SAMPLING if name != "no_repeat_ngram_size"}
-OURS |= {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
-_DEFAULTS = {name: field.neutral for name, field in SAMPLING.items()}
-
-if TYPE_CHECKING:
-    _SamplingFields = OpenAIBody
-else:
-    _SamplingFields = create_model(
-        "_SamplingFields",
-        __base__=OpenAIBody,
-        **sampling_fields({name: OURS.get(name) for name in SAMPLING}, _DEFAULTS),
-    )
-
-
-class CompletionBody(_SamplingFields):
+class CompletionBody(OpenAISampling):
     """A completion as OpenAI's clients ask for it."""
 
     model_config = ConfigDict(
@@ -91,7 +60,9 @@ class CompletionBody(_SamplingFields):
     )
     model: str = body_field("", "the served model's name, or left out")
     max_tokens: int = table_field(
-        replace(SAMPLING["max_new_tokens"], min=0), 16, "an integer from 1 (0 with echo) to what fits"
+        replace(SAMPLING["max_new_tokens"], min=-1),
+        16,
+        "an integer from 1 (0 with echo) to what fits, or -1: what fits",
     )
     n: int = table_field(OPTIONS["n"], 1)
     stream: bool = body_field(False, "true or false")
@@ -114,21 +85,14 @@ class CompletionBody(_SamplingFields):
             raise InvalidRequest("suffix is not supported; leave it out", "suffix")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true", "stream_options")
-        given = {ours: getattr(self, theirs) for ours, theirs in OURS.items()}
-        sampling = {name: value for name, value in given.items() if value is not None}
+        self.check_understood()
         return GenerateCall(
             self.prompt,
             self.n,
             self.echo,
             self.logprobs,
             allow_zero=self.echo,
-            sampling=sampling,
+            fills_window=self.max_tokens == -1,
+            sampling=sampling_given(self),
             origin=origin,
         )
-
-
-OPENAI_LEGAL: dict[str, str] = {
-    name: item.description or ""
-    for body in (CompletionBody, StreamOptions)
-    for name, item in body.model_fields.items()
-}

@@ -50,6 +50,7 @@ class ServiceState:
     served: Served | None = None  # None while loading
     is_draining: bool = False
     in_flight: set[Callable[[Exception], None]] = field(default_factory=set)  # each ends one request
+    ignored_fields: set[str] = field(default_factory=set)  # those the log has told of
     keyring: Keyring = field(init=False)
     body_room: BodyRoom = field(init=False)
     tracing: Tracing | NoTracing = field(init=False)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from service.api.bodies import LARGE_BODY_BYTES, parse_json
 from service.api.exchange import exchange_of
-from service.api.openai_schemas import OPENAI_LEGAL
+from service.api.openai_fields import OpenAIBody, legal_of
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
 
@@ -23,7 +23,7 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body as the route's model: the framework, which would validate on the loop, passes it on."""
         body, model, exchange = await self.body(), self.scope["route"].body_model, exchange_of(self)
-        legal = OPENAI_LEGAL if exchange.dialect == "openai" else LEGAL
+        legal = legal_of(model) if issubclass(model, OpenAIBody) else LEGAL
         if len(body) <= LARGE_BODY_BYTES:
             return read_body(body, model, legal)
         return await exchange.run(asyncio.to_thread(read_body, body, model, legal))

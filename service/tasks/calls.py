@@ -36,7 +36,20 @@ class GenerateCall:
     echo: bool = False
     logprobs: int | None = None  # None off, 0 the chosen token, k alternatives too
     allow_zero: bool = False  # whether `max_new_tokens` may be 0: the prompt is only scored
+    fills_window: bool = False  # new tokens up to the window's end, where `max_new_tokens` is not given
     overflow: Overflow = "error"
+    sampling: SamplingFields = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """Say the next turn of a conversation, `n` times."""
+
+    messages: tuple[Mapping[str, str], ...]  # `role` and `content`, oldest first
+    n: int = 1
+    logprobs: int | None = None  # as of `GenerateCall`
+    overflow: Literal["error", "drop_oldest"] = "error"
     sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 
@@ -153,6 +166,7 @@ class TokenScore:
     offset: int  # code points from the start of the choice's text
     logprob: float | None  # None: the first token of a prompt, which nothing predicts
     top: tuple[tuple[str, float], ...] = ()  # the strongest alternatives, best first
+    piece: bytes = b""  # what the token adds to the text
 
 
 @dataclass(frozen=True, slots=True)

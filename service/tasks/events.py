@@ -27,6 +27,8 @@ class Token:
     text: str
     logprobs: tuple[TokenScore, ...] = ()
     finish_reason: str | None = None  # with the last event of the index
+    num_tokens: int = 0  # of the choice so far, where the task counts them
+    num_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

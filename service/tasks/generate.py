@@ -40,6 +40,7 @@ class ChoiceText:
     tokenizer: Tokenizer
     text: str = ""
     finish_reason: str = ""
+    num_tokens: int = 0
     scores: Scores | None = None  # from the first output on, where they are wanted
     _scorer: Scorer | None = None  # of those that are streamed
 
@@ -62,7 +63,9 @@ class ChoiceText:
         delta = self.echo + output.text if is_first else output.text
         self.text += delta
         self.finish_reason = output.finish_reason or ""
-        return Token(self.index, delta, scores, self.finish_reason or None)
+        self.num_tokens += len(output.token_ids)
+        ended = self.finish_reason or None
+        return Token(self.index, delta, scores, ended, self.num_tokens, len(self.prompt_ids))
 
 
 class Generation:

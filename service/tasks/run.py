@@ -3,22 +3,24 @@
 Each method gives a context. Entering it admits the call: it validates, renders, tokenises (a large text in
 turns in a thread), checks lengths and submits; whatever can be refused is refused there. Inside, the task's
 events come. Leaving it, for whatever reason, aborts what is unfinished. How each kind works stands in
-`generate`, `summarize`, `qa` and `choice`.
+`generate`, `chat`, `summarize`, `qa` and `choice`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 
+from model_store.chat import ChatFormat
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.async_engine import AsyncEngine
 from service.engine.job_stream import JobStream
 from service.engine.sequence import SequenceRequest
 from service.errors import InvalidRequest, NotFound
-from service.tasks import answers, choice, generate, qa, reduction, summarize
-from service.tasks.calls import GenerateCall, ModelLimits, Origin, QaCall, SummarizeCall, TaskCall
+from service.tasks import answers, chat, choice, generate, qa, reduction, summarize
+from service.tasks.calls import ChatCall, GenerateCall, ModelLimits, Origin, QaCall, SummarizeCall, TaskCall
 from service.tasks.events import Event
 from service.tasks.fitting import check_fields, check_not_blank, check_unicode
 from service.tasks.offload import Offloader, size_of
@@ -45,15 +47,22 @@ class TaskRunner:
         tokenizer: the served model's.
         tasks: the served model's, by name.
         limits: of the model and the settings.
+        chat_format: how the model holds a conversation; None where it holds none.
     """
 
     def __init__(
-        self, engine: AsyncEngine, tokenizer: Tokenizer, tasks: Mapping[str, Task], limits: ModelLimits
+        self,
+        engine: AsyncEngine,
+        tokenizer: Tokenizer,
+        tasks: Mapping[str, Task],
+        limits: ModelLimits,
+        chat_format: ChatFormat | None = None,
     ) -> None:
         self.tasks = dict(tasks)
         self.limits = limits
         self._engine = engine
         self._tokenizer = tokenizer
+        self._chat = chat_format
         self._offloader = Offloader()
         has_questions = any(task.kind == "qa" for task in tasks.values())
         self._vocabulary = Vocabulary(tokenizer) if has_questions else None
@@ -74,6 +83,8 @@ class TaskRunner:
         decoding = resolve(
             call.sampling, task, self._tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
         )
+        if call.fills_window and not decoding.is_explicit:
+            decoding = replace(decoding, max_new_tokens=self.limits.n_positions)
         if call.n > limit:
             raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
         if not 0 < len(call.prompts) <= limit // call.n:
@@ -81,6 +92,24 @@ class TaskRunner:
         work = generate.plan(call, self._tokenizer, decoding, self.limits)
         generation = await self._offloader.run(size_of(call.prompts), work, call.origin)
         async with self._running(generation.requests, call.origin, generation.events) as events:
+            yield events
+
+    @asynccontextmanager
+    async def chat(self, call: ChatCall) -> AsyncIterator[AsyncIterator[Event]]:
+        """Say the next turn of a conversation. Raises as `generate`, and where the model holds none."""
+        if self._chat is None:
+            raise InvalidRequest(chat.NO_FORMAT, "messages")
+        if not call.messages:
+            raise InvalidRequest("messages must hold at least one message", "messages")
+        if call.n > (limit := self.limits.max_job_sequences):
+            raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
+        task = chat.task_of(self._chat, self.tasks, self.limits)
+        sampling = chat.sampling_of(call, task)
+        decoding = resolve(sampling, task, self._tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        work = chat.plan(call, self._chat, self._tokenizer, decoding, self.limits)
+        texts = [message["content"] for message in call.messages]
+        turn = await self._offloader.run(size_of(texts), work, call.origin)
+        async with self._running(turn.requests, call.origin, turn.events) as events:
             yield events
 
     def summarize(self, call: SummarizeCall) -> Running:

@@ -33,6 +33,7 @@ DIFFERS = [
     (re.compile(r'"([a-z]+_ms)":[0-9.]+'), r'"\1":0'),
     (re.compile(r'"(score|logprob)":-?[0-9.]+'), r'"\1":0'),
     (re.compile(r'"cached_tokens":\d+'), '"cached_tokens":0'),
+    (re.compile(r'"created":\d+'), '"created":0'),
     (re.compile(r'"seed":\d{9,}'), '"seed":0'),
 ]
 

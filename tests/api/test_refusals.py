@@ -363,7 +363,7 @@ OPENAI = [
     ({"prompt": SECRET, "logit_bias": {"5": 1, "05": 2}}, 400, "invalid_request"),
     ({"prompt": SECRET, "min_tokens": 17}, 400, "invalid_request"),
     ({"prompt": SECRET, "stream_options": {"include_usage": True}}, 400, "invalid_request"),
-    ({"prompt": SECRET, "nothing": 1}, 400, "invalid_request"),
+    ({"prompt": SECRET, "tools": [1]}, 400, "invalid_request"),
 ]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from model_store.sampling import OPTIONS, SAMPLING, Field
-from service.api.openai_schemas import OURS, CompletionBody
+from service.api.openai_fields import OURS
+from service.api.openai_schemas import CompletionBody
 from service.api.schemas import GenerateBody, QaBody, SummarizeBody, TaskBody
 from service.engine.sequence import SamplingParams
 

@@ -1,0 +1,129 @@
+"""What the bodies of the OpenAI dialect share: `null` means absent, an unknown field is ignored and told.
+
+A field that would change the answer and cannot be honoured is refused by name, unless it asks for nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, create_model, model_validator
+
+from model_store.sampling import SAMPLING
+from service.api.fields import Body, body_field, sampling_fields
+from service.errors import InvalidRequest
+from service.tasks.calls import SamplingFields
+
+MAX_TOLD = 32  # ignored fields that a reply names
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_SPELLINGS = {"logitBias": "logit_bias"}
+
+# What is understood and not done, with the values that ask for nothing.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "modalities": (["text"],),
+    "prediction": (),
+    "prompt_embeds": (),
+    "prompt_logprobs": (0, False),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+
+
+class OpenAIBody(Body):
+    """An object of the OpenAI dialect, where `null` means absent and what is unknown is ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = {name: value for name, value in data.items() if value is not None}
+        for theirs, ours in _SPELLINGS.items():
+            if theirs in given and ours in cls.model_fields and ours not in given:
+                given[ours] = given.pop(theirs)
+        return given
+
+    def check_understood(self) -> None:
+        """Raise `InvalidRequest` for a field that asks for what is not there."""
+        for name, value in (self.__pydantic_extra__ or {}).items():
+            if name in REFUSED and value not in REFUSED[name]:
+                raise InvalidRequest(f"{name} is not supported; leave it out", name)
+
+    def ignored(self) -> Iterator[str]:
+        """The names of fields that nothing reads, those of objects within as `outer.inner`."""
+        for name in self.__pydantic_extra__ or {}:
+            if name not in REFUSED:
+                yield name if _NAME.fullmatch(name) else "?"
+        for name in type(self).model_fields:
+            if isinstance(inner := getattr(self, name), OpenAIBody):
+                yield from (f"{name}.{each}" for each in inner.ignored())
+
+
+class StreamOptions(OpenAIBody):
+    """What a stream tells besides its tokens."""
+
+    include_usage: bool = body_field(False, "true or false")
+    continuous_usage_stats: bool = body_field(False, "true or false: the usage so far with every chunk")
+    include_obfuscation: bool = body_field(False, "true or false; accepted, nothing is obfuscated")
+
+
+@lru_cache
+def legal_of(body: type[OpenAIBody]) -> Mapping[str, str]:
+    """Legal values in words, by field name, for messages."""
+    models = (StreamOptions, body)
+    return {name: item.description or "" for each in models for name, item in each.model_fields.items()}
+
+
+# What the fields of the table are called here.
+OURS = {name: name for name in SAMPLING if name != "no_repeat_ngram_size"}
+OURS |= {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+DEFAULTS = {name: field.neutral for name, field in SAMPLING.items()}
+
+
+def make_base(name: str, defaults: Mapping[str, Any]) -> Any:
+    """A body with the sampling fields of the table under their names here.
+
+    Args:
+        name: of the class.
+        defaults: of those that do not take the task's own.
+    """
+    fields: Any = sampling_fields({ours: OURS.get(ours) for ours in SAMPLING}, defaults)
+    return create_model(name, __base__=OpenAIBody, **fields)
+
+
+if TYPE_CHECKING:
+    OpenAISampling = OpenAIBody
+else:
+    OpenAISampling = make_base("OpenAISampling", DEFAULTS)
+
+
+def sampling_given(body: OpenAIBody) -> SamplingFields:
+    """The sampling fields of a body by our names; what other servers take for "off" is read as such."""
+    given: SamplingFields = {ours: getattr(body, theirs) for ours, theirs in OURS.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("top_k") == -1:
+        given["top_k"] = 0
+    if given.get("max_new_tokens") == -1:
+        del given["max_new_tokens"]
+    if given.get("top_p") == 0:  # of nothing but the likeliest token
+        given |= {"top_p": 1.0, "temperature": 0.0}
+    return given

@@ -1,0 +1,77 @@
+"""What the routes of the OpenAI dialect share: the model's names, usage, and fields that nothing read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.responses import Response
+
+from service.api.exchange import Exchange
+from service.api.openai_fields import MAX_TOLD, OpenAIBody
+from service.api.replies import new_id
+from service.api.state import Served, ServiceState
+from service.errors import NotFound
+from service.logs import get_logger
+from service.tasks.calls import Usage
+from service.tasks.events import Token
+
+_MOST_LOGGED = 1000  # names of ignored fields: clients choose them
+
+
+def check_model(name: str, served: Served, service: ServiceState) -> None:
+    """Raise `NotFound` for a name that is neither the model's nor an alias of it."""
+    names = ("", served.name, f"{served.name}@{served.version}")
+    aliases = service.settings.model_aliases
+    if name not in names and aliases.get(name, aliases.get("*")) not in names:
+        raise NotFound(f"no such model; this service has {served.name}", "model")
+
+
+def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """What every reply and chunk begins with."""
+    return {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
+
+
+def usage_of(usage: Usage, n: int) -> dict[str, Any]:
+    """Tokens as OpenAI counts them: a prompt once, however many samples it has."""
+    prompt_tokens = usage.prompt_tokens // n
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": min(usage.cached_tokens, prompt_tokens)},
+    }
+
+
+class RunningUsage:
+    """The usage so far, for chunks that tell it.
+
+    Args:
+        n: samples per prompt.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._completion: dict[int, int] = {}  # by choice
+        self._prompt: dict[int, int] = {}  # by prompt
+
+    def of(self, event: Token) -> dict[str, int]:
+        """The usage with this event's tokens."""
+        self._completion[event.index] = event.num_tokens
+        self._prompt[event.index // self._n] = event.num_prompt_tokens
+        prompt, completion = sum(self._prompt.values()), sum(self._completion.values())
+        counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+        return {**counts, "total_tokens": prompt + completion}
+
+
+def tell_ignored(response: Response, body: OpenAIBody, exchange: Exchange) -> Response:
+    """Name the fields that nothing read: in a header, and in the log when one is new."""
+    names = list(dict.fromkeys(body.ignored()))
+    if names:
+        response.headers["X-Ignored-Fields"] = ", ".join(names[:MAX_TOLD])
+    known = exchange.service.ignored_fields
+    for name in names:
+        if name not in known and len(known) < _MOST_LOGGED:
+            known.add(name)
+            get_logger().info("ignored a field", endpoint=exchange.endpoint, field=name)
+    return response
