@@ -4,6 +4,7 @@ They are written in up to four files, by whichever version of transformers saved
 and in which order new tokens get their ids, is transformers 5's rule. See `model_store/tokenizer_files.py`.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,3 +90,31 @@ def _content(value: object) -> str:
     if not isinstance(content, str) or not content:
         raise TokenizerError(f"a special token must be a text or an object with content, not {value!r:.60}")
     return content
+
+
+def without_marks(backend: Any, marks: Mapping[int, str]) -> Any:
+    """Give a backend for texts in which nothing is a special token, whatever stands there.
+
+    Some vocabularies (SentencePiece's unigrams) hold their special tokens as pieces, which a text would
+    become even where they are not looked for. In a copy they keep their ids, under names that no text holds.
+
+    Args:
+        backend: With `encode_special_tokens` set.
+        marks: The special tokens, by id.
+    """
+    if not any(i in backend.encode(f"a{mark}b {mark}").ids for i, mark in marks.items()):
+        return backend
+    state = json.loads(backend.to_str())
+    hidden = {mark: f"\ufdd0{mark}\ufdd0" for mark in marks.values()}
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hidden.get(piece, piece): token_id for piece, token_id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in hidden:
+        model["unk_token"] = hidden[model["unk_token"]]
+    for token in state["added_tokens"]:
+        token["content"] = hidden.get(token["content"], token["content"])
+    copy = type(backend).from_str(json.dumps(state))
+    copy.encode_special_tokens = True
+    return copy

@@ -18,6 +18,14 @@ from itertools import pairwise
 
 from model_store.steps import Steps
 
+_CJK_RANGES = (
+    (0x2E80, 0x9FFF),  # radicals, CJK punctuation, kana, unified ideographs and extension A
+    (0xAC00, 0xD7AF),  # hangul
+    (0xF900, 0xFAFF),  # compatibility ideographs
+    (0xFE30, 0xFE4F),  # compatibility forms
+    (0xFF00, 0xFFEF),  # full-width forms
+    (0x20000, 0x3FFFF),  # extensions B and later
+)
 _CLOSING = "\"'”’»)\\]」』）】》"
 # Marks are taken from the first of a run on, and never given back: a million of them cost a million steps.
 _SENTENCE = re.compile(
@@ -208,3 +216,9 @@ def _between_borders(answer: str) -> re.Pattern[str]:
     if _is_of_word(answer, len(answer) - 1):
         pattern += f"(?!{_LETTER})"
     return re.compile(rf"{pattern}(?<!\u200d{found})(?![\u200d{modifiers()}])")
+
+
+def is_cjk(character: str) -> bool:
+    """Say whether a character is written without spaces around it (Chinese, kana, hangul, full-width)."""
+    code = ord(character)
+    return any(low <= code <= high for low, high in _CJK_RANGES)

@@ -97,6 +97,8 @@ SAMPLING: Mapping[str, Field] = {
         text=f"a string, or at most {MAX_STOPS}, of 1 to {MAX_STOP_CHARS} characters each",
         is_task_default=False,  # a task has stop strings of its own
     ),
+    "include_stop_str_in_output": Field(bool, False, is_task_default=False),
+    "skip_special_tokens": Field(bool, True, is_task_default=False),
     "stop_token_ids": Field(
         tuple,
         (),

@@ -18,6 +18,8 @@ from typing import Any
 
 from tokenizers import processors
 
+from model_store.added_tokens import without_marks
+from model_store.borders import is_cjk
 from model_store.errors import InvalidText, TokenizerError
 from model_store.normalizer import character_normalizer
 from model_store.tokenizer_files import (
@@ -34,14 +36,6 @@ _NO_SPACE_BEFORE = (b".", b"?", b"!", b",", b"n't", b"'m", b"'s", b"'ve", b"'re"
 # what two equal tokenizers agree on
 _PROBES = (" The quick brown fox, 1984.", "naïve Größe 天气很好", "\n\n  x")
 _LONG_TEXT = 4096  # characters whose encoding takes a few milliseconds
-_CJK_RANGES = (
-    (0x2E80, 0x9FFF),  # radicals, CJK punctuation, kana, unified ideographs and extension A
-    (0xAC00, 0xD7AF),  # hangul
-    (0xF900, 0xFAFF),  # compatibility ideographs
-    (0xFE30, 0xFE4F),  # compatibility forms
-    (0xFF00, 0xFFEF),  # full-width forms
-    (0x20000, 0x3FFFF),  # extensions B and later
-)
 
 
 class Tokenizer:
@@ -67,6 +61,7 @@ class Tokenizer:
         self._cleans_up = loaded.cleans_up
         self.named_specials = loaded.named_specials
         self.bos_ids: tuple[int, ...] = loaded.bos_ids
+        self.frame_ids = loaded.frame_ids
         self.eos_token_ids: tuple[int, ...] = loaded.eos_token_ids
         num_tokens: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.vocab_size = num_embeddings or num_tokens
@@ -120,6 +115,11 @@ class Tokenizer:
         """The token that ends a text; also what an empty prompt becomes."""
         return self.eos_token_ids[0]
 
+    @cached_property
+    def longest_special(self) -> int:
+        """Code points of the longest special token."""
+        return max(map(len, self.special_texts), default=0)
+
     @property
     def special_texts(self) -> list[str]:
         """The texts that `encode_specials` takes for special tokens."""
@@ -132,7 +132,7 @@ class Tokenizer:
             InvalidText: The text holds lone surrogates.
         """
         check_text(text)
-        ids: list[int] = self._encode(text).ids
+        ids: list[int] = _encode(self._reading_text, text).ids
         return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -144,13 +144,18 @@ class Tokenizer:
             InvalidText: The text holds lone surrogates.
         """
         check_text(text)
-        encoding = self._encode(text)
+        encoding = _encode(self._reading_text, text)
         return encoding.ids, encoding.offsets
 
     def encode_specials(self, text: str) -> list[int]:
-        """Give the ids of a template's literal: special tokens written in it are recognised."""
+        """Give the ids of a template's literal, or of a prompt that the caller writes as a whole: special
+        tokens written in it are recognised.
+
+        Raises:
+            InvalidText: The text holds lone surrogates.
+        """
         check_text(text)
-        ids: list[int] = self._recognising.encode(text, add_special_tokens=False).ids
+        ids: list[int] = _encode(self._recognising, text).ids
         return ids
 
     def normalized(self, text: str) -> str:
@@ -184,6 +189,12 @@ class Tokenizer:
         is_clean = self._cleans_up and own.startswith(_NO_SPACE_BEFORE)
         return own if is_joined or is_clean else b" " + own
 
+    def special_piece(self, previous_id: int | None, token_id: int) -> bytes:
+        """Give the bytes of a special token where it is shown; WordPiece puts a space before it, as before a
+        word."""
+        text = self._added[token_id].encode()
+        return b" " + text if self._style == "wordpiece" and previous_id is not None else text
+
     def decode(self, ids: Sequence[int]) -> str:
         """Give the text of `ids`: their pieces joined. Invalid bytes become U+FFFD, half a character at the
         end is left out."""
@@ -199,17 +210,16 @@ class Tokenizer:
         return token_id in self._special_ids
 
     @cached_property
+    def _reading_text(self) -> Any:
+        """The backend for what is text whatever stands there."""
+        return without_marks(self._backend, {i: self._added[i] for i in self._special_ids})
+
+    @cached_property
     def _recognising(self) -> Any:
         """A second backend that recognises special tokens: the switch is state, so one cannot serve both."""
         other = type(self._backend).from_str(self._backend.to_str())
         other.encode_special_tokens = False
         return other
-
-    def _encode(self, text: str) -> Any:
-        """Encode a text; a long one as a batch of one, which leaves the interpreter to other threads."""
-        if len(text) <= _LONG_TEXT:
-            return self._backend.encode(text, add_special_tokens=False)
-        return self._backend.encode_batch([text], add_special_tokens=False)[0]
 
     def _own_piece(self, token_id: int) -> bytes:
         """The bytes of one token, whatever stands before it; WordPiece keeps its "##"."""
@@ -253,6 +263,13 @@ def copy_tokenizer(source: Path, target: Path, num_embeddings: int) -> Tokenizer
     return tokenizer
 
 
+def _encode(backend: Any, text: str) -> Any:
+    """Encode a text; a long one as a batch of one, which leaves the interpreter to other threads."""
+    if len(text) <= _LONG_TEXT:
+        return backend.encode(text, add_special_tokens=False)
+    return backend.encode_batch([text], add_special_tokens=False)[0]
+
+
 def check_text(text: str) -> None:
     """Raise `InvalidText` when a text has no UTF-8.
 
@@ -277,9 +294,3 @@ def bytes_by_character() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
     return table | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-def is_cjk(character: str) -> bool:
-    """Say whether a character is written without spaces around it (Chinese, kana, hangul, full-width)."""
-    code = ord(character)
-    return any(low <= code <= high for low, high in _CJK_RANGES)

@@ -45,6 +45,7 @@ class LoadedTokenizer:
         eos_token_ids: The tokens that end a text, the main one first; at least one.
         bos_ids: The tokens that the tokenizer puts before every text.
         cleans_up: Whether a WordPiece decoder writes no space before punctuation.
+        frame_ids: What it puts before and after a text when it is asked for all its special tokens.
         named_specials: The texts of special tokens by their names, `eos_token` and so on.
     """
 
@@ -53,6 +54,7 @@ class LoadedTokenizer:
     eos_token_ids: tuple[int, ...]
     bos_ids: tuple[int, ...] = ()
     cleans_up: bool = False
+    frame_ids: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     named_specials: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -76,13 +78,14 @@ def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokeniz
     for mark in usual:  # special by their names, whatever the files say
         if mark not in known and backend.token_to_id(mark) is not None:
             backend.add_tokens([tokenizers.AddedToken(mark, special=True, normalized=False)])
-    bos_ids = _bos_ids(backend, tokens, config)
+    frame_ids = _frame_ids(backend, tokens, config)
+    bos_ids = () if isinstance(backend.model, models.WordPiece) else frame_ids[0]
     backend.no_truncation()
     backend.no_padding()
     backend.post_processor = tokenizers.processors.Sequence([])  # offsets keep the space before a word
     style, cleans_up = _style_of(backend)
     eos_token_ids = _find_eos(backend, folder, tokens.special.get("eos_token", ""), num_embeddings)
-    return LoadedTokenizer(backend, style, eos_token_ids, bos_ids, cleans_up, tokens.special)
+    return LoadedTokenizer(backend, style, eos_token_ids, bos_ids, cleans_up, frame_ids, tokens.special)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -175,18 +178,27 @@ def _from_transformers(folder: Path) -> Any:
         raise TokenizerError(f"transformers cannot read the tokenizer in {folder}: {reason}") from error
 
 
-def _bos_ids(backend: Any, tokens: AddedTokens, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """What the tokenizer puts before a text. What it would put after one is never sent, since the text is to
-    go on; nor is the frame that BERT puts around one.
+def _frame_ids(
+    backend: Any, tokens: AddedTokens, config: Mapping[str, Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer puts before a text and after it. Of a prompt only what comes before is sent, since
+    the text is to go on; and not the frame that BERT puts around one, whose end would end it.
     """
-    if isinstance(backend.model, models.WordPiece):
-        return ()
     if backend.post_processor is None:
-        bos = tokens.special.get("bos_token") if config.get("add_bos_token") else None
-        return () if bos is None else (backend.token_to_id(bos),)
+        is_bert = isinstance(backend.model, models.WordPiece)
+        has_bos = bool(config.get("add_bos_token"))
+        names = ("cls_token", "sep_token") if is_bert else ("bos_token" if has_bos else "", "")
+        before, after = (tokens.special.get(name) for name in names)
+        return _as_ids(backend, before), _as_ids(backend, after)
     encoding = backend.encode("a", add_special_tokens=True)
-    own = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
-    return tuple(encoding.ids[:own])
+    ids, mask = encoding.ids, encoding.special_tokens_mask
+    if 0 not in mask:
+        return tuple(ids), ()
+    return tuple(ids[: mask.index(0)]), tuple(ids[len(mask) - mask[::-1].index(0) :])
+
+
+def _as_ids(backend: Any, text: str | None) -> tuple[int, ...]:
+    return () if text is None else (backend.token_to_id(text),)
 
 
 def _find_eos(backend: Any, folder: Path, own: str, num_embeddings: int | None) -> tuple[int, ...]:

@@ -130,7 +130,9 @@ class Life:
         # More than `most` would never fit. A key file may get more keys at any time.
         is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
         most = self._engine.quota.share if is_shared else self._engine.quota.limit
-        limits = ModelLimits(facts["n_positions"], min(settings.max_job_sequences, most))
+        limits = ModelLimits(
+            facts["n_positions"], min(settings.max_job_sequences, most), settings.parse_special_tokens
+        )
         chat_format = await asyncio.to_thread(
             find_chat, entry.path, tokenizer, entry.tasks, settings.chat_template
         )

@@ -169,6 +169,11 @@ class Settings(BaseSettings):
         "Jinja template that conversations are rendered with, before whatever the model brings",
         "a readable file",
     )
+    parse_special_tokens: bool = _setting(
+        True,
+        "Read special tokens in a prompt as such where a request does not say; `0`: as text",
+        "`0` or `1`",
+    )
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "Where the model runs; `auto`: CUDA when there is one", "`auto`, `cpu` or `cuda`"
     )

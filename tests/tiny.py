@@ -103,6 +103,10 @@ class BytePieces:
         """See `TokenPieces`."""
         return token_id >= 256
 
+    def special_piece(self, previous_id: int | None, token_id: int) -> bytes:
+        """See `TokenPieces`."""
+        return f"<{token_id}>".encode()
+
 
 class LetterPieces:
     """A tokenizer whose tokens are a small letter each, for texts that are easy to read."""
@@ -117,6 +121,10 @@ class LetterPieces:
     def is_special(self, token_id: int) -> bool:
         """See `TokenPieces`."""
         return token_id == self.eos_id
+
+    def special_piece(self, previous_id: int | None, token_id: int) -> bytes:
+        """See `TokenPieces`."""
+        return f"<{token_id}>".encode()
 
 
 # ---- engines --------------------------------------------------------------------------------------------

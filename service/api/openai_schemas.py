@@ -71,6 +71,8 @@ class CompletionBody(OpenAISampling):
     echo: bool = body_field(False, "true or false")
     best_of: int = body_field(None, "left out, or equal to n")
     suffix: str = body_field("", "left out, or empty")
+    parse_special_tokens: bool = body_field(None, "true or false")
+    add_special_tokens: bool = body_field(None, "true or false")
     user: str = body_field("", "a string; not used")
 
     def to_call(self, origin: Origin) -> GenerateCall:
@@ -92,6 +94,8 @@ class CompletionBody(OpenAISampling):
             self.echo,
             self.logprobs,
             allow_zero=self.echo,
+            parses_special=self.parse_special_tokens,
+            adds_special=self.add_special_tokens,
             fills_window=self.max_tokens == -1,
             sampling=sampling_given(self),
             origin=origin,

@@ -79,6 +79,7 @@ class GenerateBody(SamplingBody):
     n: int = _option("n", 1)
     echo: bool = body_field(False, "true or false")
     logprobs: int = _option("logprobs", 0, _LOGPROBS)
+    parse_special_tokens: bool = body_field(None, "true or false")
 
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call."""
@@ -88,6 +89,7 @@ class GenerateBody(SamplingBody):
             self.echo,
             self.logprobs or None,
             overflow=self.overflow,
+            parses_special=self.parse_special_tokens,
             sampling=self.sampling(),
             origin=origin,
         )

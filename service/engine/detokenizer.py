@@ -27,14 +27,20 @@ class TokenPieces(Protocol):
         """Whether a token is a mark and no text."""
         ...
 
+    def special_piece(self, previous_id: int | None, token_id: int) -> bytes:
+        """The bytes a special token has where it is shown."""
+        ...
+
 
 class Detokenizer:
     """Text of one sequence.
 
     Args:
         pieces: gives the bytes of a token.
-        stop: stop strings; the text ends before the first one, which is never shown.
+        stop: stop strings; the text ends before the first one.
         prompt_ids: what the text goes on from; a word's first token may imply a space after it.
+        shows_specials: whether special tokens are part of the text.
+        shows_stop: whether the stop string is.
     """
 
     def __init__(
@@ -42,9 +48,12 @@ class Detokenizer:
         pieces: TokenPieces,
         stop: collections.abc.Sequence[str] = (),
         prompt_ids: collections.abc.Sequence[int] = (),
+        shows_specials: bool = False,
+        shows_stop: bool = False,
     ) -> None:
         self._pieces = pieces
         self._stop = tuple(stop)
+        self._shows_specials, self._shows_stop = shows_specials, shows_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._previous_id = last_of_text(pieces, prompt_ids)
         self._held = ""  # decoded, not yet shown: it may be the start of a stop string
@@ -56,9 +65,12 @@ class Detokenizer:
         Half a character waits for its other half; bytes that can be no character become U+FFFD. After a stop
         string was found, `is_stopped` is true and no further token may come.
         """
-        piece = self._pieces.piece(self._previous_id, token_id)
         if not self._pieces.is_special(token_id):
+            piece = self._pieces.piece(self._previous_id, token_id)
             self._previous_id = token_id
+        else:
+            is_shown = self._shows_specials
+            piece = self._pieces.special_piece(self._previous_id, token_id) if is_shown else b""
         self._held += self._decoder.decode(piece)
         if not self._stop:
             return self._show(len(self._held))
@@ -78,9 +90,9 @@ class Detokenizer:
         return shown
 
     def _find_stop(self) -> int | None:
-        """Where the stop string begins that is complete first, whatever the borders of the tokens."""
+        """Where the text ends: at the stop string that is complete first, wherever tokens have borders."""
         found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        return min(found)[1] if found else None
+        return min(found)[0 if self._shows_stop else 1] if found else None
 
     def _possible_stop_length(self) -> int:
         """Length of the longest tail that is the start of a stop string."""

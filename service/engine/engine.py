@@ -66,7 +66,13 @@ class Engine:
         params = sequence.params
         own_end = () if params.ignore_eos else (self.pieces.eos_id,)
         sequence.end_ids = frozenset((*own_end, *params.stop_token_ids))
-        sequence.detokenizer = Detokenizer(self.pieces, params.stop, sequence.request.prompt_ids)
+        sequence.detokenizer = Detokenizer(
+            self.pieces,
+            params.stop,
+            sequence.request.prompt_ids,
+            shows_specials=not params.skip_special_tokens,
+            shows_stop=params.include_stop_str_in_output,
+        )
         self.scheduler.add(sequence)
 
     def abort(self, sequences: Iterable[Sequence]) -> None:
@@ -162,6 +168,8 @@ class Engine:
         for count, token_id in enumerate(new_ids, start=1):
             unsent.token_ids.append(token_id)
             if token_id in sequence.end_ids:
+                if sequence.params.include_stop_str_in_output:
+                    unsent.text += sequence.detokenizer.push(token_id)
                 return new_ids[:count], FinishReason.STOP
             unsent.text += sequence.detokenizer.push(token_id)
             if sequence.detokenizer.is_stopped:

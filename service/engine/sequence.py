@@ -56,6 +56,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True  # in the text; they are generated all the same
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()

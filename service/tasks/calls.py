@@ -38,6 +38,8 @@ class GenerateCall:
     allow_zero: bool = False  # whether `max_new_tokens` may be 0: the prompt is only scored
     fills_window: bool = False  # new tokens up to the window's end, where `max_new_tokens` is not given
     overflow: Overflow = "error"
+    parses_special: bool | None = None  # special tokens in a prompt; None: as the service is set
+    adds_special: bool | None = None  # around a prompt; None: what belongs before a text that is to go on
     sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 
@@ -133,6 +135,7 @@ class ModelLimits:
 
     n_positions: int  # prompt + new tokens of one sequence, at most
     max_job_sequences: int = 256  # sequences a request may submit at once; reduce steps are not counted
+    parses_special: bool = True  # special tokens in prompts that a caller writes as a whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,19 +102,38 @@ def fit_ids(
     n_positions: int,
     overflow: Overflow,
     param: str = "prompt",
-    bos_ids: tuple[int, ...] = (),
+    frame_ids: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
 ) -> Fitted:
-    """Fit a prompt of bare ids; tokens are dropped at its start, but behind `bos_ids`."""
-    total = len(bos_ids) + len(ids)
+    """Fit a prompt of bare ids; tokens are dropped at its start, but within the frame."""
+    before, after = frame_ids
+    total = len(before) + len(ids) + len(after)
     dropped = num_dropped(total, decoding, n_positions, overflow, param)
     room = n_positions - (total - dropped)
-    return Fitted((*bos_ids, *ids[dropped:]), min(decoding.max_new_tokens, room), dropped)
+    return Fitted((*before, *ids[dropped:], *after), min(decoding.max_new_tokens, room), dropped)
 
 
 def fit_text(
-    tokenizer: Tokenizer, text: str, decoding: Decoding, n_positions: int, overflow: Overflow, param: str
+    tokenizer: Tokenizer,
+    text: str,
+    decoding: Decoding,
+    n_positions: int,
+    overflow: Overflow,
+    param: str,
+    parses_special: bool = False,
+    adds_special: bool | None = None,
 ) -> Steps[Fitted]:
     """Fit a prompt that is a user's text; an empty one is the beginning of text, or its end.
+
+    Args:
+        tokenizer: the model's.
+        text: the prompt.
+        decoding: how many new tokens are wanted.
+        n_positions: the model's window.
+        overflow: whether the prompt's beginning may go.
+        param: the field that holds it, for errors.
+        parses_special: whether special tokens in it are recognised.
+        adds_special: whether the tokenizer puts all its special tokens around it; None: what belongs before a
+            text that is to go on.
 
     Raises:
         PromptTooLong: it does not fit and nothing may be dropped.
@@ -122,10 +141,13 @@ def fit_text(
     check_unicode(param, text)
     if overflow == "error" and len(text) > SLICE:
         yield from check_can_fit(tokenizer, text, n_positions, param)
-    ids = tokenizer.encode(text) if len(text) <= SLICE else (yield from encode(tokenizer, text))
-    if not ids and not tokenizer.bos_ids:
+    ids = yield from encode(tokenizer, text, parses_special)
+    frame = (
+        (tokenizer.bos_ids, ()) if adds_special is None else tokenizer.frame_ids if adds_special else ((), ())
+    )
+    if not ids and not any(frame):
         ids = [tokenizer.eos_id]
-    return fit_ids(ids, decoding, n_positions, overflow, param, tokenizer.bos_ids)
+    return fit_ids(ids, decoding, n_positions, overflow, param, frame)
 
 
 def check_can_fit(tokenizer: Tokenizer, text: str, n_positions: int, param: str) -> Steps[None]:

@@ -92,7 +92,7 @@ class Generation:
         """
         call, echo = self._call, ""
         if call.echo:  # as the model sees it: the caller's own text unless it was cut
-            is_whole = text is not None and not prompt.num_dropped
+            is_whole = text is not None and not prompt.num_dropped and not self._has_marks(prompt)
             echo = text if is_whole and text else self._tokenizer.decode(prompt.prompt_ids)
         params = replace(
             self._decoding.params,
@@ -105,6 +105,12 @@ class Generation:
             index = len(self.requests)
             self.requests.append(SequenceRequest(prompt.prompt_ids, params, index, call.origin.is_streamed))
             self._choices.append(ChoiceText(index, echo, prompt.prompt_ids, self._tokenizer))
+
+    def _has_marks(self, prompt: Fitted) -> bool:
+        """Whether special tokens stand in the prompt that the text would show and a reply leaves out."""
+        ids = prompt.prompt_ids[len(self._tokenizer.bos_ids) :]
+        skips = self._decoding.params.skip_special_tokens
+        return skips and len(ids) > 1 and any(map(self._tokenizer.is_special, ids))
 
     async def events(self, job: JobStream) -> AsyncGenerator[Event]:
         """Yield the choices' tokens as they come, then the result."""
@@ -130,7 +136,9 @@ def plan(
     for index, prompt in enumerate(call.prompts):
         param = "prompt" if len(call.prompts) == 1 else f"prompt.{index}"
         if isinstance(prompt, str):
-            fit = fit_text(tokenizer, prompt, decoding, limits.n_positions, call.overflow, param)
+            parses = limits.parses_special if call.parses_special is None else call.parses_special
+            room = limits.n_positions
+            fit = fit_text(tokenizer, prompt, decoding, room, call.overflow, param, parses, call.adds_special)
             generation.add((yield from fit), prompt)
             continue
         ids = list(prompt) or [tokenizer.eos_id]

@@ -21,15 +21,22 @@ _WORD = re.compile(r"[^\W_]+")
 _LONGEST_WORD = 65536  # code points without any place to cut, which is no text: it is cut anywhere
 
 
-def encode(tokenizer: Tokenizer, text: str) -> Steps[list[int]]:
+def encode(tokenizer: Tokenizer, text: str, parses_special: bool = False) -> Steps[list[int]]:
     """Give the ids of a user's text.
 
+    Args:
+        tokenizer: the model's.
+        text: of any length.
+        parses_special: whether special tokens in it are recognised.
+
     Returns:
-        What `tokenizer.encode` gives, but for texts with a word of more than 64 K characters, which is cut.
+        What `tokenizer.encode` gives, or `encode_specials`, but for texts with a word of more than 64 K
+        characters, which is cut.
     """
+    encode_part = tokenizer.encode_specials if parses_special else tokenizer.encode
     ids: list[int] = []
-    for start, end in _parts(tokenizer, text):
-        ids += tokenizer.encode(text[start:end])
+    for start, end in _parts(tokenizer, text, parses_special):
+        ids += encode_part(text[start:end])
         yield
     return ids
 
@@ -89,22 +96,24 @@ def _render(task: Task, tokenizer: Tokenizer, fields: Mapping[str, str]) -> Step
     return ids
 
 
-def _parts(tokenizer: Tokenizer, text: str) -> Iterator[tuple[int, int]]:
+def _parts(tokenizer: Tokenizer, text: str, parses_special: bool = False) -> Iterator[tuple[int, int]]:
     """Parts of a text, in order, whose tokens put together are the text's."""
     start = 0
     while start < len(text):
-        end = _part_end(tokenizer, text, start)
+        end = _part_end(tokenizer, text, start, parses_special)
         yield start, end
         start = end
 
 
-def _part_end(tokenizer: Tokenizer, text: str, start: int) -> int:
+def _part_end(tokenizer: Tokenizer, text: str, start: int, parses_special: bool) -> int:
     """Where a part may end: behind a word, since there tokenizers part texts themselves."""
+    encode_part = tokenizer.encode_specials if parses_special else tokenizer.encode
+    near = max(_NEAR, tokenizer.longest_special) if parses_special else _NEAR
     for wanted in range(start + SLICE, min(start + _LONGEST_WORD, len(text)), SLICE // 2):
         low = wanted - SLICE // 2
         ends = [low + match.end() for match in _WORD.finditer(text[low : wanted + 1])]
         for end in [end for end in reversed(ends) if end <= wanted][:_MAX_TRIES]:
-            before, after = text[end - _NEAR : end], text[end : end + _NEAR]
-            if tokenizer.encode(before + after) == tokenizer.encode(before) + tokenizer.encode(after):
+            before, after = text[max(end - near, 0) : end], text[end : end + near]
+            if encode_part(before + after) == encode_part(before) + encode_part(after):
                 return end
     return min(start + _LONGEST_WORD, len(text))

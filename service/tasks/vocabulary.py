@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from model_store.tokenizer import Tokenizer, is_cjk
+from model_store.borders import is_cjk
+from model_store.tokenizer import Tokenizer
 
 
 class Reading(Protocol):
