@@ -56,7 +56,7 @@ class TemplateChat:
     task = None
 
     def __init__(self, template: ChatTemplate, special_tokens: Sequence[str]) -> None:
-        self._template = template
+        self._template, self.source = template, template.source
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)", re.IGNORECASE)
         self._edges = _edges(special_tokens)

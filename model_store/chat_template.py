@@ -33,7 +33,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._source, self._special_tokens = source, dict(special_tokens)
+        self.source, self._special_tokens = source, dict(special_tokens)
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
@@ -56,7 +56,7 @@ class ChatTemplate:
             )
         except Exception as error:  # whatever a template stumbles over: it is a program
             reason = str(error)
-            told = f": {reason}" if isinstance(error, TemplateError) and reason in self._source else ""
+            told = f": {reason}" if isinstance(error, TemplateError) and reason in self.source else ""
             raise ChatError(f"the model's chat template does not take these messages{told}") from error
 
 

@@ -189,20 +189,27 @@ class Tokenizer:
         is_clean = self._cleans_up and own.startswith(_NO_SPACE_BEFORE)
         return own if is_joined or is_clean else b" " + own
 
+    def name_of(self, token_id: int) -> str:
+        """Give what the vocabulary calls a token; "" where it knows none."""
+        return self._backend.id_to_token(token_id) or ""
+
     def special_piece(self, previous_id: int | None, token_id: int) -> bytes:
         """Give the bytes of a special token where it is shown; WordPiece puts a space before it, as before a
         word."""
         text = self._added[token_id].encode()
         return b" " + text if self._style == "wordpiece" and previous_id is not None else text
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Give the text of `ids`: their pieces joined. Invalid bytes become U+FFFD, half a character at the
-        end is left out."""
+    def decode(self, ids: Sequence[int], shows_specials: bool = False) -> str:
+        """Give the text of `ids`: their pieces joined, those of special tokens where they are shown. Invalid
+        bytes become U+FFFD, half a character at the end is left out."""
         pieces = []
         previous_id = None
         for token_id in ids:
+            if self.is_special(token_id):
+                pieces.append(self.special_piece(previous_id, token_id) if shows_specials else b"")
+                continue
             pieces.append(self.piece(previous_id, token_id))
-            previous_id = previous_id if self.is_special(token_id) else token_id
+            previous_id = token_id
         return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(pieces))
 
     def is_special(self, token_id: int) -> bool:

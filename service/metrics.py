@@ -32,7 +32,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 ENDPOINTS = (
     *("/generate", "/summarize", "/qa", "/tasks/{name}"),
-    *("/v1/completions", "/v1/chat/completions"),
+    *("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"),
+    *("/", "/generate_stream", "/invocations"),
     "other",
 )
 _TASK = re.compile(r"/tasks/[^/]+")

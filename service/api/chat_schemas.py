@@ -23,7 +23,7 @@ _PART = {
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_MESSAGES_SCHEMA = {
+MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
     "items": {
@@ -38,7 +38,7 @@ _MESSAGES_SCHEMA = {
 Messages = tuple[dict[str, str], ...]
 
 
-def _messages(value: object) -> Messages:
+def read_messages(value: object) -> Messages:
     """Read a conversation; stops at the first wrong message."""
     if not isinstance(value, list) or not value:
         raise PydanticCustomError("messages", "not messages")
@@ -93,8 +93,8 @@ class ChatBody(_ChatSampling):
         json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "Hi!"}], "max_tokens": 16}]}
     )
 
-    messages: Annotated[Messages, BeforeValidator(_messages), WithJsonSchema(_MESSAGES_SCHEMA)] = body_field(
-        ..., _MESSAGES
+    messages: Annotated[Messages, BeforeValidator(read_messages), WithJsonSchema(MESSAGES_SCHEMA)] = (
+        body_field(..., _MESSAGES)
     )
     model: str = body_field("", "the served model's name, or left out")
     max_tokens: int = body_field(

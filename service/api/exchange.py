@@ -38,7 +38,7 @@ from service.tasks.run import Running
 from service.tracing import Outcome
 
 T = TypeVar("T")
-_OPEN = {"/livez", "/readyz"}
+_OPEN = {"/livez", "/readyz", "/health", "/ping"}
 _OPS = {"/", "/metrics", "/info", "/docs", "/redoc", "/openapi.json"}
 
 
@@ -76,7 +76,7 @@ class Exchange:
         self.service = service
         self.started_at = time.monotonic()
         self.endpoint = endpoint_of(scope["path"])
-        self.dialect: Dialect = "openai" if scope["path"].startswith("/v1/") else "native"
+        self.dialect: Dialect = "openai" if scope["path"].startswith("/v1/") else "native"  # or a route's
         self._headers = dict(scope["headers"])
         self.request_id = request_id_from(self._headers.get(b"x-request-id"))
         self.client = Client(scope, receive, send, self.request_id)
@@ -145,7 +145,7 @@ class Exchange:
             self.outcome = self.outcome or "abort"  # the server ends while this is under way
             raise
         except Exception as error:
-            problem = problem_for(error)
+            problem = problem_for(error, self._scope["path"])
             self.failed(problem, error)
             if self.client.status:
                 await self.client.cut()
@@ -159,8 +159,9 @@ class Exchange:
         check_head(self._scope["http_version"], self._scope["headers"])
         service, settings = self.service, self.service.settings
         path = self._scope["path"]
+        is_read = self._scope["method"] != "POST"
         is_open = not settings.ops_require_key if path in _OPS else path in _OPEN
-        if not is_open and not is_page(path, self._headers.get(b"accept", b"")):
+        if not (is_read and (is_open or is_page(path, self._headers.get(b"accept", b"")))):
             self.key_id = service.keyring.key_id(self._headers.get(b"authorization", b""))
         self.tenant = self._find_tenant()
         method = self._scope["method"]

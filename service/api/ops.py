@@ -30,6 +30,8 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
+@router.get("/health", responses={**_REFUSALS, **_NOT_READY})  # as vLLM and TGI call it
+@router.get("/ping", responses={**_REFUSALS, **_NOT_READY})  # as SageMaker does
 @router.get("/readyz", responses={**_REFUSALS, **_NOT_READY})
 async def readyz(request: Request) -> dict[str, str]:
     """Answer 200 when new work would be taken now, 503 with the reason otherwise."""

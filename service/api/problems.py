@@ -49,7 +49,6 @@ _CODES: tuple[tuple[type[errors.TextgenError], str], ...] = (
 )
 
 _FRAMEWORK = {
-    404: ("not_found", "there is nothing at this path; GET /docs lists what there is"),
     405: ("method_not_allowed", "this path has no such method; the Allow header names those it has"),
 }
 _OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
@@ -118,10 +117,17 @@ class HttpProblem(HTTPException):
         super().__init__(STATUSES[code], message)
 
 
-def problem_for(error: BaseException) -> Problem:
-    """Map any exception to what the client is told; unknown ones are `internal`."""
+def problem_for(error: BaseException, path: str = "") -> Problem:
+    """Map any exception to what the client is told; unknown ones are `internal`.
+
+    Args:
+        error: what was raised.
+        path: of the request.
+    """
     if isinstance(error, HttpProblem):
         return error.problem
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return Problem("not_found", nothing_at(path))
     if isinstance(error, HTTPException) and error.status_code < 500:  # what the framework refuses by itself
         code, message = _FRAMEWORK.get(error.status_code, ("bad_request", "the request could not be read"))
         return Problem(code, message)
@@ -136,6 +142,31 @@ def problem_for(error: BaseException) -> Problem:
     if isinstance(error, errors.EngineFault):
         return Problem("internal", error.message)
     return Problem("internal", _INTERNAL)
+
+
+# ---- paths -------------------------------------------------------------------------------------------------
+
+_PATH = re.compile(r"/[A-Za-z0-9/_.~-]{0,99}")
+_CHAT = "use POST /v1/chat/completions"
+_INSTEAD = (  # of what clients of other services ask for
+    (r"/v1(/v1)+/.*", "the base URL ends in /v1 once"),
+    (r"/(chat/completions|completions|models)", "put /v1 before it: the base URL ends in /v1"),
+    (r"/v1/(engines|models)/.+/completions", "use POST /v1/completions"),
+    (r"/v1/(responses|assistants|threads)(/.*)?", _CHAT),
+    (r"/api/(chat|generate|tags)", f"{_CHAT} or POST /generate"),
+    (r"/v1/messages(/.*)?", _CHAT),
+    (r"/v1/edits", "use POST /v1/completions"),
+    (r"/v1/(embeddings|moderations|images|audio|rerank|score)(/.*)?", "this service only generates text"),
+    (r"/v1/(fine_tuning|files|batches|uploads)(/.*)?", "use `textgen model finetune` or `textgen batch`"),
+    (r"/.+/", "it ends in a slash; leave that out"),
+)
+
+
+def nothing_at(path: str) -> str:
+    """Say that there is nothing at a path, and where to go instead if that is known."""
+    name = path if _PATH.fullmatch(path) else "this path"
+    hints = (hint for pattern, hint in _INSTEAD if re.fullmatch(pattern, path[:200]))
+    return f"there is nothing at {name}; {next(hints, 'GET /docs lists what there is')}"
 
 
 # ---- validation --------------------------------------------------------------------------------------------
@@ -190,6 +221,7 @@ def _unknown_field(name: str, legal: Mapping[str, str]) -> Problem:
     near = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
     near = near or (difflib.get_close_matches(name, legal, n=1) if is_name else [])
     hint = f"; did you mean {near[0]}?" if near else "; /docs lists the fields"
+    named = f": {name}" if is_name else ""
     return Problem(
-        "invalid_request", "the body has a field that does not exist" + hint, name if is_name else None
+        "invalid_request", f"the body has a field that does not exist{named}{hint}", name if is_name else None
     )

@@ -85,7 +85,7 @@ def plan(
     if call.overflow == "error":
         text = "\n".join(message["content"] for message in call.messages)
         yield from check_can_fit(tokenizer, text, limits.n_positions, "messages")
-        ids = yield from _render(call.messages, chat, tokenizer)
+        ids = yield from render(call.messages, chat, tokenizer)
         kept = ids
     else:
         kept = yield from _fitting(call.messages, chat, tokenizer, decoding, limits)
@@ -109,7 +109,7 @@ def _fitting(
     starts = yield from _starts_in_reach(messages, [0, *starts[1:]], tokenizer, limits.n_positions)
     for start in starts:
         rest = [m for at, m in enumerate(messages) if at >= start or m["role"] == "system"]
-        ids = yield from _render(rest, chat, tokenizer)
+        ids = yield from render(rest, chat, tokenizer)
         if len(ids) + wanted <= limits.n_positions or start == starts[-1]:
             return ids
     raise AssertionError("there is a last turn")
@@ -130,7 +130,7 @@ def _starts_in_reach(
     return [start for start in starts if start >= first] or starts[-1:]
 
 
-def _render(messages: Messages, chat: ChatFormat, tokenizer: Tokenizer) -> Steps[list[int]]:
+def render(messages: Messages, chat: ChatFormat, tokenizer: Tokenizer) -> Steps[list[int]]:
     """The ids of a conversation; literals are the format's, and what was said is text."""
     try:
         segments = chat.segments(messages)

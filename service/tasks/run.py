@@ -24,6 +24,7 @@ from service.tasks.calls import ChatCall, GenerateCall, ModelLimits, Origin, QaC
 from service.tasks.events import Event
 from service.tasks.fitting import check_fields, check_not_blank, check_unicode
 from service.tasks.offload import Offloader, size_of
+from service.tasks.rendering import encode
 from service.tasks.sampling import resolve
 from service.tasks.vocabulary import Vocabulary
 
@@ -61,8 +62,8 @@ class TaskRunner:
         self.tasks = dict(tasks)
         self.limits = limits
         self._engine = engine
-        self._tokenizer = tokenizer
-        self._chat = chat_format
+        self.tokenizer = tokenizer
+        self.chat_format = chat_format
         self._offloader = Offloader()
         has_questions = any(task.kind == "qa" for task in tasks.values())
         self._vocabulary = Vocabulary(tokenizer) if has_questions else None
@@ -81,7 +82,7 @@ class TaskRunner:
         """
         task, limit = self._task("generate"), self.limits.max_job_sequences
         decoding = resolve(
-            call.sampling, task, self._tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
+            call.sampling, task, self.tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
         )
         if call.fills_window and not decoding.is_explicit:
             decoding = replace(decoding, max_new_tokens=self.limits.n_positions)
@@ -89,7 +90,7 @@ class TaskRunner:
             raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
         if not 0 < len(call.prompts) <= limit // call.n:
             raise InvalidRequest(f"prompt must be 1 to {limit // call.n} prompts with n = {call.n}", "prompt")
-        work = generate.plan(call, self._tokenizer, decoding, self.limits)
+        work = generate.plan(call, self.tokenizer, decoding, self.limits)
         generation = await self._offloader.run(size_of(call.prompts), work, call.origin)
         async with self._running(generation.requests, call.origin, generation.events) as events:
             yield events
@@ -97,20 +98,42 @@ class TaskRunner:
     @asynccontextmanager
     async def chat(self, call: ChatCall) -> AsyncIterator[AsyncIterator[Event]]:
         """Say the next turn of a conversation. Raises as `generate`, and where the model holds none."""
-        if self._chat is None:
+        if self.chat_format is None:
             raise InvalidRequest(chat.NO_FORMAT, "messages")
         if not call.messages:
             raise InvalidRequest("messages must hold at least one message", "messages")
         if call.n > (limit := self.limits.max_job_sequences):
             raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
-        task = chat.task_of(self._chat, self.tasks, self.limits)
+        task = chat.task_of(self.chat_format, self.tasks, self.limits)
         sampling = chat.sampling_of(call, task)
-        decoding = resolve(sampling, task, self._tokenizer, n=call.n, logprobs=call.logprobs or 0)
-        work = chat.plan(call, self._chat, self._tokenizer, decoding, self.limits)
+        decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        work = chat.plan(call, self.chat_format, self.tokenizer, decoding, self.limits)
         texts = [message["content"] for message in call.messages]
         turn = await self._offloader.run(size_of(texts), work, call.origin)
         async with self._running(turn.requests, call.origin, turn.events) as events:
             yield events
+
+    async def tokenize(self, text: str, adds_special: bool, origin: Origin) -> list[int]:
+        """Give the ids of a prompt, special tokens in it parsed as in `generate`.
+
+        Args:
+            text: the prompt.
+            adds_special: whether the tokenizer puts its own special tokens around it.
+            origin: whose turn it takes.
+        """
+        check_unicode("prompt", text)
+        work = encode(self.tokenizer, text, self.limits.parses_special)
+        ids = await self._offloader.run(size_of([text]), work, origin)
+        before, after = self.tokenizer.frame_ids if adds_special else ((), ())
+        return [*before, *ids, *after]
+
+    async def tokenize_chat(self, call: ChatCall) -> list[int]:
+        """Give the ids of a conversation's prompt. Raises as `chat`."""
+        if self.chat_format is None:
+            raise InvalidRequest(chat.NO_FORMAT, "messages")
+        texts = [message["content"] for message in call.messages]
+        work = chat.render(call.messages, self.chat_format, self.tokenizer)
+        return await self._offloader.run(size_of(texts), work, call.origin)
 
     def summarize(self, call: SummarizeCall) -> Running:
         """Summarise a text, with the model's task `summarize`. Raises as `generate`."""
@@ -120,10 +143,10 @@ class TaskRunner:
     async def _summarize(self, task: Task, call: SummarizeCall) -> AsyncIterator[AsyncIterator[Event]]:
         check_unicode("text", call.text)
         check_not_blank("text", call.text)
-        decoding = resolve(call.sampling, task, self._tokenizer)
+        decoding = resolve(call.sampling, task, self.tokenizer)
         summarize.check_sampling(call, task)
         summarizer = summarize.Summarizer(
-            task, self._tokenizer, decoding, self.limits, call.origin.is_streamed
+            task, self.tokenizer, decoding, self.limits, call.origin.is_streamed
         )
         work = summarizer.plot(call.text, call.strategy, call.overflow)
         plotted = await self._offloader.run(size_of([call.text]), work, call.origin)
@@ -143,10 +166,10 @@ class TaskRunner:
         for name, text in (("question", call.question), ("context", call.context)):
             check_unicode(name, text)
             check_not_blank(name, text)
-        decoding = resolve(call.sampling, task, self._tokenizer, num_answers=call.num_answers)
+        decoding = resolve(call.sampling, task, self.tokenizer, num_answers=call.num_answers)
         qa.check_sampling(call)
         assert self._vocabulary is not None, "a model with a qa task has its vocabulary indexed"
-        reader = qa.Reader(task, self._tokenizer, self._vocabulary, decoding, self.limits)
+        reader = qa.Reader(task, self.tokenizer, self._vocabulary, decoding, self.limits)
         size = size_of([call.context, call.question])
         windows = await self._offloader.run(size, reader.read(call), call.origin)
         async with self._running(
@@ -183,17 +206,17 @@ class TaskRunner:
     async def _continue(
         self, task: Task, call: GenerateCall, fields: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        decoding = resolve(call.sampling, task, self._tokenizer, n=call.n, logprobs=call.logprobs or 0)
-        work = generate.plan_task(call, task, fields, self._tokenizer, decoding, self.limits)
+        decoding = resolve(call.sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        work = generate.plan_task(call, task, fields, self.tokenizer, decoding, self.limits)
         generation = await self._offloader.run(size_of(fields.values()), work, call.origin)
         async with self._running(generation.requests, call.origin, generation.events) as events:
             yield events
 
     @asynccontextmanager
     async def _choose(self, task: Task, call: TaskCall) -> AsyncIterator[AsyncIterator[Event]]:
-        seed = resolve(call.sampling, task, self._tokenizer).params.seed
+        seed = resolve(call.sampling, task, self.tokenizer).params.seed
         choice.check_neutral(call.sampling)
-        work = choice.build_requests(task, self._tokenizer, call.fields, self.limits, call.overflow)
+        work = choice.build_requests(task, self.tokenizer, call.fields, self.limits, call.overflow)
         requests, num_dropped = await self._offloader.run(size_of(call.fields.values()), work, call.origin)
         async with self._running(
             requests, call.origin, lambda job: choice.choice_events(job, task, seed, num_dropped)
