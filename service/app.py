@@ -30,7 +30,7 @@ from model_store.entry import ModelEntry
 from model_store.errors import StoreError
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
-from service.api import chat, native, openai, ops, page, tokens
+from service.api import chat, hugging_face, native, openai, ops, page, tokens
 from service.api.description import describe
 from service.api.exchange import Gate, end_tasks
 from service.api.json_pieces import CompactResponse
@@ -210,7 +210,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
             allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Session-ID"],
             expose_headers=["X-Request-ID", "X-Ignored-Fields", "Retry-After"],
         )
-    for router in (native.router, openai.router, chat.router, tokens.router, ops.router):
+    for router in (native.router, openai.router, chat.router, tokens.router, hugging_face.router, ops.router):
         app.include_router(router)
     page.mount(app)
     describe(app)

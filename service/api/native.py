@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.api import hugging_face
 from service.api.description import NATIVE_STREAM
 from service.api.exchange import exchange_of
 from service.api.json_reply import json_response
@@ -28,7 +29,7 @@ from service.api.reply_models import (
 from service.api.schemas import GenerateBody, QaBody, SamplingBody, SummarizeBody, TaskBody
 from service.api.sse import EventStream
 from service.api.state import service_of
-from service.api.strict_route import StrictRoute
+from service.api.strict_route import StrictRoute, speaks_also
 from service.tasks.calls import Origin
 from service.tasks.run import Running, TaskRunner
 
@@ -47,18 +48,21 @@ def _documented(model: Any) -> dict[int | str, Any]:
 
 
 @router.post("/generate", responses=_documented(GenerateReply))
+@speaks_also(hugging_face.generate)
 async def generate(body: GenerateBody, request: Request) -> Response:
     """Continue a prompt, or several, one or more times."""
     return await _answer(request, "gen", body, body.to_call, TaskRunner.generate)
 
 
 @router.post("/summarize", responses=_documented(SummarizeReply))
+@speaks_also(hugging_face.summarize)
 async def summarize(body: SummarizeBody, request: Request) -> Response:
     """Summarise a text of any length."""
     return await _answer(request, "sum", body, body.to_call, TaskRunner.summarize)
 
 
 @router.post("/qa", responses=_documented(QaReply))
+@speaks_also(hugging_face.answer)
 async def qa(body: QaBody, request: Request) -> Response:
     """Answer a question from a context of any length."""
     return await _answer(request, "qa", body, body.to_call, TaskRunner.answer)

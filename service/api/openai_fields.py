@@ -40,7 +40,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "structured_outputs": (),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "web_search_options": (),
 }
@@ -88,9 +87,13 @@ class StreamOptions(OpenAIBody):
 
 @lru_cache
 def legal_of(body: type[OpenAIBody]) -> Mapping[str, str]:
-    """Legal values in words, by field name, for messages."""
-    models = (StreamOptions, body)
-    return {name: item.description or "" for each in models for name, item in each.model_fields.items()}
+    """Legal values in words, by field name, those of objects within too, for messages."""
+    found: dict[str, str] = {}
+    for name, item in body.model_fields.items():
+        if isinstance(item.annotation, type) and issubclass(item.annotation, OpenAIBody):
+            found |= legal_of(item.annotation)
+        found[name] = item.description or ""
+    return found
 
 
 # What the fields of the table are called here.

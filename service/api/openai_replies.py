@@ -16,12 +16,13 @@ from service.logs import get_logger
 from service.tasks.calls import Usage
 from service.tasks.events import Token
 
+_ANY = ("tgi", "dummy")  # what huggingface_hub calls a model of which it knows nothing but an address
 _MOST_LOGGED = 1000  # names of ignored fields: clients choose them
 
 
 def check_model(name: str, served: Served, service: ServiceState) -> None:
     """Raise `NotFound` for a name that is neither the model's nor an alias of it."""
-    names = ("", served.name, f"{served.name}@{served.version}")
+    names = ("", *_ANY, served.name, f"{served.name}@{served.version}")
     aliases = service.settings.model_aliases
     if name not in names and aliases.get(name, aliases.get("*")) not in names:
         raise NotFound(f"no such model; this service has {served.name}", "model")

@@ -73,6 +73,9 @@ class CompletionBody(OpenAISampling):
     suffix: str = body_field("", "left out, or empty")
     parse_special_tokens: bool = body_field(None, "true or false")
     add_special_tokens: bool = body_field(None, "true or false")
+    truncate_prompt_tokens: int = body_field(
+        None, "an integer from 1: so many of its last tokens are read", ge=1
+    )
     user: str = body_field("", "a string; not used")
 
     def to_call(self, origin: Origin) -> GenerateCall:
@@ -95,6 +98,7 @@ class CompletionBody(OpenAISampling):
             self.logprobs,
             allow_zero=self.echo,
             parses_special=self.parse_special_tokens,
+            keeps_last=self.truncate_prompt_tokens,
             adds_special=self.add_special_tokens,
             fills_window=self.max_tokens == -1,
             sampling=sampling_given(self),

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from service import errors
 from service.api.json_pieces import compact
 
-Dialect = Literal["native", "openai"]
+Dialect = Literal["native", "openai", "hugging_face"]
 
 STATUSES = {
     "bad_request": 400,
@@ -52,6 +52,7 @@ _FRAMEWORK = {
     405: ("method_not_allowed", "this path has no such method; the Allow header names those it has"),
 }
 _OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+_TGI_TYPES = {400: "validation", 404: "validation", 422: "validation", 429: "overloaded"}
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _INTERNAL = "something failed in the service; its log tells more under this request id"
@@ -87,6 +88,8 @@ class Problem:
         if dialect == "native":
             fields = {"code": self.code, "message": self.message, "param": self.param}
             return {"error": {**fields, "request_id": request_id}}
+        if dialect == "hugging_face":
+            return {"error": self.message, "error_type": _TGI_TYPES.get(STATUSES[self.code], "generation")}
         status = self.status(dialect)
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         code = "context_length_exceeded" if self.code == "prompt_too_long" else self.code

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from service.api.bodies import LARGE_BODY_BYTES, parse_json
 from service.api.exchange import exchange_of
@@ -16,17 +18,48 @@ from service.api.openai_fields import OpenAIBody, legal_of
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
 
+F = TypeVar("F", bound=Callable[..., Any])
+Twin = Callable[[dict[str, Any], Request], Awaitable[Response]]
+"""Answers a body of another dialect at the same path."""
+_TWIN_KEY = "inputs"  # what such a body has and ours have not
+
 
 class StrictRequest(Request):
-    """A request whose `json` is strict and valid; large bodies are read off the event loop."""
+    """A request whose `json` is strict and valid; large bodies are read off the event loop.
+
+    Args:
+        scope, receive: the request.
+        read: its body, if somebody has read it.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, read: bytes | None = None) -> None:
+        super().__init__(scope, receive)
+        if read is not None:
+            self._body = read
 
     async def json(self) -> Any:
         """The body as the route's model: the framework, which would validate on the loop, passes it on."""
-        body, model, exchange = await self.body(), self.scope["route"].body_model, exchange_of(self)
-        legal = legal_of(model) if issubclass(model, OpenAIBody) else LEGAL
-        if len(body) <= LARGE_BODY_BYTES:
-            return read_body(body, model, legal)
-        return await exchange.run(asyncio.to_thread(read_body, body, model, legal))
+        body, model = await self.body(), self.scope["route"].body_model
+        return await self._run(len(body), read_body, body, model, _legal(model))
+
+    async def value(self) -> Any:
+        """The body as strict JSON, of whatever shape."""
+        body = await self.body()
+        return await self._run(len(body), parse_json, body)
+
+    async def _run(self, size: int, work: Callable[..., Any], *args: Any) -> Any:
+        if size <= LARGE_BODY_BYTES:
+            return work(*args)
+        return await exchange_of(self).run(asyncio.to_thread(work, *args))
+
+    @staticmethod
+    def validated(model: type[BaseModel], value: Any) -> Any:
+        """A value as a body. Raises HttpProblem, see `read_body`."""
+        return _validated(value, model, _legal(model))
+
+
+def _legal(model: type[BaseModel]) -> Mapping[str, str]:
+    return legal_of(model) if issubclass(model, OpenAIBody) else LEGAL
 
 
 class StrictRoute(APIRoute):
@@ -37,13 +70,29 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Any:
         """Wrap the framework's handler."""
         handle = super().get_route_handler()
+        twin: Twin | None = getattr(self.endpoint, "twin", None)
         for field in self.dependant.body_params:
             self.body_model = field.field_info.annotation  # type: ignore[assignment]  # bodies are models
 
         async def strict(request: Request) -> Any:
-            return await handle(StrictRequest(request.scope, request.receive))
+            given = StrictRequest(request.scope, request.receive)
+            if twin is not None and f'"{_TWIN_KEY}"'.encode() in await given.body():
+                value = await given.value()
+                if isinstance(value, dict) and _TWIN_KEY in value:
+                    return await twin(value, given)
+            return await handle(given)
 
         return strict
+
+
+def speaks_also(twin: Twin) -> Callable[[F], F]:
+    """Let an endpoint's path answer bodies with `inputs` in another dialect."""
+
+    def marked(endpoint: F) -> F:
+        endpoint.twin = twin  # type: ignore[attr-defined]  # `StrictRoute` reads it
+        return endpoint
+
+    return marked
 
 
 def read_body(body: bytes, model: type[BaseModel], legal: Mapping[str, str]) -> Any:
@@ -58,8 +107,12 @@ def read_body(body: bytes, model: type[BaseModel], legal: Mapping[str, str]) -> 
         HttpProblem: it is no JSON, or the first value of it that is not legal.
     """
     value = parse_json(body)
-    if value is None:
-        return None  # which the framework takes for no body
+    return (
+        None if value is None else _validated(value, model, legal)
+    )  # None: the framework takes it for no body
+
+
+def _validated(value: Any, model: type[BaseModel], legal: Mapping[str, str]) -> Any:
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -39,6 +39,7 @@ class GenerateCall:
     fills_window: bool = False  # new tokens up to the window's end, where `max_new_tokens` is not given
     overflow: Overflow = "error"
     parses_special: bool | None = None  # special tokens in a prompt; None: as the service is set
+    keeps_last: int | None = None  # tokens of a prompt, without those put around it; None: all
     adds_special: bool | None = None  # around a prompt; None: what belongs before a text that is to go on
     sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
@@ -170,6 +171,7 @@ class TokenScore:
     logprob: float | None  # None: the first token of a prompt, which nothing predicts
     top: tuple[tuple[str, float], ...] = ()  # the strongest alternatives, best first
     piece: bytes = b""  # what the token adds to the text
+    top_ids: tuple[int, ...] = ()  # of the alternatives
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ long is refused by its beginning.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_store.errors import InvalidFields, InvalidText
 from model_store.steps import Steps
@@ -121,6 +121,7 @@ def fit_text(
     param: str,
     parses_special: bool = False,
     adds_special: bool | None = None,
+    keeps_last: int | None = None,
 ) -> Steps[Fitted]:
     """Fit a prompt that is a user's text; an empty one is the beginning of text, or its end.
 
@@ -134,20 +135,24 @@ def fit_text(
         parses_special: whether special tokens in it are recognised.
         adds_special: whether the tokenizer puts all its special tokens around it; None: what belongs before a
             text that is to go on.
+        keeps_last: so many of its tokens are read, the others are dropped; None: all are read.
 
     Raises:
         PromptTooLong: it does not fit and nothing may be dropped.
     """
     check_unicode(param, text)
-    if overflow == "error" and len(text) > SLICE:
+    if overflow == "error" and len(text) > SLICE and keeps_last is None:
         yield from check_can_fit(tokenizer, text, n_positions, param)
     ids = yield from encode(tokenizer, text, parses_special)
+    num_left_out = max(len(ids) - keeps_last, 0) if keeps_last is not None else 0
+    ids = ids[num_left_out:]
     frame = (
         (tokenizer.bos_ids, ()) if adds_special is None else tokenizer.frame_ids if adds_special else ((), ())
     )
     if not ids and not any(frame):
         ids = [tokenizer.eos_id]
-    return fit_ids(ids, decoding, n_positions, overflow, param, frame)
+    fitted = fit_ids(ids, decoding, n_positions, overflow, param, frame)
+    return replace(fitted, num_dropped=fitted.num_dropped + num_left_out)
 
 
 def check_can_fit(tokenizer: Tokenizer, text: str, n_positions: int, param: str) -> Steps[None]:

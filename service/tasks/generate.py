@@ -138,7 +138,17 @@ def plan(
         if isinstance(prompt, str):
             parses = limits.parses_special if call.parses_special is None else call.parses_special
             room = limits.n_positions
-            fit = fit_text(tokenizer, prompt, decoding, room, call.overflow, param, parses, call.adds_special)
+            fit = fit_text(
+                tokenizer,
+                prompt,
+                decoding,
+                room,
+                call.overflow,
+                param,
+                parses,
+                call.adds_special,
+                call.keeps_last,
+            )
             generation.add((yield from fit), prompt)
             continue
         ids = list(prompt) or [tokenizer.eos_id]

@@ -39,8 +39,9 @@ class Scorer:
         continues = bool(piece) and piece[0] & 0xC0 == 0x80  # goes on with a character that began before
         offset = max(self._offset - continues, 0)
         top = tuple((as_text(token_id), logprob) for token_id, logprob in entry.top)
+        top_ids = tuple(token_id for token_id, _ in entry.top)
         text = piece.decode("utf-8", "replace")
-        score = TokenScore(entry.token_id, text, offset, entry.logprob, top, piece)
+        score = TokenScore(entry.token_id, text, offset, entry.logprob, top, piece, top_ids)
         self._offset += sum(byte & 0xC0 != 0x80 for byte in piece)
         if not self._tokenizer.is_special(entry.token_id):
             self._previous_id = entry.token_id
