@@ -41,13 +41,13 @@ def generate_task(sampling: Mapping[str, float | int] | None = None) -> Task:
     """Give the task that every model has: continue a prompt.
 
     Args:
-        sampling: Sampling defaults; None for 128 new tokens at temperature 1.
+        sampling: Sampling defaults; None for 128 new tokens, drawn as the checkpoint likes.
     """
     return Task(
         name="generate",
         kind="generate",
         template="{prompt}",
         document="prompt",
-        sampling={"max_new_tokens": 128, "temperature": 1} if sampling is None else sampling,
+        sampling={"max_new_tokens": 128} if sampling is None else sampling,
         description="Continue a text.",
     )

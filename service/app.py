@@ -28,6 +28,7 @@ from model_store.chat import find_chat
 from model_store.checkpoint import Checkpoint, read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import StoreError
+from model_store.generation_config import sampling_defaults, with_sampling
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
 from service.api import chat, hugging_face, native, openai, ops, page, tokens
@@ -116,7 +117,9 @@ class Life:
             log.warning(f"memory is limited to {given} MiB; the smallest model needs {needed} MiB")
         entry = await asyncio.to_thread(resolve, settings.model, settings.store)
         checkpoint = await asyncio.to_thread(read_checkpoint, entry.path)
-        for warning in (*entry.warnings, *checkpoint.warnings):
+        drawn, ignored = sampling_defaults(entry.path)
+        tasks = with_sampling(entry.tasks, drawn)
+        for warning in (*entry.warnings, *checkpoint.warnings, *ignored):
             log.warning(warning)
         self.state.metrics.model = entry.name
         facts = _facts(entry, checkpoint)
@@ -126,6 +129,8 @@ class Life:
                 _make_engine, self.state, entry.path, tokenizer, self._start_up
             )
         await self._engine.start()
+        own = tasks["generate"].sampling
+        facts["sampling"] = {name: value for name, value in own.items() if name != "max_new_tokens"}
         facts.update(self._engine.facts)
         # More than `most` would never fit. A key file may get more keys at any time.
         is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
@@ -133,12 +138,10 @@ class Life:
         limits = ModelLimits(
             facts["n_positions"], min(settings.max_job_sequences, most), settings.parse_special_tokens
         )
-        chat_format = await asyncio.to_thread(
-            find_chat, entry.path, tokenizer, entry.tasks, settings.chat_template
-        )
-        runner = TaskRunner(self._engine, tokenizer, entry.tasks, limits, chat_format)
+        chat_format = await asyncio.to_thread(find_chat, entry.path, tokenizer, tasks, settings.chat_template)
+        runner = TaskRunner(self._engine, tokenizer, tasks, limits, chat_format)
         self.state.served = Served(
-            entry.name, entry.version, entry.tasks, runner, self._engine, int(time.time()), facts
+            entry.name, entry.version, tasks, runner, self._engine, int(time.time()), facts
         )
         gc.freeze()  # what was loaded stays: a full collection would walk it, 0.1 s and more without a token
         log.info("ready", model=entry.label, seconds=round(time.monotonic() - started, 1))
