@@ -26,7 +26,7 @@ PYTEST = $(PY) -m pytest
 AXE = .page-tools/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-page browser test-deploy test-scale soak bench lock clean supported-python
+.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-page browser test-deploy test-scale test-clients soak bench lock clean supported-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name text; \
@@ -81,6 +81,18 @@ browser: # Chromium, its driver, and npm for axe-core
 test-scale: $(TOOLS) ## Ray Serve on a cluster on this machine; installs the extra `scale`
 	$(PIP_INSTALL) --quiet -r requirements-scale.lock
 	$(PYTEST) tests/scale $(ARGS)
+
+CLIENTS = .venv-clients/.installed
+
+test-clients: $(RUNTIME) $(CLIENTS) ## other people's clients, unchanged, from an environment of their own (Node's where there is npm)
+	TEXTGEN_PYTHON="$(abspath $(PY))" .venv-clients/bin/python -m pytest -c /dev/null --rootdir tests/clients \
+	  --confcutdir tests/clients -p no:cacheprovider $(or $(ARGS),-q) tests/clients
+
+$(CLIENTS): tests/clients/requirements.txt tests/clients/package.json
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --no-input --disable-pip-version-check --quiet -r tests/clients/requirements.txt
+	@if command -v npm >/dev/null; then npm install --silent --no-save --prefix tests/clients; else echo "no npm: Node's clients are left out"; fi
+	@touch $@
 
 soak: $(TOOLS) ## the slow tests: load, storms, long runs
 	$(PYTEST) -m slow --timeout=900 $(ARGS)

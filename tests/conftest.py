@@ -8,6 +8,8 @@ import pytest
 
 from service.logs import StandardError, configure_logs
 
+collect_ignore = ["clients"]  # they have an environment of their own: `make test-clients`
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

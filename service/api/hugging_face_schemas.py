@@ -23,7 +23,6 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "adapter_id": (),
     "grammar": (),
     "num_beams": (1,),
-    "typical_p": (1, 1.0),
     "watermark": (False,),
 }
 _DRAWN = ("temperature", "top_k", "top_p", "min_p")  # any of them asks for a draw
@@ -37,7 +36,7 @@ else:
 class Parameters(_Sampling):
     """How a text is to be continued."""
 
-    do_sample: bool = body_field(None, "true or false: whether tokens are drawn, or the likeliest taken")
+    do_sample: bool = body_field(False, "true or false: whether tokens are drawn, or the likeliest taken")
     return_full_text: bool = body_field(False, "true or false: whether the prompt stands before the text")
     details: bool = body_field(False, "true or false")
     decoder_input_details: bool = body_field(
@@ -60,13 +59,13 @@ class Parameters(_Sampling):
                 raise InvalidRequest(f"{name} must be {OPTIONS['n'].words}", name)
 
     def sampling(self) -> SamplingFields:
-        """Our fields as given; without one that asks for a draw, `do_sample: false` is greedy."""
+        """Our fields as given; greedy unless `do_sample` or a field that draws says so, as for TGI."""
         given: SamplingFields = {
             name: value for name in SAMPLING if (value := getattr(self, name)) is not None
         }
         if given.get("top_p") == 0:
             given |= {"top_p": 1.0, "temperature": 0.0}
-        is_drawn = any(name in given for name in _DRAWN) if self.do_sample is None else self.do_sample
+        is_drawn = self.do_sample or any(name in given for name in _DRAWN)
         return given if is_drawn else {**given, "temperature": 0.0}
 
 

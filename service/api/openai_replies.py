@@ -23,6 +23,8 @@ _MOST_LOGGED = 1000  # names of ignored fields: clients choose them
 def check_model(name: str, served: Served, service: ServiceState) -> None:
     """Raise `NotFound` for a name that is neither the model's nor an alias of it."""
     names = ("", *_ANY, served.name, f"{served.name}@{served.version}")
+    if name.startswith(("http://", "https://")):  # as Hugging Face's client for JavaScript names it
+        return
     aliases = service.settings.model_aliases
     if name not in names and aliases.get(name, aliases.get("*")) not in names:
         raise NotFound(f"no such model; this service has {served.name}", "model")

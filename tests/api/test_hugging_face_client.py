@@ -140,7 +140,7 @@ def test_a_refusal_is_in_the_words_of_tgi(live: Live, client: InferenceClient) -
 @pytest.mark.parametrize("path", ["/", "/generate", "/generate_stream", "/invocations"])
 @pytest.mark.parametrize(
     "parameters",
-    [{"watermark": True}, {"typical_p": 0.5}, {"adapter_id": "x"}, {"best_of": 0}, {"truncate": 0}],
+    [{"watermark": True}, {"adapter_id": "x"}, {"best_of": 0}, {"truncate": 0}],
 )
 def test_what_cannot_be_done_is_refused_by_name(live: Live, path: str, parameters: dict[str, Any]) -> None:
     reply = live.post(path, {"inputs": "a", "parameters": parameters})
@@ -148,8 +148,8 @@ def test_what_cannot_be_done_is_refused_by_name(live: Live, path: str, parameter
 
 
 def test_what_nothing_reads_is_ignored_and_told(live: Live) -> None:
-    reply = live.post("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 1, "max_time": 3}})
-    assert reply.headers["x-ignored-fields"] == "parameters.max_time"
+    reply = live.post("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 1, "typical_p": 0.9}})
+    assert reply.headers["x-ignored-fields"] == "parameters.typical_p"
 
 
 def test_a_stream_of_tgi_has_its_frames(live: Live) -> None:

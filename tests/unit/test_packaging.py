@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -59,6 +60,8 @@ def imported(folder: str) -> set[str]:
     """The packages, by the name they are installed under, that the modules of a folder import."""
     modules = set()
     for file in (ROOT / folder).rglob("*.py"):
+        if "clients" in file.parts:  # they have an environment of their own
+            continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 modules |= {alias.name.split(".")[0] for alias in node.names}
@@ -141,6 +144,15 @@ def test_everything_the_store_imports_is_a_dependency_or_in_the_extras_for_train
 def test_everything_the_tests_import_is_a_dependency_or_in_an_extra() -> None:
     extras = declared("train") | declared("data") | declared("dev") | declared("scale") | declared("otel")
     assert imported("tests") - declared(None) - extras - WITH_TORCH_FOR_CUDA == set()
+
+
+def test_the_readme_says_which_clients_are_tried() -> None:
+    pinned = dict(line.split("==") for line in pins(ROOT / "tests/clients/requirements.txt"))
+    node = json.loads(read("tests/clients/package.json"))["dependencies"]
+    table = read("README.md").partition("## Works with")[2].partition("\n## ")[0]
+    left_out = {"pytest", "llama-index-core", "@ai-sdk/openai-compatible"}  # what others stand on
+    versions = {name: version for name, version in {**pinned, **node}.items() if name not in left_out}
+    assert {name for name, version in versions.items() if version not in table} == set()
 
 
 def test_every_make_target_that_a_document_names_exists() -> None:
