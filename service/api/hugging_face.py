@@ -6,6 +6,7 @@ A body with `inputs` at `/generate`, `/summarize` or `/qa` is in this dialect, a
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,16 +16,18 @@ from starlette.responses import Response
 
 from model_store.tokenizer import Tokenizer
 from service.api import chat, openai
+from service.api.bodies import LARGE_BODY_BYTES
 from service.api.chat_schemas import ChatBody
 from service.api.exchange import Exchange, exchange_of
 from service.api.hugging_face_schemas import GenerationBody, QuestionBody, SummarizationBody
-from service.api.json_pieces import compact
+from service.api.json_reply import json_of
 from service.api.openai_replies import tell_ignored
 from service.api.openai_schemas import CompletionBody
 from service.api.problems import HttpProblem, Problem
 from service.api.reply_models import WORK
 from service.api.sse import EventStream, frame
 from service.api.strict_route import StrictRequest
+from service.errors import InvalidRequest
 from service.tasks.calls import Choice, GenerateResult, QaResult, SummarizeResult, TokenScore
 from service.tasks.events import Done, Event, Token
 
@@ -62,9 +65,9 @@ async def invocations(request: Request) -> Response:
     """What SageMaker sends: a conversation, a prompt in OpenAI's form, or `inputs`."""
     value = await _read(request)
     if "messages" in value:
-        return await chat.chat(_validated(ChatBody, value, request), request)
+        return await chat.chat(await _validated(ChatBody, value, request), request)
     if "prompt" in value:
-        return await openai.completions(_validated(CompletionBody, value, request), request)
+        return await openai.completions(await _validated(CompletionBody, value, request), request)
     return await root(request)
 
 
@@ -74,7 +77,7 @@ async def generate(value: dict[str, Any], request: Request) -> Response:
 
 
 async def _generate(value: dict[str, Any], request: Request, is_list: bool) -> Response:
-    exchange, body = _exchange(request), _validated(GenerationBody, value, request)
+    exchange, body = _exchange(request), await _validated(GenerationBody, value, request)
     served = exchange.served
     task = served.runner.generate(body.to_call(exchange.origin(body.stream)))
     if body.stream:
@@ -82,25 +85,31 @@ async def _generate(value: dict[str, Any], request: Request, is_list: bool) -> R
         return tell_ignored(EventStream(await exchange.admit(task), frames, exchange), body, exchange)
     result = await exchange.result_of(task)
     assert isinstance(result, GenerateResult), "its task is of kind generate"
-    reply = _Reply(body, served.runner.tokenizer, result)
-    found = reply.all() if is_list else reply.all()[0]
-    return tell_ignored(_json(found), body, exchange)
+
+    def reply() -> Any:
+        found = _Reply(body, served.runner.tokenizer, result).all()
+        return found if is_list else found[0]
+
+    size = (2 + (body.parameters.top_n_tokens or 0)) * result.usage.completion_tokens
+    return tell_ignored(await json_of(exchange, reply, size), body, exchange)
 
 
 async def summarize(value: dict[str, Any], request: Request) -> Response:
     """Summarize a text, or several."""
-    exchange, body = _exchange(request), _validated(SummarizationBody, value, request)
+    exchange, body = _exchange(request), await _validated(SummarizationBody, value, request)
+    if len(body.inputs) > (most := exchange.served.runner.limits.max_job_sequences):
+        raise InvalidRequest(f"inputs must be at most {most} texts", "inputs")
     found = []
     for call in body.to_calls(exchange.origin(is_streamed=False)):
         result = await exchange.result_of(exchange.served.runner.summarize(call))
         assert isinstance(result, SummarizeResult), "its task is of kind summarize"
         found.append({"summary_text": result.summary})
-    return tell_ignored(_json(found), body, exchange)
+    return tell_ignored(await json_of(exchange, lambda: found, len(found)), body, exchange)
 
 
 async def answer(value: dict[str, Any], request: Request) -> Response:
     """Answer a question. A score is the probability that it is the answer rather than that there is none."""
-    exchange, body = _exchange(request), _validated(QuestionBody, value, request)
+    exchange, body = _exchange(request), await _validated(QuestionBody, value, request)
     result = await exchange.result_of(
         exchange.served.runner.answer(body.to_call(exchange.origin(is_streamed=False)))
     )
@@ -109,7 +118,8 @@ async def answer(value: dict[str, Any], request: Request) -> Response:
         {"score": _probability(a.score), "start": a.start or 0, "end": a.end or 0, "answer": a.answer}
         for a in result.answers
     ]
-    return tell_ignored(_json(found if body.parameters.top_k > 1 else found[0]), body, exchange)
+    shown = found if body.parameters.top_k > 1 else found[0]
+    return tell_ignored(await json_of(exchange, lambda: shown, len(found)), body, exchange)
 
 
 def _probability(score: float) -> float:
@@ -134,14 +144,13 @@ async def _read(request: Request) -> dict[str, Any]:
     return value
 
 
-def _validated(model: Any, value: dict[str, Any], request: Request) -> Any:
+async def _validated(model: Any, value: dict[str, Any], request: Request) -> Any:
+    exchange = exchange_of(request)
     if model in (ChatBody, CompletionBody):
-        exchange_of(request).dialect = "openai"
-    return StrictRequest.validated(model, value)
-
-
-def _json(value: Any) -> Response:
-    return Response(compact(value).encode(), media_type="application/json")
+        exchange.dialect = "openai"
+    if len(await request.body()) <= LARGE_BODY_BYTES:
+        return StrictRequest.validated(model, value)
+    return await exchange.run(asyncio.to_thread(StrictRequest.validated, model, value))
 
 
 # ---- replies -----------------------------------------------------------------------------------------------

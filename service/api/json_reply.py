@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.client import ClientGone
 from service.api.exchange import Exchange
-from service.api.json_pieces import in_pieces
+from service.api.json_pieces import compact, compact_in_parts, in_pieces
 
 LARGE_REPLY_BYTES = 2**20
+_SMALL = 500  # items, made in a millisecond or two
 
 
 async def json_response(value: Mapping[str, Any]) -> Response:
@@ -30,6 +31,20 @@ async def json_response(value: Mapping[str, Any]) -> Response:
             return LargeResponse(itertools.chain([b"".join(ready)], pieces))
         await asyncio.sleep(0)
     return Response(b"".join(ready), media_type="application/json")
+
+
+async def json_of(exchange: Exchange, make: Callable[[], Any], size: int) -> Response:
+    """A reply of any JSON, made on the event loop or, where it may be large, in a thread.
+
+    Args:
+        exchange: the request.
+        make: gives what the reply says.
+        size: how many items that has, about.
+    """
+    if size <= _SMALL:
+        return Response(compact(make()).encode(), media_type="application/json")
+    text = await exchange.run(asyncio.to_thread(lambda: compact_in_parts(make())))
+    return Response(text.encode(), media_type="application/json")
 
 
 class LargeResponse(Response):

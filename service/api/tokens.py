@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service.api.chat_schemas import MESSAGES_SCHEMA, Messages, read_messages
 from service.api.exchange import exchange_of
 from service.api.fields import IDS_SCHEMA, body_field, read_ids
-from service.api.json_reply import json_response
+from service.api.json_reply import json_of, json_response
 from service.api.openai_fields import OpenAIBody
 from service.api.openai_replies import check_model, tell_ignored
 from service.api.reply_models import LOOK, WORK
@@ -69,14 +69,13 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
         ids = await exchange.run(runner.tokenize(body.prompt, body.add_special_tokens, origin))
     else:
         ids = await exchange.run(runner.tokenize_chat(ChatCall(body.messages, origin=origin)))
-    texts = [runner.tokenizer.name_of(token_id) for token_id in ids] if body.return_token_strs else None
-    reply = {
-        "count": len(ids),
-        "max_model_len": runner.limits.n_positions,
-        "tokens": ids,
-        "token_strs": texts,
-    }
-    return tell_ignored(await json_response(reply), body, exchange)
+
+    def reply() -> dict[str, Any]:
+        texts = [runner.tokenizer.name_of(token_id) for token_id in ids] if body.return_token_strs else None
+        length = runner.limits.n_positions
+        return {"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": texts}
+
+    return tell_ignored(await json_of(exchange, reply, len(ids)), body, exchange)
 
 
 @router.post("/detokenize", responses={**WORK, **_OBJECT}, response_model=None)
@@ -85,10 +84,13 @@ async def detokenize(body: DetokenizeBody, request: Request) -> Response:
     exchange = exchange_of(request)
     tokenizer = exchange.served.runner.tokenizer
     check_model(body.model, exchange.served, exchange.service)
-    if not all(token_id < tokenizer.vocab_size for token_id in body.tokens):
+    if max(body.tokens, default=0) >= tokenizer.vocab_size:
         raise InvalidRequest(f"tokens must hold token ids from 0 to {tokenizer.vocab_size - 1}", "tokens")
-    reply = {"prompt": tokenizer.decode(body.tokens, shows_specials=True)}
-    return tell_ignored(await json_response(reply), body, exchange)
+
+    def reply() -> dict[str, Any]:
+        return {"prompt": tokenizer.decode(body.tokens, shows_specials=True)}
+
+    return tell_ignored(await json_of(exchange, reply, len(body.tokens)), body, exchange)
 
 
 @router.get("/tokenizer_info", responses={**LOOK, **_OBJECT}, response_model=None)

@@ -259,7 +259,7 @@ def test_an_unknown_model_is_one_line_and_exit_code_2() -> None:
 
 
 def test_ctrl_c_ends_a_batch_at_once_and_keeps_what_is_done(tiny_model: Path, tmp_path: Path) -> None:
-    lines = [{"prompt": "One", "max_new_tokens": 200, "ignore_eos": True}] * 2000
+    lines = [{"prompt": "One", "max_new_tokens": 200, "ignore_eos": True}] * 20_000  # far more than get done
     source, out = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     process = command("batch", str(source), "--out", str(out), "--model", str(tiny_model))
     expect(lambda: out.exists() and out.read_bytes().count(b"\n") > 3, "the first replies")

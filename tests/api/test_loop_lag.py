@@ -79,6 +79,32 @@ BODIES: dict[str, Body] = {
         {"prompt": [text_of("prose", size // 300)] * 256, **SHORT},
     ),
     "no prompts": lambda size: ("/generate", {"prompt": [{}] * min(size // 3, 19_000)}),
+    "a message": lambda size: (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": text_of("prose", size)}], "max_tokens": 2},
+    ),
+    "messages": lambda size: (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "a"}] * min(size // 30, 6_000), "max_tokens": 2},
+    ),
+    "a history to cut": lambda size: (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": text_of("prose", size // 100)}] * 99,
+            "overflow": "drop_oldest",
+            "max_tokens": 2,
+        },
+    ),
+    "inputs": lambda size: (
+        "/generate",
+        {"inputs": text_of("prose", size), "parameters": {"truncate": 5, "max_new_tokens": 2}},
+    ),
+    "texts to be summarized": lambda size: ("/summarize", {"inputs": ["a"] * (size // 4)}),
+    "a prompt to count": lambda size: (
+        "/tokenize",
+        {"prompt": text_of("prose", size), "return_token_strs": True},
+    ),
+    "tokens to read": lambda size: ("/detokenize", {"tokens": [1] * (size // 2 - 50)}),
     "stop strings": lambda size: ("/generate", {"prompt": "a", "stop": ["a"] * (size // 4)}),
     "stops that are lists": lambda size: (
         "/generate",
