@@ -13,7 +13,7 @@ import torch
 from llvmlite.binding import FeatureMap, get_host_cpu_features, get_host_cpu_name
 
 from model_store.architecture import Architecture
-from service.engine.backends.cpu import draw, gemm, self_check
+from service.engine.backends.cpu import draw, processor, self_check
 from service.engine.backends.cpu.attention import CpuAttention
 from service.engine.backends.cpu.backend import CpuBackend
 from service.engine.backends.cpu.forward import FusedForward, can_fuse
@@ -436,7 +436,7 @@ def test_kernels_work_on_a_processor_without_avx512(name: str, features: str, sa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not gemm.HAS_AVX512, reason="this processor has no AVX-512")
+@pytest.mark.skipif(not processor.HAS_AVX512, reason="this processor has no AVX-512")
 def test_kernels_work_on_a_processor_with_avx512_but_no_matrix_registers() -> None:
     usual = get_host_cpu_features()
     features = FeatureMap({name: has and not name.startswith("amx") for name, has in usual.items()})

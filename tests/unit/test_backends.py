@@ -16,6 +16,7 @@ from service.app import engine_config
 from service.engine import backends
 from service.engine.backend import FastBackend, Reference
 from service.engine.backends import choose
+from service.engine.backends.cpu import cache, kernels, processor
 from service.engine.backends.cpu.backend import CpuBackend
 from service.engine.backends.kernel_check import KernelMismatch
 from service.engine.backends.torch.backend import TorchBackend
@@ -122,9 +123,8 @@ def test_who_refuses_to_compute_without_kernels_is_heard(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("damage", ["cut", "empty", "zeros"])
-@pytest.mark.parametrize("kind", [".nbi", ".nbc"])
-def test_damaged_kernels_are_compiled_anew(tmp_path: Path, kind: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "one bit"])
+def test_damaged_kernels_are_compiled_anew(tmp_path: Path, damage: str) -> None:
     """In a process of its own, since what is compiled stays in this one."""
     code = """
 from pathlib import Path
@@ -146,11 +146,74 @@ print(choose(config).name, *told, sep="\\n")
         return done.stdout.splitlines()
 
     assert start()[0] == "cpu"
-    for file in tmp_path.rglob(f"*{kind}"):
-        data = file.read_bytes()
-        file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "zeros": bytes(len(data))}[damage])
+    [file] = tmp_path.iterdir()
+    file.write_bytes(damaged(file.read_bytes())[damage])
     name, *told = start()
     assert name == "cpu" and not any("torch computes" in line for line in told), told
+    assert f"compiled anew: DamagedKernels: {file} is damaged" in told[0]
+    assert "anew" not in "".join(start())
+
+
+def damaged(data: bytes) -> dict[str, bytes]:
+    """What may become of a file, by the kind of damage."""
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+    return {"cut": data[:middle], "empty": b"", "zeros": bytes(len(data)), "one bit": flipped}
+
+
+@pytest.fixture
+def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled kernels are kept, empty."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_kernels_that_were_kept_are_found(kernel_folder: Path) -> None:
+    objects = [b"some code", b"", b"more code"]
+    assert cache.read() is None
+    assert cache.keep(objects) == ""
+    assert cache.read() == objects
+    assert [file.suffix for file in kernel_folder.iterdir()] == [".kernels"]
+    cache.discard()
+    assert cache.read() is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "one bit"])
+def test_damage_is_noticed_before_the_code_runs(kernel_folder: Path, damage: str) -> None:
+    cache.keep([b"some code" * 100])
+    [file] = kernel_folder.iterdir()
+    file.write_bytes(damaged(file.read_bytes())[damage])
+    with pytest.raises(cache.DamagedKernels, match=str(file)):
+        cache.read()
+
+
+def test_kernels_are_those_of_this_processor(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.keep([b"code"])
+    monkeypatch.setattr(processor, "features", lambda: "+another")
+    assert cache.read() is None
+
+
+def test_a_compiler_that_fails_is_told_with_its_last_line(
+    kernel_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_loaded", None)
+    monkeypatch.setattr(kernels, "PARTS", (("no_such_kernel",),))
+    with pytest.raises(kernels.CannotCompile, match="compiler failed: KeyError: 'no_such_kernel'"):
+        kernels.load()
+    assert not any(kernel_folder.iterdir())
+
+
+def test_a_process_that_serves_imports_neither_transformers_nor_a_compiler() -> None:
+    code = """
+import sys
+from service.app import warm_up
+from service.settings import Settings
+assert warm_up(Settings(device="cpu", kv_cache_bytes=10_000_000))["kernels"] == "cpu"
+print("loaded:", sorted({"transformers", "numba", "pandas", "accelerate", "datasets"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
 def test_a_gpu_that_must_be_deterministic_computes_in_exact_torch() -> None:

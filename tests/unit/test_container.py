@@ -102,8 +102,8 @@ def test_the_group_with_the_least_left_counts(tmp_path: Path) -> None:
 
 
 def complaint(folder: str) -> str:
-    """What the module that keeps compiled kernels has to say about their folder."""
-    code = "from service.engine.backends.cpu import cache; print(cache.COMPLAINT, end='')"
+    """What the module that keeps compiled kernels has to say when it writes some into this folder."""
+    code = "from service.engine.backends.cpu import cache; print(cache.keep([b'code']), end='')"
     env = {**os.environ, "NUMBA_CACHE_DIR": folder}
     return subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True

@@ -103,10 +103,7 @@ def test_what_is_going_on_fits_the_terminals_line(monkeypatch: pytest.MonkeyPatc
 def test_a_folder_with_kernels_is_no_first_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.engine.backends.cpu import cache
 
-    monkeypatch.setattr(cache, "_folder", tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new"))
     assert not cache.has_kernels()
-    (tmp_path / "step").mkdir()
-    (tmp_path / "step" / "forward.nbi").touch()
+    assert cache.keep([b"code"]) == ""
     assert cache.has_kernels()
-    monkeypatch.setattr(cache, "_folder", None)
-    assert not cache.has_kernels()

@@ -1,20 +1,20 @@
 """One wing per processor behind the protocol of `engine.backend`: `torch` (the reference, on any device),
 `cpu`, `cuda`. A wing enters no other wing, and nobody but `choose` enters one.
 
-`kernel_check` is what their self-checks share. A wing of kernels is imported when it is made: the processor's
-compile, and a GPU's need Triton.
+`kernel_check` is what their self-checks share. A wing is imported when it is made: a GPU's needs Triton, and
+the compiler of the processor's comes through here without torch.
 """
 
 from __future__ import annotations
 
 import errno
-import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from service.engine.backend import Backend, Declined, FastBackend
-from service.engine.backends import cpu
-from service.engine.backends.torch.backend import TorchBackend
 from service.engine.config import BackendName, DeviceName, EngineConfig
+
+if TYPE_CHECKING:
+    from service.engine.backend import Backend, FastBackend
 
 
 def _cpu(config: EngineConfig) -> FastBackend:
@@ -26,6 +26,12 @@ def _cpu(config: EngineConfig) -> FastBackend:
         return CpuBackend.for_config(config)
 
 
+def _torch(config: EngineConfig) -> Backend:
+    from service.engine.backends.torch.backend import TorchBackend
+
+    return TorchBackend.for_config(config)
+
+
 def _cuda(config: EngineConfig) -> FastBackend:
     from service.engine.backends.cuda.backend import CudaBackend
 
@@ -34,7 +40,7 @@ def _cuda(config: EngineConfig) -> FastBackend:
 
 _FAST: dict[DeviceName, Callable[[EngineConfig], FastBackend]] = {"cpu": _cpu, "cuda": _cuda}
 _ALL: dict[BackendName, Callable[[EngineConfig], Backend]] = {
-    "reference": TorchBackend.for_config,
+    "reference": _torch,
     "cpu": _cpu,
     "cuda": _cuda,
 }
@@ -46,6 +52,8 @@ def choose(config: EngineConfig) -> Backend:
 
     Compiled kernels that fail may have been damaged where they are kept: they are compiled once more.
     """
+    from service.engine.backend import Declined
+
     if config.backend is not None:
         return _ALL[config.backend](config)
     try:
@@ -65,11 +73,13 @@ def choose(config: EngineConfig) -> Backend:
         if _is_want_of_memory(error):  # torch would take more
             raise
         config.fall_back(f"the fast kernels are off, torch computes instead (slower): {_told(error)}")
-    return TorchBackend.for_config(config)
+    return _torch(config)
 
 
 def _checked(config: EngineConfig) -> Backend:
     """The device's fast kernels, compared with torch."""
+    from service.engine.backends.torch.backend import TorchBackend
+
     backend = _FAST[config.device](config)
     reference = TorchBackend(backend.precision, backend.device, is_exact=True)
     config.report(backend.self_check(reference))
@@ -85,11 +95,8 @@ def _told(error: Exception) -> str:
 
 
 def _forget_kernels() -> None:
-    """Delete the processor's compiled kernels, in the cache and here: who imports them compiles them."""
-    from service.engine.backends.cpu import cache
+    """Delete the processor's compiled kernels, in the cache and here: who uses them next compiles them."""
+    from service.engine.backends.cpu import kernels, pool
 
-    cache.discard()
-    package = cpu.__name__
-    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
-        del sys.modules[name]
-        vars(cpu).pop(name.removeprefix(f"{package}."), None)
+    pool.close()
+    kernels.forget()

@@ -1,7 +1,7 @@
-"""Native pieces for processors, compiled at run time by numba: no compiler is needed on the user's machine.
+"""The processor's kernels, compiled at the first start by numba: the user's machine needs no C compiler.
 
-Read in this order: `vectors` and `scalars` (SIMD values inside numba code, and single ones), `gemm` (the
-hand-made register tile), `rows` (LayerNorm, quantising), `linear_task` and `attend` (one layer's products
-and attention on all threads), `atomics` and `threads` (cores in step), `step` and `forward` (a whole forward
-pass in one call), `self_check`.
+`native` holds the kernels themselves; it is imported by their compiler only, in a process of its own. Here is
+what calls them. Read in this order: `records` (what both sides say to each other by), `processor`, `kernels`
+and `cache` (compiled, kept, loaded), `threads` and `pool`, `linear`, `attention`, `forward` (a whole forward
+pass in one call), `draw`, `self_check`, `backend`.
 """

@@ -1,6 +1,6 @@
 """Attention on the processor: the compiled kernel over the paged cache, behind the protocol.
 
-The kernel is `attend`; what it must compute is said in `backends.torch.attention`.
+The kernel is `native.attend`; what it must compute is said in `backends.torch.attention`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.backends.cpu import attend, attend_rows
+from service.engine.backends.cpu import kernels, records
 from service.engine.backends.cpu.pool import pool
 from service.engine.model.attention import ForwardBatch, KVCache
 
@@ -33,7 +33,7 @@ class CpuAttention:
         self.cache = cache
         self.scales = np.asarray(scales, np.float32)
         self._max_context = max_context
-        self.record = np.zeros(attend_rows.A_FIELDS, np.int64)
+        self.record = np.zeros(records.A_FIELDS, np.int64)
         self._threads = 0
         self.fit_threads()
         self._args = np.zeros(8, np.int64)
@@ -48,12 +48,12 @@ class CpuAttention:
         heads, block_size, head_dim = self.cache.k.shape[2:]
         layer_bytes = self.cache.k[0].numel() * self.cache.k.element_size()
         padded = -(-head_dim // 16) * 16
-        room = 4 * attend_rows.SCRATCH_ROWS * (self._max_context + 64 + padded)
+        room = 4 * records.SCRATCH_ROWS * (self._max_context + 64 + padded)
         self._scratch = np.zeros(self._threads * room + 64, np.uint8)
         self.record[:10] = (
             heads, head_dim, block_size, self.cache.k.dtype == torch.bfloat16,
             (self._scratch.ctypes.data + 63) // 64 * 64, room, layer_bytes,
-            self.cache.k.data_ptr(), self.cache.v.data_ptr(), attend.attend_rows.address,
+            self.cache.k.data_ptr(), self.cache.v.data_ptr(), kernels.address("attend_rows"),
         )  # fmt: skip
 
     def __call__(self, qkv: Tensor, layer: int, batch: ForwardBatch) -> Tensor:
@@ -67,13 +67,13 @@ class CpuAttention:
             out.data_ptr(), 4 * width,
         )  # fmt: skip
         self._args[4:5].view(np.float32)[0] = self.scales[layer]
-        pool().run(attend.attention_task.address, self._args)
+        pool().run(kernels.address("attention_task"), self._args)
         return out
 
 
 def describe_batch(batch: ForwardBatch) -> _Record:
     """The batch's `B_*` record; valid while the batch's tensors live."""
-    record = np.zeros(attend_rows.B_FIELDS, np.int64)
+    record = np.zeros(records.B_FIELDS, np.int64)
     record[:7] = (
         batch.input_ids.shape[0], batch.context_lens.shape[0], batch.query_starts.data_ptr(),
         batch.context_lens.data_ptr(), batch.block_tables.data_ptr(), 4 * batch.block_tables.stride(0),

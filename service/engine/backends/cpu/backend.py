@@ -1,4 +1,4 @@
-"""The processor's kernels behind the protocol of `engine.backend`. Importing this compiles them."""
+"""The processor's kernels behind the protocol of `engine.backend`. Making one loads or compiles them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from service.engine.backend import Reference
-from service.engine.backends.cpu import cache, draw, self_check
+from service.engine.backends.cpu import draw, kernels, self_check
 from service.engine.backends.cpu.attention import CpuAttention
 from service.engine.backends.cpu.forward import FusedForward, can_fuse
 from service.engine.backends.cpu.linear import CpuLinear
@@ -43,8 +43,8 @@ class CpuBackend:
     @classmethod
     def for_config(cls, config: EngineConfig) -> CpuBackend:
         """bfloat16 unless the config says otherwise; tells if the next start has to compile again."""
-        if cache.COMPLAINT:
-            config.report(cache.COMPLAINT)
+        if complaint := kernels.load().complaint:
+            config.report(complaint)
         return cls(config.precision or "bfloat16", config.num_threads or None)
 
     @property

@@ -1,87 +1,104 @@
-"""Where compiled kernels are kept between runs.
+"""Where compiled kernels are kept between runs: a file for these kernels, their compilers and this processor.
 
-Numba notices a change in the file of a compiled function, but not in the files it calls, so the folder's
-name holds a digest of this whole package. It lies in `NUMBA_CACHE_DIR`, which numba itself reads, else
-the user's cache folder. A cache that cannot be written (an image's read-only file system, a full volume)
-is copied to a temporary folder first; where even that fails, kernels are compiled anew at each start. What is
-found there may be damaged: `discard` takes it away.
+It lies in `NUMBA_CACHE_DIR`, else in the user's cache folder, and begins with a digest of all that follows:
+one flipped bit of code is noticed before it runs. A folder that cannot be written (an image's read-only file
+system, a full volume) may still hold the file; where it does not, kernels are compiled at each start.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-from numba.core import config
+from service.engine.backends.cpu import processor
 
-from service.engine.backends.cpu import matrix_tiles
+_DIGEST_BYTES = 32
+_LENGTH_BYTES = 8
 
 
-def _digest() -> str:
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+class DamagedKernels(RuntimeError):
+    """The file holds something else than what was once written; the message names it."""
+
+
+def folder() -> Path:
+    """Where kernels are kept."""
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or os.path.expanduser("~/.cache/textgen-service/kernels"))
+
+
+def path() -> Path:
+    """The file of these kernels, for this processor."""
+    digest = hashlib.blake2b(digest_size=8)
+    here = Path(__file__).parent
+    for source in (here / "records.py", here / "processor.py", *sorted((here / "native").glob("*.py"))):
         digest.update(source.read_bytes())
-    digest.update(b"tiles" if matrix_tiles.is_permitted() else b"")  # the same processor may be refused them
-    return digest.hexdigest()[:16]
-
-
-_ROOM_BYTES = 64 * 2**20  # what all kernels take, generously
-
-
-def _is_writable(folder: Path) -> bool:
-    """Whether kernels can be kept there: numba gives up where writing one of them fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
-            return True
-    except OSError:
-        return False
-
-
-def prepare(base: Path) -> Path | None:
-    """A writable folder with whatever this version has compiled already.
-
-    Args:
-        base: the cache folder wished for.
-
-    Returns:
-        The folder for this version's kernels, or None where nothing can be written.
-    """
-    folder = base / _digest()
-    if _is_writable(folder):
-        return folder
-    try:
-        copy = Path(tempfile.mkdtemp(prefix="textgen-kernels-"))
-        if folder.is_dir():
-            shutil.copytree(folder, copy, dirs_exist_ok=True)
-    except OSError:
-        return None
-    return copy
-
-
-_base = Path(config.CACHE_DIR or os.path.expanduser("~/.cache/textgen-service/kernels"))
-_folder = prepare(_base)
-CACHE = _folder is not None
-# Why kernels compiled now are compiled again at the next start; "" if they are kept.
-COMPLAINT = (
-    ""
-    if _folder is not None and _folder.parent == _base
-    else f"compiled kernels are not kept: user {os.getuid()} may not write to {_base} (NUMBA_CACHE_DIR)"
-)
-if _folder is not None:
-    config.CACHE_DIR = str(_folder)
+    compilers = (version("numba"), version("llvmlite"))
+    target = (
+        processor.name(),
+        processor.features(),
+        processor.HAS_TILES,
+    )  # tiles may be refused to a process
+    digest.update(repr((compilers, target)).encode())
+    return folder() / f"{digest.hexdigest()}.kernels"
 
 
 def has_kernels() -> bool:
-    """Whether this version has compiled kernels here before."""
-    return _folder is not None and next(_folder.rglob("*.nbi"), None) is not None
+    """Whether these kernels were compiled here before."""
+    return path().is_file()
+
+
+def read() -> list[bytes] | None:
+    """The object files that are kept, or None.
+
+    Raises:
+        DamagedKernels: they are not what was written.
+    """
+    try:
+        data = path().read_bytes()
+    except OSError:
+        return None
+    given, rest = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if _digest(rest) != given:
+        raise DamagedKernels(f"{path()} is damaged")
+    objects = []
+    while rest:
+        size = int.from_bytes(rest[:_LENGTH_BYTES], "little")
+        objects.append(rest[_LENGTH_BYTES : _LENGTH_BYTES + size])
+        rest = rest[_LENGTH_BYTES + size :]
+    return objects
+
+
+def keep(objects: Sequence[bytes]) -> str:
+    """Write object files, whole or not at all.
+
+    Returns:
+        Why they are compiled again at the next start; "" if they are kept.
+    """
+    rest = b"".join(len(code).to_bytes(_LENGTH_BYTES, "little") + code for code in objects)
+    target = path()
+    waiting = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with waiting.open("wb") as file:
+            file.write(_digest(rest) + rest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(waiting, target)
+    except OSError as error:
+        why = error.strerror or str(error)
+        return (
+            f"compiled kernels are not kept: user {os.getuid()} may not write to {target.parent} "
+            f"(NUMBA_CACHE_DIR): {why}"
+        )
+    return ""
 
 
 def discard() -> None:
-    """Delete what this version has compiled here: it may be damaged. Another process may be at it, too."""
-    if _folder is not None:
-        shutil.rmtree(_folder, ignore_errors=True)
+    """Delete what is kept: it is damaged, or computes something else. Another process may be at it, too."""
+    path().unlink(missing_ok=True)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()

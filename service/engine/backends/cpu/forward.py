@@ -1,8 +1,8 @@
 """The forward pass of a loaded GPT-2 in one native call per step.
 
 Same weights, same cache, same result bits as calling the packed layers one by one; what goes away is
-Python, torch and the waking of threads between them. `step` is the native side, `gpt2.GPT2.forward` says
-what it computes.
+Python, torch and the waking of threads between them. `native.step` is the native side,
+`gpt2.GPT2.forward` says what it computes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.backends.cpu import gemm, step
+from service.engine.backends.cpu import kernels, processor, records
 from service.engine.backends.cpu.attention import CpuAttention, describe_batch
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import pool
@@ -77,17 +77,17 @@ class FusedForward:
         self._grow(batch.input_ids.shape[0])
         logits = torch.empty((batch.logit_rows.shape[0], self._model.head.out_features))  # type: ignore[attr-defined]
         described = describe_batch(batch)
-        described[step.B_IDS // 8 : step.B_LOGITS // 8 + 1] = (
+        described[records.B_IDS // 8 : records.B_LOGITS // 8 + 1] = (
             batch.input_ids.data_ptr(), batch.positions.data_ptr(), batch.logit_rows.data_ptr(),
             batch.logit_rows.shape[0], logits.data_ptr(),
         )  # fmt: skip
         self._args[:] = self._record.ctypes.data, described.ctypes.data
-        pool().run(step.forward_task.address, self._args, self.threads_for(batch.input_ids.shape[0]))
+        pool().run(kernels.address("forward_task"), self._args, self.threads_for(batch.input_ids.shape[0]))
         return logits
 
     def threads_for(self, tokens: int) -> int:
         """How many threads have enough to do in a step of so many tokens; no bit depends on it."""
-        passes = -(-tokens // gemm.MAX_PASS_ROWS)
+        passes = -(-tokens // processor.MAX_PASS_ROWS)
         return max(1, passes * int(self._weight_bytes) // _BYTES_PER_THREAD)
 
     def _address(self, tensor: Tensor) -> int:
@@ -105,7 +105,7 @@ class FusedForward:
 
     def _describe(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         model, head = self._model, self._model.head
-        record = np.zeros(step.M_FIELDS, np.int64)
+        record = np.zeros(records.M_FIELDS, np.int64)
         record[:10] = (
             len(model.blocks), self._width, _float_bits(model.ln_f.epsilon),
             self._address(model.token_embedding), self._address(model.position_embedding),
@@ -131,11 +131,11 @@ class FusedForward:
             inner,
             inner_out.row_bytes,
         ]
-        counts = [size * (self._room + gemm.MAX_PASS_ROWS) for size in sizes] + [
+        counts = [size * (self._room + processor.MAX_PASS_ROWS) for size in sizes] + [
             (4 * self._width + 128) * pool().threads
         ]
         self._buffers = [np.zeros(count + 128, np.uint8) for count in counts]
-        first = step.M_X // 8
+        first = records.M_X // 8
         self._record[first : first + len(_BUFFERS)] = [(b.ctypes.data + 63) // 64 * 64 for b in self._buffers]
 
 

@@ -1,6 +1,7 @@
 """Weights packed for the register tile, and the linear layer that multiplies by them on the processor.
 
-The Python side of `linear_task`. `step` uses the same packed weights without this call per layer.
+The Python side of `native.linear_task`. `native.step` uses the same packed weights without this call per
+layer.
 """
 
 from __future__ import annotations
@@ -9,18 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.backends.cpu import gemm, linear_task, rows
+from service.engine.backends.cpu import kernels
 from service.engine.backends.cpu.pool import pool
+from service.engine.backends.cpu.processor import MAX_PASS_ROWS, STEP_BYTES, TILE
+from service.engine.backends.cpu.records import (
+    BFLOAT16,
+    FLOAT32,
+    GELU_TANH,
+    INT8,
+    META,
+    NO_ACTIVATION,
+    RELU,
+    W_FIELDS,
+)
 from service.engine.config import Precision
 from service.engine.huge_pages import huge_array
 from service.engine.model.linear import UnsupportedLinear, find_activation, quantise_weight
 
-_KINDS: dict[Precision, int] = {"float32": gemm.FLOAT32, "bfloat16": gemm.BFLOAT16, "int8": gemm.INT8}
+_KINDS: dict[Precision, int] = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
 _FUSED = {
-    None: rows.NO_ACTIVATION,
-    "gelu_new": rows.GELU_TANH,
-    "gelu_pytorch_tanh": rows.GELU_TANH,
-    "relu": rows.RELU,
+    None: NO_ACTIVATION,
+    "gelu_new": GELU_TANH,
+    "gelu_pytorch_tanh": GELU_TANH,
+    "relu": RELU,
 }
 
 
@@ -49,18 +61,18 @@ class CpuLinear:
         self.after = None if is_fused(activation) else find_activation(activation)
         self._weights, scale, column_sum = _pack(weight, self.kind)
         self.weight_bytes = self._weights.nbytes
-        tiles = -(-self.out_features // gemm.TILE)
-        self._columns = np.zeros((3, tiles * gemm.TILE), np.float32)  # bias, scale, column sums (int32 bits)
+        tiles = -(-self.out_features // TILE)
+        self._columns = np.zeros((3, tiles * TILE), np.float32)  # bias, scale, column sums (int32 bits)
         for row, values in zip(self._columns, (bias, scale, column_sum), strict=True):
             if values is not None:
                 dtype = np.float32 if values.dtype.is_floating_point else np.int32
                 row[: self.out_features] = values.detach().cpu().numpy().astype(dtype).view(np.float32)
         self.row_bytes = packed_row_bytes(self.kind, self.in_features)
-        self.record = np.zeros(linear_task.W_FIELDS, np.int64)
+        self.record = np.zeros(W_FIELDS, np.int64)
         self.record[:12] = (
             self.kind, self.in_features, self.out_features, self._weights.shape[1], tiles,
             self._weights.ctypes.data, *(row.ctypes.data for row in self._columns),
-            _FUSED.get(activation, rows.NO_ACTIVATION), self.row_bytes, linear_task.multiply_one.address,
+            _FUSED.get(activation, NO_ACTIVATION), self.row_bytes, kernels.address("multiply_one"),
         )  # fmt: skip
         self._args = np.zeros(8, np.int64)
         self._packed = np.empty(0, np.uint8)
@@ -77,7 +89,7 @@ class CpuLinear:
             self.record.ctypes.data, x.data_ptr(), 4 * self.in_features, count, self._room(count),
             out.data_ptr(), 4 * self.out_features, 0 if fused is None else fused.contiguous().data_ptr(),
         )  # fmt: skip
-        pool().run(linear_task.linear_task.address, self._args)
+        pool().run(kernels.address("linear_task"), self._args)
         if self.after is None:
             return out
         out = self.after(out)
@@ -85,7 +97,7 @@ class CpuLinear:
 
     def _room(self, count: int) -> int:
         """Address of room for `count` packed rows, and for those a block of rows reaches beyond them."""
-        size = (count + gemm.MAX_PASS_ROWS) * self.row_bytes + 64
+        size = (count + MAX_PASS_ROWS) * self.row_bytes + 64
         if self._packed.size < size:
             self._packed = np.zeros(size, np.uint8)
         return int(self._packed.ctypes.data + 63) // 64 * 64
@@ -93,11 +105,11 @@ class CpuLinear:
 
 def packed_row_bytes(kind: int, length: int) -> int:
     """Bytes from one packed row to the next: whole vectors, and the int8 row's scale and zero point."""
-    return -(-_steps(kind, length) * 4 // 64) * 64 + rows.META
+    return -(-_steps(kind, length) * 4 // 64) * 64 + META
 
 
 def _steps(kind: int, length: int) -> int:
-    per_step = {gemm.FLOAT32: 1, gemm.BFLOAT16: 2, gemm.INT8: 4}[kind]
+    per_step = {FLOAT32: 1, BFLOAT16: 2, INT8: 4}[kind]
     return -(-length // per_step)
 
 
@@ -105,17 +117,17 @@ def _pack(weight: Tensor, kind: int) -> tuple[np.ndarray, Tensor | None, Tensor 
     """The weights' bytes (tiles, steps, TILE, 4), and an int8 layer's scales and column sums."""
     scale = column_sum = None
     values: Tensor = weight.detach().cpu().float()
-    if kind == gemm.INT8:
+    if kind == INT8:
         values, scale = quantise_weight(values)
         column_sum = values.int().sum(0, dtype=torch.int32)
-    elif kind == gemm.BFLOAT16:
+    elif kind == BFLOAT16:
         values = values.to(torch.bfloat16).view(torch.int16)
     length, width = values.shape
-    steps, tiles = _steps(kind, length), -(-width // gemm.TILE)
+    steps, tiles = _steps(kind, length), -(-width // TILE)
     per_step = 4 // values.element_size()
-    padded = torch.zeros((steps * per_step, tiles * gemm.TILE), dtype=values.dtype)
+    padded = torch.zeros((steps * per_step, tiles * TILE), dtype=values.dtype)
     padded[:length, :width] = values
-    shaped = padded.view(steps, per_step, tiles, gemm.TILE).permute(2, 0, 3, 1).contiguous()
+    shaped = padded.view(steps, per_step, tiles, TILE).permute(2, 0, 3, 1).contiguous()
     room = huge_array(shaped.numel() * shaped.element_size())
     room[:] = shaped.numpy().reshape(-1).view(np.uint8)
-    return room.reshape(tiles, steps, gemm.STEP_BYTES), scale, column_sum
+    return room.reshape(tiles, steps, STEP_BYTES), scale, column_sum

@@ -35,3 +35,11 @@ def pool() -> ThreadPool:
         set_threads()
     assert _pool is not None
     return _pool
+
+
+def close() -> None:
+    """End the pool, before its kernels are compiled anew; the next use makes another one."""
+    global _pool
+    old, _pool = _pool, None
+    if old is not None:
+        old.close()

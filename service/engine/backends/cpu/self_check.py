@@ -11,7 +11,7 @@ import time
 import torch
 
 from service.engine.backend import Reference
-from service.engine.backends.cpu import draw, gemm
+from service.engine.backends.cpu import draw, processor
 from service.engine.backends.cpu.attention import CpuAttention
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import pool
@@ -50,13 +50,13 @@ def self_check(precision: Precision, reference: Reference) -> str:
 
 def instructions(precision: Precision) -> str:
     """What multiplies on this processor."""
-    if gemm.HAS_TILES and precision != "float32":
+    if processor.HAS_TILES and precision != "float32":
         return f"AMX {'INT8' if precision == 'int8' else 'BF16'}"
-    if precision == "int8" and gemm.HAS_VNNI:
+    if precision == "int8" and processor.HAS_VNNI:
         return "AVX-512 VNNI"
-    if precision == "bfloat16" and gemm.HAS_BF16:
+    if precision == "bfloat16" and processor.HAS_BF16:
         return "AVX-512 BF16"
-    return "AVX-512" if gemm.HAS_AVX512 else "AVX2" if gemm.HAS_AVX2 else f"generic {precision}"
+    return "AVX-512" if processor.HAS_AVX512 else "AVX2" if processor.HAS_AVX2 else f"generic {precision}"
 
 
 def check_linear(

@@ -7,30 +7,50 @@ int64 record whose fields are the `W_*` constants; `gemm` does the arithmetic of
 
 from __future__ import annotations
 
-from numba import cfunc, njit
-from numba.core import types
+from service.engine.backends.cpu.native import gemm, matrix_tiles, rows
+from service.engine.backends.cpu.native import vectors as vec
+from service.engine.backends.cpu.native.functions import kernel, native
+from service.engine.backends.cpu.native.scalars import invoker, load_float, load_int, load_long, stack_bytes
+from service.engine.backends.cpu.native.team import claim, meet
+from service.engine.backends.cpu.processor import (
+    HAS_TILES,
+    MATRIX_ROWS,
+    MAX_ROWS,
+    ROWS,
+    STEP_BYTES,
+    TILE,
+    VECTORS,
+)
+from service.engine.backends.cpu.records import (
+    BFLOAT16,
+    FLOAT32,
+    INT8,
+    META,
+    OUT_BFLOAT16,
+    OUT_FLOAT32,
+    W_ACTIVATION,
+    W_BIAS,
+    W_COLUMN_SUM,
+    W_FUNCTION,
+    W_K,
+    W_KIND,
+    W_N,
+    W_ROW_BYTES,
+    W_SCALE,
+    W_STEPS,
+    W_TILE_ADDRESS,
+    W_TILES,
+)
 
-from service.engine.backends.cpu import gemm, matrix_tiles, rows
-from service.engine.backends.cpu import vectors as vec
-from service.engine.backends.cpu.cache import CACHE
-from service.engine.backends.cpu.scalars import invoker, load_float, load_int, load_long, stack_bytes
-from service.engine.backends.cpu.threads import TASK, claim, meet
-
-# fields of a layer's record, in bytes from its address
-W_KIND, W_K, W_N, W_STEPS, W_TILES, W_TILE_ADDRESS = 0, 8, 16, 24, 32, 40
-W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = range(48, 88, 8)  # vectors are padded to tiles
-W_FUNCTION = 88  # address of `multiply_one`
-W_FIELDS = 16
 _ARGS = 9
 _multiply_one = invoker(_ARGS)
 
-OUT_FLOAT32, OUT_BFLOAT16 = 0, 1
 _GROUP = 96  # rows whose sums are kept while the matrix registers go along K
 _CHUNK = 64  # steps of K, 16 KB of weights: a third of a first-level cache
-_SCRATCH = gemm.STEP_BYTES * (_GROUP if gemm.HAS_TILES else gemm.MAX_ROWS) + 256  # bytes of sums on a thread
+_SCRATCH = STEP_BYTES * (_GROUP if HAS_TILES else MAX_ROWS) + 256  # bytes of sums on a thread
 
 
-@njit
+@native
 def pack_rows(record, source, source_bytes, count, packed, pool, thread):
     """Pack float32 rows for this layer; all threads together, one phase."""
     kind, length, row_bytes = (
@@ -45,13 +65,13 @@ def pack_rows(record, source, source_bytes, count, packed, pool, thread):
     meet(pool, thread)
 
 
-@njit
+@native
 def row_size(record):
     """Bytes from one packed row of this layer to the next."""
     return load_long(record + W_ROW_BYTES)
 
 
-@njit
+@native
 def multiply(record, packed, count, out, out_bytes, residual, out_kind, following, pool, thread):
     """All columns of `count` packed rows; threads take tiles in turn, one phase.
 
@@ -64,7 +84,7 @@ def multiply(record, packed, count, out, out_bytes, residual, out_kind, followin
         following: record of the layer whose weights are needed next, or 0: its first tiles are prefetched.
     """
     tiles, tile_address = load_long(record + W_TILES), load_long(record + W_TILE_ADDRESS)
-    tile_bytes = load_long(record + W_STEPS) * gemm.STEP_BYTES
+    tile_bytes = load_long(record + W_STEPS) * STEP_BYTES
     function = load_long(record + W_FUNCTION)
     tile = claim(pool, thread, tiles)
     while tile < tiles:
@@ -77,17 +97,17 @@ def multiply(record, packed, count, out, out_bytes, residual, out_kind, followin
     meet(pool, thread)
 
 
-@njit
+@native
 def _first_tile(record, thread):
     """Where the tile is that this thread will claim first, if it comes first on its side."""
     if record == 0:
         return 0
-    tile_bytes = load_long(record + W_STEPS) * gemm.STEP_BYTES
+    tile_bytes = load_long(record + W_STEPS) * STEP_BYTES
     tile = (load_long(record + W_TILES) - 1) if thread & 1 else 0
     return load_long(record + W_TILE_ADDRESS) + tile * tile_bytes
 
 
-@njit
+@native
 def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind):
     """Scale, bias, activation and residual for `num` rows of one tile."""
     kind, activation, row_bytes = (
@@ -100,15 +120,15 @@ def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind)
         load_long(record + W_SCALE),
         load_long(record + W_COLUMN_SUM),
     )
-    for j in range(gemm.VECTORS):
-        column = tile * gemm.TILE + 16 * j
+    for j in range(VECTORS):
+        column = tile * TILE + 16 * j
         mask = vec.first_lanes(load_long(record + W_N) - column)
         addend, factor = vec.load_floats(bias + 4 * column), vec.load_floats(scale + 4 * column)
         offsets = vec.load_ints(column_sum + 4 * column)
         for row in range(num):
-            address, shift = sums + 64 * (row * gemm.VECTORS + j), row * out_bytes + 4 * column
-            if kind == gemm.INT8:
-                meta = source + (row + 1) * row_bytes - rows.META
+            address, shift = sums + 64 * (row * VECTORS + j), row * out_bytes + 4 * column
+            if kind == INT8:
+                meta = source + (row + 1) * row_bytes - META
                 exact = vec.load_ints(address) - offsets * vec.ints(load_int(meta + 4))
                 x = vec.to_floats(exact) * (vec.floats(load_float(meta)) * factor)
             else:
@@ -122,50 +142,50 @@ def _finish(record, tile, sums, source, num, out, out_bytes, residual, out_kind)
                 vec.store_floats_where(out + shift, x, mask)
 
 
-@njit
+@native
 def _is_tiled(kind, steps):
     """Whether a layer is multiplied by the matrix registers: the same for all its rows, however many."""
-    return gemm.HAS_TILES and kind != gemm.FLOAT32 and steps % matrix_tiles.STEPS == 0
+    return HAS_TILES and kind != FLOAT32 and steps % matrix_tiles.STEPS == 0
 
 
-@njit
+@native
 def _multiply_tiled(kind, source, row_bytes, weights, steps, count, blocks, sums, ahead):
     """By the matrix registers, `blocks` times `count` rows: a part of K for all of them, then the next.
 
     A part of the weights stays in the first-level cache while the rows pass, and the part that comes next is
     prefetched meanwhile.
     """
-    if not gemm.HAS_TILES:
+    if not HAS_TILES:
         return  # where there are none, none are compiled
     lines = 4 if blocks == 1 else 2 if blocks == 2 else 1
     max_steps = steps if blocks == 1 else _CHUNK
     for start in range(0, steps, max_steps):
         length = min(max_steps, steps - start)
-        here = weights + start * gemm.STEP_BYTES
-        following = here + length * gemm.STEP_BYTES if start + length < steps else ahead
+        here = weights + start * STEP_BYTES
+        following = here + length * STEP_BYTES if start + length < steps else ahead
         for block in range(blocks):
-            a, total = source + block * count * row_bytes + 4 * start, sums + block * count * gemm.STEP_BYTES
+            a, total = source + block * count * row_bytes + 4 * start, sums + block * count * STEP_BYTES
             prefetched = (
                 following + block * lines * length * 64 if block * lines < 4 and following != 0 else here
             )
-            if kind == gemm.INT8:
+            if kind == INT8:
                 matrix_tiles.multiply_int8(a, row_bytes, here, length, total, prefetched, lines, start)
             else:
                 matrix_tiles.multiply_bfloat16(a, row_bytes, here, length, total, prefetched, lines, start)
 
 
-@njit
+@native
 def _multiply_rows(kind, source, row_bytes, weights, steps, count, sums, ahead, lines):
-    """By vector registers, up to `gemm.ROWS[kind]` rows."""
-    if kind == gemm.INT8:
+    """By vector registers, up to `ROWS[kind]` rows."""
+    if kind == INT8:
         gemm.multiply_int8(source, row_bytes, weights, steps, sums, ahead, count, lines)
-    elif kind == gemm.BFLOAT16:
+    elif kind == BFLOAT16:
         gemm.multiply_bfloat16(source, row_bytes, weights, steps, sums, ahead, count, lines)
     else:
         gemm.multiply_float32(source, row_bytes, weights, steps, sums, ahead, count, lines)
 
 
-@cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
+@kernel
 def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind, ahead):
     """One tile of columns for all rows: the weights stay in the second-level cache."""
     kind, steps, row_bytes = (
@@ -173,10 +193,10 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
         load_long(record + W_STEPS),
         row_size(record),
     )
-    weights = load_long(record + W_TILE_ADDRESS) + tile * steps * gemm.STEP_BYTES
+    weights = load_long(record + W_TILE_ADDRESS) + tile * steps * STEP_BYTES
     sums = stack_bytes(_SCRATCH)
     is_tiled = _is_tiled(kind, steps)
-    max_rows = _GROUP if is_tiled else gemm.ROWS[kind]
+    max_rows = _GROUP if is_tiled else ROWS[kind]
     passes = (count + max_rows - 1) // max_rows
     lines = 4 if passes == 1 else 2 if passes < 4 else 1
     first = 0
@@ -185,7 +205,7 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
         source, shift = packed + first * row_bytes, first * out_bytes
         if is_tiled:
             prefetched = ahead if done == passes - 1 else weights
-            blocks = (num + matrix_tiles.ROWS - 1) // matrix_tiles.ROWS
+            blocks = (num + MATRIX_ROWS - 1) // MATRIX_ROWS
             height = (num + blocks - 1) // blocks  # in the last block, rows behind the last may be multiplied
             matrix_tiles.configure(height)
             _multiply_tiled(kind, source, row_bytes, weights, steps, height, blocks, sums, prefetched)
@@ -198,7 +218,7 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
         first += num
 
 
-@cfunc(TASK, cache=CACHE)
+@kernel
 def linear_task(args, pool, thread):
     """`CpuLinear.__call__`. Args: record, x, x row bytes, rows, packed, out, out row bytes, residual or 0."""
     record, packed, count = (

@@ -11,8 +11,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from service.engine.backends.cpu import emit
-from service.engine.backends.cpu import vectors as vec
+from service.engine.backends.cpu.native import emit
+from service.engine.backends.cpu.native import vectors as vec
+from service.engine.backends.cpu.processor import IS_X86
 
 _I = types.int64
 
@@ -45,5 +46,5 @@ def compare_swap(builder: Any, address: Any, expected: Any, value: Any) -> Any:
 @vec.numba_intrinsic(types.void)
 def pause(builder: Any) -> None:
     """Tell the processor that this is a waiting loop."""
-    if emit.IS_X86:
+    if IS_X86:
         emit.call(builder, "llvm.x86.sse2.pause", ir.VoidType())

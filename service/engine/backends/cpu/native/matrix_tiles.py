@@ -7,38 +7,26 @@ sums are made of its own values only, in the order of K, whatever the other rows
 hence equal to `gemm`'s; bfloat16 ones differ from them in rounding, so a layer uses one or the other for all
 its rows.
 
-Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and LDTILECFG; Linux
-    Documentation/arch/x86/xstate.rst for the permission.
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and LDTILECFG.
 """
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from service.engine.backends.cpu.emit import I8, I64, IS_X86, call, emit_prefetch, pointer
+from service.engine.backends.cpu.native.emit import I8, I64, call, emit_prefetch, pointer
 
-ROWS = 16  # of activations in one call
 STEPS = 16  # four-byte steps of K in one tile; K must be a multiple
 _VECTORS = 4  # sums of sixteen columns each, as in `gemm` with AVX-512
 _LINE = 64
 _STEP_BYTES = _VECTORS * _LINE
 _LEAD = 32  # steps, 8 KB: weights read once are fetched so far ahead, into the first-level cache
 _SUMS, _ACTIVATIONS, _WEIGHTS = (0, 1, 2, 3), 4, (5, 6, 7)
-_ARCH_REQ_XCOMP_PERM, _XTILEDATA, _SYS_ARCH_PRCTL = 0x1023, 18, 158
 _VOID = ir.VoidType()
-
-
-def is_permitted() -> bool:
-    """Ask Linux for this process's use of the matrix registers; False where there is no such permission."""
-    if platform.system() != "Linux" or not IS_X86:  # the number means another call elsewhere
-        return False
-    return bool(ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0)
 
 
 @intrinsic
@@ -143,7 +131,8 @@ def _emit(builder: Any, dot: str, args: Any) -> None:
 
 def tile_intrinsic(name: str, dot: str) -> Any:
     """A numba intrinsic with the arguments of `gemm.multiply_*`, but K in `STEPS` and as many rows as
-    `configure` was told, up to `ROWS`. Unless `start` is 0, the sums so far are at `sums` and are added to.
+    `configure` was told, up to `processor.MATRIX_ROWS`. Unless `start` is 0, the sums so far are at `sums`
+    and are added to.
 
     Args:
         name: of the intrinsic.

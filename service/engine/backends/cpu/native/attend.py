@@ -10,12 +10,21 @@ fields, named `A_*` for the cache and `B_*` for the batch.
 from __future__ import annotations
 
 import numpy as np
-from numba import cfunc, njit
-from numba.core import types
 
-from service.engine.backends.cpu import attend_ir as inner
-from service.engine.backends.cpu import vectors as vec
-from service.engine.backends.cpu.attend_rows import (
+from service.engine.backends.cpu.native import attend_ir as inner
+from service.engine.backends.cpu.native import vectors as vec
+from service.engine.backends.cpu.native.attend_rows import (
+    element_bytes,
+    emit_row,
+    padded_bytes,
+    scores_of,
+    softmax,
+    weigh,
+)
+from service.engine.backends.cpu.native.functions import kernel, native
+from service.engine.backends.cpu.native.scalars import invoker, load_float, load_int, load_long, store_float
+from service.engine.backends.cpu.native.team import claim, meet
+from service.engine.backends.cpu.records import (
     A_BLOCK,
     A_FUNCTION,
     A_HEAD_DIM,
@@ -32,18 +41,10 @@ from service.engine.backends.cpu.attend_rows import (
     B_TABLE_BYTES,
     B_TABLES,
     B_TOKENS,
+    OUT_BFLOAT16,
+    OUT_FLOAT32,
     SCRATCH_ROWS,
-    element_bytes,
-    emit_row,
-    padded_bytes,
-    scores_of,
-    softmax,
-    weigh,
 )
-from service.engine.backends.cpu.cache import CACHE
-from service.engine.backends.cpu.linear_task import OUT_BFLOAT16, OUT_FLOAT32
-from service.engine.backends.cpu.scalars import invoker, load_float, load_int, load_long, store_float
-from service.engine.backends.cpu.threads import TASK, claim, meet
 
 HEADS = 6  # heads of a decoding row that one thread takes at once: neighbours in a block, so memory streams
 _ONE = np.float32(1)
@@ -51,7 +52,7 @@ _ARGS = 15
 _attend_rows = invoker(_ARGS)
 
 
-@njit
+@native
 def write_kv(cache, batch, qkv, layer, pool, thread):
     """Keys and values of the batch's tokens into the cache; all threads together, one phase."""
     heads, head_dim, block = (
@@ -74,7 +75,7 @@ def write_kv(cache, batch, qkv, layer, pool, thread):
     meet(pool, thread)
 
 
-@njit
+@native
 def _store_row(cache, source, target):
     length = load_long(cache + A_HEAD_DIM)
     for i in range(0, length, 16):
@@ -86,7 +87,7 @@ def _store_row(cache, source, target):
             vec.store_floats_where(target + 4 * i, x, mask)
 
 
-@njit
+@native
 def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thread):
     """Every query row of the batch; threads take (rows, heads) in turn, one phase.
 
@@ -116,7 +117,7 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
     meet(pool, thread)
 
 
-@njit
+@native
 def _rows_of(batch, sequence):
     """The sequence's first row and how many it has."""
     starts = load_long(batch + B_STARTS) + 4 * sequence
@@ -124,20 +125,20 @@ def _rows_of(batch, sequence):
     return start, np.int64(load_int(starts + 4)) - start
 
 
-@njit
+@native
 def _shares(heads, queries):
     """Heads that one turn takes together, and groups of rows in turn."""
     together = min(heads, HEADS) if queries < inner.QUERIES else 1
     return together, (queries + inner.QUERIES - 1) // inner.QUERIES
 
 
-@njit
+@native
 def _turns(heads, queries):
     together, groups = _shares(heads, queries)
     return groups * ((heads + together - 1) // together)
 
 
-@njit
+@native
 def _all_turns(cache, batch):
     total = 0
     for sequence in range(load_long(batch + B_SEQUENCES)):
@@ -145,7 +146,7 @@ def _all_turns(cache, batch):
     return total
 
 
-@njit
+@native
 def _find_turn(cache, batch, turn):
     """The sequence that a turn belongs to, and its number within that."""
     sequence = 0
@@ -156,7 +157,7 @@ def _find_turn(cache, batch, turn):
         sequence, turn = sequence + 1, turn - turns
 
 
-@cfunc(types.void(*[types.int64] * _ARGS), cache=CACHE)
+@kernel
 def attend_rows(
     cache,
     batch,
@@ -206,7 +207,7 @@ def attend_rows(
             emit_row(sums + i * padded_bytes(head_dim), inverse, head_dim, target, out_kind)
 
 
-@cfunc(TASK, cache=CACHE)
+@kernel
 def attention_task(args, pool, thread):
     """`CpuAttention.__call__`. Args: cache, batch, qkv, layer, scale (float32 bits), out, out row bytes."""
     cache, batch, qkv = load_long(args), load_long(args + 8), load_long(args + 16)

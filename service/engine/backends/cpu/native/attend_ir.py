@@ -16,11 +16,10 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from service.engine.backends.cpu.emit import (
+from service.engine.backends.cpu.native.emit import (
     F32,
     I16,
     I64,
-    LANES,
     VF,
     constant,
     emit_prefetch,
@@ -31,6 +30,7 @@ from service.engine.backends.cpu.emit import (
     store,
     widen_bf16,
 )
+from service.engine.backends.cpu.processor import LANES
 
 QUERIES = 4  # rows that share the loads of keys and values where a sequence brings that many
 _SUMS = 16  # sums that a loop keeps in registers

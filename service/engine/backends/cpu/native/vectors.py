@@ -16,12 +16,11 @@ from numba.core import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from service.engine.backends.cpu.emit import (
+from service.engine.backends.cpu.native.emit import (
     I8,
     I16,
     I32,
     I64,
-    LANES,
     VF,
     VI,
     VM,
@@ -40,6 +39,7 @@ from service.engine.backends.cpu.emit import (
     store,
     widen_bf16,
 )
+from service.engine.backends.cpu.processor import LANES
 
 
 class VectorType(types.Type):

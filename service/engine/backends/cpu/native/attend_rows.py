@@ -9,34 +9,29 @@ sizes run here. Records hold int64 fields, named `A_*` for the cache and `B_*` f
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from service.engine.backends.cpu import attend_ir as inner
-from service.engine.backends.cpu import vectors as vec
-from service.engine.backends.cpu.linear_task import OUT_BFLOAT16
-from service.engine.backends.cpu.scalars import load_float, load_int, load_long, store_float
+from service.engine.backends.cpu.native import attend_ir as inner
+from service.engine.backends.cpu.native import vectors as vec
+from service.engine.backends.cpu.native.functions import native
+from service.engine.backends.cpu.native.scalars import load_float, load_int, load_long, store_float
+from service.engine.backends.cpu.records import A_BLOCK, A_HEAD_DIM, A_IS_BF16, A_KEYS, A_VALUES, OUT_BFLOAT16
 
-A_HEADS, A_HEAD_DIM, A_BLOCK, A_IS_BF16, A_SCRATCH, A_SCRATCH_BYTES, A_LAYER_BYTES = 0, 8, 16, 24, 32, 40, 48
-A_KEYS, A_VALUES, A_FUNCTION, A_FIELDS = 56, 64, 72, 10  # the function: `attend.attend_rows`
-B_TOKENS, B_SEQUENCES, B_STARTS, B_LENGTHS, B_TABLES, B_TABLE_BYTES, B_SLOTS = 0, 8, 16, 24, 32, 40, 48
-B_FIELDS = 16
-SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES
 _ZERO, _LOWEST = np.float32(0), np.float32(-np.inf)
 
 
-@njit
+@native
 def element_bytes(cache):
     """Bytes of one cached number."""
     return 4 - 2 * load_long(cache + A_IS_BF16)
 
 
-@njit
+@native
 def padded_bytes(head_dim):
     """Bytes of one head's float32 sums, whole vectors."""
     return (head_dim + 15) // 16 * 64
 
 
-@njit
+@native
 def emit_row(sums, inverse, length, target, out_kind):
     """Write a head's sums times `inverse` to `target`, as float32 or bfloat16."""
     for i in range(0, length, 16):
@@ -48,7 +43,7 @@ def emit_row(sums, inverse, length, target, out_kind):
             vec.store_floats_where(target + 4 * i, x, mask)
 
 
-@njit
+@native
 def softmax(scores, context, padded, scale):
     """exp(scale * score - largest) in place, 0 from `context` on; returns the sum."""
     nothing, factor = vec.floats(_LOWEST), vec.floats(scale)
@@ -67,24 +62,24 @@ def softmax(scores, context, padded, scale):
     return vec.sum_lanes(total)
 
 
-@njit
+@native
 def _place(cache, table, index):
     """Byte offset, within a layer, of the sequence's block `index`."""
     return np.int64(load_int(table + 4 * index)) * load_long(cache) * _head_bytes(cache)
 
 
-@njit
+@native
 def _head_bytes(cache):
     """Bytes of one head in a block."""
     return load_long(cache + A_BLOCK) * load_long(cache + A_HEAD_DIM) * element_bytes(cache)
 
 
-@njit
+@native
 def _is_fast(cache):
     return load_long(cache + A_HEAD_DIM) % 16 == 0 and load_long(cache + A_BLOCK) == 16
 
 
-@njit
+@native
 def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scores, score_bytes):
     """Dot products of `rows` queries of each head with its first `context` keys."""
     keys, each = load_long(cache + A_KEYS) + offset, _head_bytes(cache)
@@ -113,7 +108,7 @@ def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scor
                 inner.scores_four_f32(source, q_bytes, block, parts, target, score_bytes, ahead)
 
 
-@njit
+@native
 def weigh(cache, table, head, heads, offset, context, rows, weights, weight_bytes, sums):
     """Each head's first `context` values, weighted and summed; `sums` is (heads, rows, padded head dim)."""
     values, each = load_long(cache + A_VALUES) + offset, _head_bytes(cache)
@@ -144,20 +139,20 @@ def weigh(cache, table, head, heads, offset, context, rows, weights, weight_byte
                 inner.values_four_f32(source, weight_bytes, block, parts, count, total, ahead)
 
 
-@njit
+@native
 def _load_where(cache, address, mask):
     if load_long(cache + A_IS_BF16) != 0:
         return vec.load_bf16_where(address, mask)
     return vec.load_floats_where(address, mask)
 
 
-@njit
+@native
 def _cached_row(cache, table, position):
     block, length = load_long(cache + A_BLOCK), load_long(cache + A_HEAD_DIM)
     return _place(cache, table, position // block) + position % block * length * element_bytes(cache)
 
 
-@njit
+@native
 def _scores_any(cache, table, keys, context, q, scores):
     """`_scores` of one row for any head size."""
     length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)
@@ -170,7 +165,7 @@ def _scores_any(cache, table, keys, context, q, scores):
         store_float(scores + 4 * position, vec.sum_lanes(total))
 
 
-@njit
+@native
 def _weigh_any(cache, table, values, context, weights, sums):
     """`_weigh` of one row for any head size."""
     length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)

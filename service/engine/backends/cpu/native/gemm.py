@@ -14,17 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
-from numba.core import config, types
+from numba.core import types
 from numba.extending import intrinsic
 
-from service.engine.backends.cpu import matrix_tiles
-from service.engine.backends.cpu.emit import (
+from service.engine.backends.cpu.native.emit import (
     I8,
     I16,
     I32,
     I64,
-    LANES,
     VF,
     VI,
     call,
@@ -35,37 +32,16 @@ from service.engine.backends.cpu.emit import (
     splat,
     store,
 )
-
-
-def _features() -> dict[str, bool]:
-    """What the processor can do that the code is compiled for: this one, unless numba was told another."""
-    if not config.CPU_NAME and not config.CPU_FEATURES:
-        return dict(get_host_cpu_features())
-    told = (config.CPU_FEATURES or "").split(",")
-    return {name[1:]: name.startswith("+") for name in told}
-
-
-_FEATURES = _features()
-HAS_AVX512 = bool(_FEATURES.get("avx512f"))
-HAS_AVX2 = bool(_FEATURES.get("avx2"))
-HAS_BF16 = HAS_AVX512 and bool(_FEATURES.get("avx512bf16"))
-HAS_VNNI = HAS_AVX512 and bool(_FEATURES.get("avx512vnni"))
-HAS_TILES = (
-    HAS_AVX512
-    and all(_FEATURES.get(name) for name in ("amx-tile", "amx-bf16", "amx-int8"))
-    and matrix_tiles.is_permitted()
+from service.engine.backends.cpu.processor import (
+    HAS_AVX2,
+    HAS_BF16,
+    HAS_VNNI,
+    LANES,
+    ROWS,
+    STEP_BYTES,
+    VECTORS,
 )
-
-FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # kinds of weights
-VECTORS = 4 if HAS_AVX512 else 1  # vectors of columns in a tile
-TILE = VECTORS * LANES  # columns in a tile
-# Maximum rows in a tile, by kind. With 32 registers, 6 * 4 sums, 4 weights and a broadcast fit; with 16 that
-# are half as wide, 6 * 2, 2 and 1, and fewer rows where a step needs registers to take bytes apart.
-ROWS = (6, 6, 6) if HAS_AVX512 else (6, 4, 4)
-MAX_ROWS = max(ROWS)
-# in one call, by matrix registers or without
-MAX_PASS_ROWS = matrix_tiles.ROWS if HAS_TILES else MAX_ROWS
-STEP_BYTES = VECTORS * 64  # packed weights of one tile and one step of K
+from service.engine.backends.cpu.records import BFLOAT16, FLOAT32, INT8
 
 Dot = Callable[[Any, Any, Any, Any], Any]  # (builder, sum, activation <16 x i32>, weights <16 x i32>) -> sum
 

@@ -7,13 +7,12 @@ Python functions that emit instructions through an llvmlite builder; numba code 
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 from llvmlite import ir
 
-LANES = 16
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+from service.engine.backends.cpu.processor import LANES
+
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
 VF, VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)

@@ -9,21 +9,19 @@ calls these.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from service.engine.backends.cpu import gemm
-from service.engine.backends.cpu import vectors as vec
-from service.engine.backends.cpu.scalars import store_float, store_int
+from service.engine.backends.cpu.native import vectors as vec
+from service.engine.backends.cpu.native.functions import native
+from service.engine.backends.cpu.native.scalars import store_float, store_int
+from service.engine.backends.cpu.records import BFLOAT16, GELU_TANH, INT8, META, RELU
 
-NO_ACTIVATION, GELU_TANH, RELU = 0, 1, 2
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _GELU_LINEAR = np.float32(-2 * 0.7978845608028654)  # -2 * sqrt(2 / pi)
 _GELU_CUBIC = np.float32(-2 * 0.7978845608028654 * 0.044715)
 _CODES, _CODE_STEP, _TINY = np.float32(255), np.float32(1 / 255), np.float32(1e-30)
-META = 64  # bytes at the end of a packed row: an int8 row's scale (float32) and zero point (int32)
 
 
-@njit
+@native
 def activate(x, activation):
     """The activation of sixteen values."""
     if activation == GELU_TANH:  # 0.5 x (1 + tanh u) = x / (1 + e**-2u)
@@ -34,7 +32,7 @@ def activate(x, activation):
     return x
 
 
-@njit
+@native
 def norm_row(source, weight, bias, epsilon, length, out):
     """LayerNorm of one float32 row; `out` has room for whole vectors."""
     zero = vec.floats(_ZERO)
@@ -57,21 +55,21 @@ def norm_row(source, weight, bias, epsilon, length, out):
         vec.store_floats(out + 4 * i, vec.where(mask, scaled, zero))
 
 
-@njit
+@native
 def pack_row(kind, source, length, row, row_bytes):
     """Write one float32 row as a packed row of the given kind, padded with zeros to whole vectors."""
-    if kind == gemm.INT8:
+    if kind == INT8:
         _quantise_row(source, length, row, row + row_bytes - META)
         return
     for i in range(0, length, 16):
         x = vec.load_floats_where(source + 4 * i, vec.first_lanes(length - i))
-        if kind == gemm.BFLOAT16:
+        if kind == BFLOAT16:
             vec.store_bf16(row + 2 * i, x)
         else:
             vec.store_floats(row + 4 * i, x)
 
 
-@njit
+@native
 def _quantise_row(source, length, row, meta):
     """uint8 codes with the row's own scale and zero point, as `linear.quantise_rows` says it in torch."""
     low = vec.floats(_ZERO)
@@ -93,7 +91,7 @@ def _quantise_row(source, length, row, meta):
     store_int(meta + 4, vec.first_int(zero))
 
 
-@njit
+@native
 def sum_row(a, b, length, out):
     """out = a + b for one float32 row."""
     for i in range(0, length, 16):

@@ -12,16 +12,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from service.engine.backends.cpu import vectors as vec
-from service.engine.backends.cpu.scalars import load_float, load_long, stack_bytes, store_float, store_long
+from service.engine.backends.cpu.native import vectors as vec
+from service.engine.backends.cpu.native.functions import native
+from service.engine.backends.cpu.native.scalars import (
+    load_float,
+    load_long,
+    stack_bytes,
+    store_float,
+    store_long,
+)
+from service.engine.backends.cpu.records import CUT_BINS, CUT_BYTES
 
-_BINS = 1024
-# A scratch holds a count and a mass for each bin, then up to a row of masses (int64) and of values (float32).
-_MASSES = 8 * _BINS
-_MEMBERS = 16 * _BINS
-SCRATCH_BYTES = _MEMBERS
+_MASSES = 8 * CUT_BINS
+_MEMBERS = CUT_BYTES
 _SPAN = np.float32(32)  # what is further below the largest, in units of the temperature, weighs under 2^-46
 _MASS_UNITS = np.float32(2.0**40)
 _LOWEST, _ZERO, _ONE = np.float32(-np.inf), np.float32(0), np.float32(1)
@@ -34,7 +38,7 @@ def at_least(builder: Any, a: Any, b: Any) -> Any:
     return builder.fcmp_ordered(">=", a, b)
 
 
-@njit
+@native
 def largest_of(row, width):
     """The largest of a row's logits."""
     largest = vec.floats(_LOWEST)
@@ -45,26 +49,26 @@ def largest_of(row, width):
     return vec.max_lane(largest)
 
 
-@njit
+@native
 def _bin_of(x, largest, scale):
     """The bin of a logit; banned ones and those that are no number are in the last."""
     below = (largest - x) * scale
-    return np.int64(below) if below < np.float32(_BINS - 1) else _BINS - 1
+    return np.int64(below) if below < np.float32(CUT_BINS - 1) else CUT_BINS - 1
 
 
-@njit
+@native
 def _store_weights(row, at, width, largest, inverse, room):
     """The weights of sixteen logits, into `room`."""
     x = vec.load_floats_where(row + 4 * at, vec.first_lanes(width - at))
     vec.store_floats(room, vec.exp((x - vec.floats(largest)) * vec.floats(inverse)))
 
 
-@njit
+@native
 def _fill_bins(row, width, largest, inverse, scale, scratch):
     """Count all logits of a row, and their masses, by bin; the mass of all."""
     room = stack_bytes(_ROOM)
     total = 0
-    for i in range(2 * _BINS):
+    for i in range(2 * CUT_BINS):
         store_long(scratch + 8 * i, 0)
     for at in range(0, width, 16):
         _store_weights(row, at, width, largest, inverse, room)
@@ -77,14 +81,14 @@ def _fill_bins(row, width, largest, inverse, scale, scratch):
     return total
 
 
-@njit
+@native
 def _collect(row, width, largest, inverse, scale, wanted, scratch):
     """Copy the logits of one bin, and their masses, to the scratch; how many there are."""
     room = stack_bytes(_ROOM)
     masses, values = scratch + _MEMBERS, scratch + _MEMBERS + 8 * width
     # whole vectors are passed over by bounds a bin wider than the bin itself, on either side
     high = largest - np.float32(wanted - 1) / scale
-    low = largest - np.float32(wanted + 2) / scale if wanted < _BINS - 1 else _LOWEST
+    low = largest - np.float32(wanted + 2) / scale if wanted < CUT_BINS - 1 else _LOWEST
     count = 0
     for at in range(0, width, 16):
         mask = vec.first_lanes(width - at)
@@ -103,7 +107,7 @@ def _collect(row, width, largest, inverse, scale, wanted, scratch):
     return count
 
 
-@njit
+@native
 def _swap(masses, values, i, j):
     mass, value = load_long(masses + 8 * i), load_float(values + 4 * i)
     store_long(masses + 8 * i, load_long(masses + 8 * j))
@@ -112,7 +116,7 @@ def _swap(masses, values, i, j):
     store_float(values + 4 * j, value)
 
 
-@njit
+@native
 def _select(masses, values, num, count, mass):
     """The smallest of the largest values that are at least so many and have at least so much mass; and the
     mass of these. What is equal counts one by one.
@@ -151,13 +155,13 @@ def _select(masses, values, num, count, mass):
         low = lower
 
 
-@njit
+@native
 def _reach(row, width, largest, inverse, scale, count, mass, scratch):
     """The smallest of the strongest logits that are at least so many and have at least so much mass; and the
     mass of so many.
     """
     count_before = mass_before = index = 0
-    while index < _BINS - 1:
+    while index < CUT_BINS - 1:
         num, mass_of_bin = load_long(scratch + 8 * index), load_long(scratch + 8 * index + _MASSES)
         if num > 0 and count_before + num >= count and mass_before + mass_of_bin >= mass:
             break
@@ -172,7 +176,7 @@ def _reach(row, width, largest, inverse, scale, count, mass, scratch):
     return value, mass_before + mass_of_these
 
 
-@njit
+@native
 def lowest_kept(row, width, largest, inverse, top_k, top_p, scratch):
     """The smallest logit that top-k (0 is off) and then top-p (1 is off) keep.
 
@@ -185,7 +189,7 @@ def lowest_kept(row, width, largest, inverse, top_k, top_p, scratch):
         top_p: above 0.
         scratch: address of `SCRATCH_BYTES` + 12 bytes for each logit, for this thread alone.
     """
-    scale = inverse * np.float32(_BINS) / _SPAN
+    scale = inverse * np.float32(CUT_BINS) / _SPAN
     total = _fill_bins(row, width, largest, inverse, scale, scratch)
     lowest = _LOWEST
     if top_k > 0:

@@ -2,40 +2,63 @@
 """A whole forward pass as one task: threads are woken once; each operation of a layer is a phase.
 
 The numba side of `forward.FusedForward`, in the order of `gpt2.GPT2.forward`. All addresses come in two
-int64 records: `M_*` for the model and its buffers, and the batch's (`attend.B_*` and the fields below).
+int64 records: `M_*` for the model and its buffers, and `B_*` for the batch.
 """
 
 from __future__ import annotations
 
-from numba import cfunc, njit
-
-from service.engine.backends.cpu import gemm, rows
-from service.engine.backends.cpu.attend import attend, write_kv
-from service.engine.backends.cpu.attend_rows import B_TOKENS
-from service.engine.backends.cpu.cache import CACHE
-from service.engine.backends.cpu.linear_task import (
+from service.engine.backends.cpu.native import rows
+from service.engine.backends.cpu.native.attend import attend, write_kv
+from service.engine.backends.cpu.native.functions import kernel, native
+from service.engine.backends.cpu.native.linear_task import multiply, pack_rows, row_size
+from service.engine.backends.cpu.native.scalars import load_float, load_long
+from service.engine.backends.cpu.native.team import claim, meet
+from service.engine.backends.cpu.records import (
+    B_IDS,
+    B_LOGITS,
+    B_NUM_ROWS,
+    B_POSITIONS,
+    B_ROWS,
+    B_TOKENS,
+    BFLOAT16,
+    INT8,
+    L_ATTENTION_OUT,
+    L_BYTES,
+    L_INNER_IN,
+    L_INNER_OUT,
+    L_NORM_1_BIAS,
+    L_NORM_1_WEIGHT,
+    L_NORM_2_BIAS,
+    L_NORM_2_WEIGHT,
+    L_QKV,
+    L_SCALE,
+    M_ATTENDED,
+    M_ATTENDED_PACKED,
+    M_CACHE,
+    M_EPSILON,
+    M_HEAD,
+    M_INNER,
+    M_INNER_PACKED,
+    M_LAYER,
+    M_LAYERS,
+    M_NORM_BIAS,
+    M_NORM_WEIGHT,
+    M_NORMED,
+    M_PACKED,
+    M_POSITIONS,
+    M_QKV,
+    M_TOKENS,
+    M_WIDTH,
+    M_X,
     OUT_BFLOAT16,
     OUT_FLOAT32,
     W_K,
     W_KIND,
     W_N,
-    multiply,
-    pack_rows,
-    row_size,
 )
-from service.engine.backends.cpu.scalars import load_float, load_long
-from service.engine.backends.cpu.threads import TASK, claim, meet
-
-M_LAYERS, M_WIDTH, M_EPSILON, M_TOKENS, M_POSITIONS = 0, 8, 16, 24, 32  # the last two: embedding tables
-M_LAYER, M_NORM_WEIGHT, M_NORM_BIAS, M_HEAD, M_CACHE = 40, 48, 56, 64, 72  # M_LAYER: the layers' L_* records
-M_X, M_PACKED, M_QKV, M_ATTENDED, M_ATTENDED_PACKED, M_INNER, M_INNER_PACKED, M_NORMED = range(80, 144, 8)
-M_FIELDS = 20
-L_NORM_1_WEIGHT, L_NORM_1_BIAS, L_QKV, L_ATTENTION_OUT, L_NORM_2_WEIGHT, L_NORM_2_BIAS = range(0, 48, 8)
-L_INNER_IN, L_INNER_OUT, L_SCALE, L_BYTES = 48, 56, 64, 80
-B_IDS, B_POSITIONS, B_ROWS, B_NUM_ROWS, B_LOGITS = 64, 72, 80, 88, 96
 
 
-@njit
+@native
 def _embed(model, batch, pool, thread):
     """x = token embedding + position embedding."""
     width, tokens = load_long(model + M_WIDTH), load_long(batch + B_TOKENS)
@@ -49,7 +72,7 @@ def _embed(model, batch, pool, thread):
     meet(pool, thread)
 
 
-@njit
+@native
 def _normalise(model, weight, bias, record, indices, count, pool, thread):
     """LayerNorm of x's rows (all, or those listed at `indices`), packed for the layer at `record`."""
     width, packed, row_bytes = (
@@ -68,25 +91,25 @@ def _normalise(model, weight, bias, record, indices, count, pool, thread):
     meet(pool, thread)
 
 
-@njit
+@native
 def _stage(record, plain, packed):
     """Where an operation leaves its rows for the layer at `record`: (address, bytes per row, kind of output).
 
     Float kinds are written packed at once; int8 rows must be whole before their scale is known.
     """
     kind = load_long(record + W_KIND)
-    if kind == gemm.INT8:
+    if kind == INT8:
         return plain, 4 * load_long(record + W_K), OUT_FLOAT32
-    return packed, row_size(record), OUT_BFLOAT16 if kind == gemm.BFLOAT16 else OUT_FLOAT32
+    return packed, row_size(record), OUT_BFLOAT16 if kind == BFLOAT16 else OUT_FLOAT32
 
 
-@njit
+@native
 def _pack_if_needed(record, plain, packed, tokens, pool, thread):
-    if load_long(record + W_KIND) == gemm.INT8:
+    if load_long(record + W_KIND) == INT8:
         pack_rows(record, plain, 4 * load_long(record + W_K), tokens, packed, pool, thread)
 
 
-@njit
+@native
 def _attention_half(model, batch, layer, index, pool, thread):
     """x += attention(norm(x))."""
     tokens, width, x = (
@@ -109,7 +132,7 @@ def _attention_half(model, batch, layer, index, pool, thread):
     multiply(project, attended, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
 
 
-@njit
+@native
 def _inner_half(model, batch, layer, following, pool, thread):
     """x += inner_out(activation(inner_in(norm(x))))."""
     tokens, width, x = (
@@ -128,7 +151,7 @@ def _inner_half(model, batch, layer, following, pool, thread):
     multiply(leave, inner, tokens, x, 4 * width, x, OUT_FLOAT32, following, pool, thread)
 
 
-@cfunc(TASK, cache=CACHE)
+@kernel
 def forward_task(args, pool, thread):
     """`FusedForward.__call__`. Args: the model's record, the batch's record."""
     model, batch = load_long(args), load_long(args + 8)
