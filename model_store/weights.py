@@ -3,6 +3,7 @@
 See `model_store/checkpoint.py` for what is read and how it is checked.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,24 +13,43 @@ from model_store.checkpoint import Checkpoint
 from model_store.errors import UnsupportedCheckpoint
 
 
+class StoredWeights(Mapping[str, torch.Tensor]):
+    """A checkpoint's tensors, float32 on the CPU, by GPT-2's names without prefix; read when asked for.
+
+    A tensor may be a view of its whole file, which stays in memory as long as it is held: copy what is kept.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Read one tensor.
+
+        Raises:
+            KeyError: The checkpoint has none of this name.
+            UnsupportedCheckpoint: A value is not finite; names the tensor.
+        """
+        stored = self._checkpoint.tensors[name]
+        with safe_open(stored.file, framework="pt") as file:
+            values: torch.Tensor = file.get_tensor(stored.name).float()
+        if not all(map(torch.isfinite, torch.aminmax(values))):  # thirty times faster than each value
+            raise UnsupportedCheckpoint(f"{stored.file}: {name} holds values that are not finite")
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.tensors)
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.tensors)
+
+
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Read all tensors, float32 on the CPU, by GPT-2's names without prefix.
 
     Raises:
         UnsupportedCheckpoint: A value is not finite; names the tensor.
     """
-    weights = {}
-    for path in {tensor.file for tensor in checkpoint.tensors.values()}:
-        with safe_open(path, framework="pt") as file:
-            for name, tensor in checkpoint.tensors.items():
-                if tensor.file == path:
-                    weights[name] = file.get_tensor(tensor.name).float()
-    for name, values in weights.items():
-        if not all(map(torch.isfinite, torch.aminmax(values))):  # thirty times faster than each value
-            raise UnsupportedCheckpoint(
-                f"{checkpoint.tensors[name].file}: {name} holds values that are not finite"
-            )
-    return weights
+    return dict(StoredWeights(checkpoint))
 
 
 def load_gpt2(checkpoint: Checkpoint, model_class: Any = None) -> Any:

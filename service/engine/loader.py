@@ -19,6 +19,7 @@ from service.engine.config import EngineConfig
 from service.engine.detokenizer import TokenPieces
 from service.engine.devices import DEVICES
 from service.engine.engine import Engine
+from service.engine.memory import give_back_free_memory
 from service.engine.model.attention import KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.runner import ModelRunner
@@ -48,6 +49,7 @@ def build_engine(
         num_bytes = sum(file.stat().st_size for file in read_checkpoint(config.folder).files)
         with config.step(f"reading the weights ({num_bytes / 1e6:,.0f} MB)"):
             model = GPT2.load(config.folder, backend)
+            give_back_free_memory()
         cache = allocate_cache(config, model.architecture, backend)
         forward = backend.forward(model, cache, config.max_running)
         cost = StepCost(backend.min_prefill_rows)

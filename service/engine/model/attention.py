@@ -59,7 +59,7 @@ class KVCache:
         dtype: torch.dtype,
         device: Device,
     ) -> KVCache:
-        """Zero-filled: all memory is really there before the first request, and stays flat after it."""
+        """Zero-filled. A processor takes the memory of a block when it is first written."""
         shape = (layers, blocks, heads, block_size, head_dim)
         return cls(device.zeros(shape, dtype), device.zeros(shape, dtype))
 

@@ -7,6 +7,7 @@ nothing else. `runner` builds the batch and samples from the logits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from model_store.architecture import Architecture
 from model_store.checkpoint import read_checkpoint
-from model_store.weights import read_weights
+from model_store.weights import StoredWeights
 from service.engine.model.attention import Attention, ForwardBatch
 from service.engine.model.linear import Linear, Packer
 
@@ -51,11 +52,11 @@ class GPT2:
 
     Args:
         architecture: shape and switches.
-        weights: float32 tensors as `read_weights` gives them.
+        weights: float32 tensors; each is asked for once and not kept, so that they may be read one by one.
         packer: packs the layers for the processor that multiplies by them.
     """
 
-    def __init__(self, architecture: Architecture, weights: dict[str, Tensor], packer: Packer) -> None:
+    def __init__(self, architecture: Architecture, weights: Mapping[str, Tensor], packer: Packer) -> None:
         self.architecture = architecture
         self._packer = packer
         self._weights = weights
@@ -63,7 +64,7 @@ class GPT2:
         self.position_embedding = self._take("wpe.weight")
         self.blocks = [self._block(i) for i in range(architecture.n_layer)]
         self.ln_f = self._norm("ln_f")
-        head = weights.get("lm_head.weight", weights["wte.weight"])
+        head = weights.get("lm_head.weight", self.token_embedding)
         self.head = self._pack(head.t(), None)
         del self._weights
 
@@ -75,21 +76,21 @@ class GPT2:
             UnreadableFile, UnsupportedCheckpoint: naming the file and what is wrong.
         """
         checkpoint = read_checkpoint(folder)
-        return cls(checkpoint.architecture, read_weights(checkpoint), packer)
+        return cls(checkpoint.architecture, StoredWeights(checkpoint), packer)
 
     def _take(self, name: str) -> Tensor:
-        return self._weights[name].to(self._packer.device.name)
+        """A copy on the device."""
+        return self._weights[name].to(self._packer.device.name, copy=True)
 
     def _norm(self, name: str) -> LayerNorm:
         epsilon = self.architecture.layer_norm_epsilon
         return LayerNorm(self._take(f"{name}.weight"), self._take(f"{name}.bias"), epsilon)
 
     def _pack(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Linear:
-        device = self._packer.device.name
-        return self._packer.linear(weight.to(device), None if bias is None else bias.to(device), activation)
+        return self._packer.linear(weight.to(self._packer.device.name), bias, activation)
 
     def _linear(self, name: str, activation: str | None = None) -> Linear:
-        return self._pack(self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], activation)
+        return self._pack(self._weights[f"{name}.weight"], self._take(f"{name}.bias"), activation)
 
     def _block(self, i: int) -> Block:
         h = f"h.{i}"

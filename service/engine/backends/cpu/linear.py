@@ -28,6 +28,7 @@ from service.engine.huge_pages import huge_array
 from service.engine.model.linear import UnsupportedLinear, find_activation, quantise_weight
 
 _KINDS: dict[Precision, int] = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
+_BYTES_AT_ONCE = 4 << 20  # float32 weights that are packed at once
 _FUSED = {
     None: NO_ACTIVATION,
     "gelu_new": GELU_TANH,
@@ -114,20 +115,32 @@ def _steps(kind: int, length: int) -> int:
 
 
 def _pack(weight: Tensor, kind: int) -> tuple[np.ndarray, Tensor | None, Tensor | None]:
-    """The weights' bytes (tiles, steps, TILE, 4), and an int8 layer's scales and column sums."""
-    scale = column_sum = None
-    values: Tensor = weight.detach().cpu().float()
-    if kind == INT8:
-        values, scale = quantise_weight(values)
-        column_sum = values.int().sum(0, dtype=torch.int32)
-    elif kind == BFLOAT16:
-        values = values.to(torch.bfloat16).view(torch.int16)
-    length, width = values.shape
+    """The weights' bytes (tiles, steps, TILE, 4), and an int8 layer's scales and column sums.
+
+    Columns are packed some tiles at a time: beside what is packed, little memory is taken.
+    """
+    length, width = weight.shape
     steps, tiles = _steps(kind, length), -(-width // TILE)
-    per_step = 4 // values.element_size()
-    padded = torch.zeros((steps * per_step, tiles * TILE), dtype=values.dtype)
+    room = huge_array(tiles * steps * STEP_BYTES).reshape(tiles, steps, STEP_BYTES)
+    together = max(1, _BYTES_AT_ONCE // (4 * length * TILE))
+    # made before the copies that packing takes, so that these leave no holes in the heap
+    scale, column_sum = torch.empty(width), torch.empty(width, dtype=torch.int32)
+    for tile in range(0, tiles, together):
+        columns = slice(tile * TILE, (tile + together) * TILE)
+        values: Tensor = weight[:, columns].detach().cpu().float()
+        if kind == INT8:
+            values, scale[columns] = quantise_weight(values)
+            column_sum[columns] = values.sum(0, dtype=torch.int32)
+        _pack_tiles(values, kind, room[tile : tile + together])
+    return (room, scale, column_sum) if kind == INT8 else (room, None, None)
+
+
+def _pack_tiles(values: Tensor, kind: int, room: np.ndarray) -> None:
+    """Write columns (K, N) as tiles (tiles, steps, STEP_BYTES)."""
+    dtype = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, INT8: torch.int8}[kind]
+    (length, width), (tiles, steps) = values.shape, room.shape[:2]
+    per_step = 4 // dtype.itemsize
+    padded = torch.zeros((steps * per_step, tiles * TILE), dtype=dtype)
     padded[:length, :width] = values
-    shaped = padded.view(steps, per_step, tiles, TILE).permute(2, 0, 3, 1).contiguous()
-    room = huge_array(shaped.numel() * shaped.element_size())
-    room[:] = shaped.numpy().reshape(-1).view(np.uint8)
-    return room.reshape(tiles, steps, STEP_BYTES), scale, column_sum
+    shaped = torch.from_numpy(room).view(dtype).view(tiles, steps, TILE, per_step)
+    shaped.copy_(padded.view(steps, per_step, tiles, TILE).permute(2, 0, 3, 1))

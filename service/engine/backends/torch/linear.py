@@ -52,7 +52,8 @@ class FloatReference:
         activation: str | None,
         is_deterministic: bool,
     ) -> None:
-        self._weight = weight.t().contiguous().to(dtype)  # (N, K)
+        self._weight = torch.empty(weight.t().shape, dtype=dtype, device=weight.device)  # (N, K)
+        self._weight.copy_(weight.t())
         self._bias = None if bias is None else bias.float()
         self._activation = find_activation(activation)
         self._is_deterministic = is_deterministic
