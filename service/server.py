@@ -200,7 +200,10 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         settings: validated settings.
         engine: see `create_app`.
     """
-    from service.api.protocol import protocol_for  # the web framework takes most of a second: see above
+    from service.api.protocol import (
+        in_small_reads,
+        protocol_for,
+    )  # the web framework takes most of a second: see above
     from service.app import create_app
 
     app = create_app(settings, engine)
@@ -208,7 +211,7 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         app,
         host=settings.host,
         port=settings.port,
-        http=protocol_for(settings.body_timeout_s),
+        http=in_small_reads(protocol_for(settings.body_timeout_s)),  # type: ignore[arg-type]  # makes one
         ws="none",
         lifespan="on",
         log_config=None,

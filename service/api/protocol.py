@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import select
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -23,11 +24,44 @@ from service.api.security import request_id_from
 
 CLOSE_TIMEOUT_S = 30.0
 MAX_PIPELINED = 100  # requests behind the one that is answered
+READ_BYTES = (
+    16 * 1024
+)  # at a time, and of bodies that a connection may have brought before they are asked for
 
 
 def protocol_for(header_timeout_s: float) -> type[Protocol]:
     """The protocol with this many seconds for the headers of a request, whatever drips in."""
     return type("Protocol", (Protocol,), {"header_timeout_s": header_timeout_s})
+
+
+class SmallReads(asyncio.BufferedProtocol):
+    """One connection, read `READ_BYTES` at a time; a loop by itself reads 256 KB that nobody may want.
+
+    Args:
+        protocol: what takes the bytes, and all else.
+        buffer: for what is read; one serves all connections of an event loop.
+    """
+
+    def __init__(self, protocol: Protocol, buffer: memoryview) -> None:
+        self._protocol, self._buffer = protocol, buffer
+        self.connection_made = protocol.connection_made  # type: ignore[method-assign]
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to read to."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        self._protocol.data_received(bytes(self._buffer[:nbytes]))
+
+
+def in_small_reads(protocol: type[Protocol]) -> Callable[..., SmallReads]:
+    """A maker of connections for one event loop, see `SmallReads`."""
+    buffer = memoryview(bytearray(READ_BYTES))
+    return lambda **arguments: SmallReads(protocol(**arguments), buffer)
 
 
 class Protocol(HttpToolsProtocol):
@@ -129,6 +163,8 @@ class Protocol(HttpToolsProtocol):
         """Take a piece of a body."""
         self._bare_bytes = 0
         super().on_body(body)
+        if sum(len(cycle.body) for cycle in self._unanswered) >= READ_BYTES:
+            self.flow.pause_reading()  # until the application asks for more
 
     def on_message_complete(self) -> None:
         """The body is all there."""

@@ -57,3 +57,63 @@ async def test_a_client_that_does_not_take_its_last_reply_is_dropped(monkeypatch
     async with connected(header_timeout_s=60) as (client, ended):
         await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.wait_for(ended.wait(), 60)
+
+
+# ---- bodies that nobody has asked for -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop_factory", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("num_requests", [1, 40])
+async def test_a_connection_holds_little_of_the_bodies_that_nobody_asked_for(
+    loop_factory: str, num_requests: int
+) -> None:
+    """Counted in bytes: a client's whole megabyte stays in its socket until the application wants it."""
+    if loop_factory == "uvloop":
+        pytest.importorskip("uvloop")
+    await asyncio.to_thread(_hold_little, loop_factory, num_requests)
+
+
+def _hold_little(loop_factory: str, num_requests: int) -> None:
+    factory = (
+        asyncio.new_event_loop if loop_factory == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    )
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_holding_little(num_requests))
+
+
+async def _holding_little(num_requests: int) -> None:
+    go, sizes = asyncio.Event(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        size, is_more = 0, True
+        while is_more:
+            message = await receive()
+            size, is_more = size + len(message["body"]), message["more_body"]
+        sizes.append(size)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
+    config.load()
+    loop, state = asyncio.get_running_loop(), ServerState()
+    make = protocol.in_small_reads(protocol.protocol_for(60.0))
+    server = await loop.create_server(
+        lambda: make(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    size = 2**20 // num_requests
+    asked = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (size, b"a" * size)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(asked * num_requests)
+    async with asyncio.timeout(60):
+        while not any(each.flow.read_paused for each in state.connections):  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        (connection,) = state.connections
+        held = sum(len(cycle.body) for cycle in connection._unanswered)  # type: ignore[union-attr]
+        assert 0 < held <= 2 * protocol.READ_BYTES
+        go.set()
+        for _ in range(num_requests):
+            await reader.readuntil(b"\r\n\r\n")
+    assert sizes == [size] * num_requests
+    writer.close()
+    server.close()
