@@ -73,9 +73,10 @@ test-page: $(TOOLS) browser $(AXE) ## the page in a real browser; installs Chrom
 $(AXE): | browser
 	npm install --silent --no-save --prefix .page-tools axe-core@4.14.1
 
-browser: # Chromium, its driver, and npm for axe-core
-	@for tool in chromium chromedriver npm; do command -v $$tool >/dev/null || missing=1; done; [ -z "$$missing" ] \
-	  || apt-get install --yes --no-install-recommends chromium chromium-driver npm \
+browser: # Chromium, its driver, and npm for axe-core; what is there already is left alone
+	@missing=; for pair in chromium:chromium chromedriver:chromium-driver npm:npm; do \
+	    command -v $${pair%:*} >/dev/null || missing="$$missing $${pair#*:}"; done; [ -z "$$missing" ] \
+	  || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing; } \
 	  || { echo "error: the tests of the page need chromium, chromedriver and npm; apt-get installs them as root" >&2; exit 1; }
 
 test-scale: $(TOOLS) ## Ray Serve on a cluster on this machine; installs the extra `scale`
