@@ -136,11 +136,21 @@ class Server(uvicorn.Server):
         await self.life.failed.wait()
         failure = self.life.failure
         self.exit_code = 2 if isinstance(failure, SettingsError) else 1
-        get_logger().error(str(failure) or type(failure).__name__)
+        get_logger().error(_in_words(failure))
         _end_within(END_S, self.exit_code)
         if isinstance(failure, Exception):
             await self.life.end_requests(failure)
         self.should_exit = True
+
+
+def _in_words(failure: BaseException | None) -> str:
+    """One line for the log; a MemoryError brings none of its own."""
+    if isinstance(failure, MemoryError):
+        return (
+            "out of memory: raise the limit of this process (`ulimit -v`, the container's or the unit's "
+            "memory), free some of the machine's, or serve a smaller model"
+        )
+    return str(failure) or type(failure).__name__
 
 
 def _end_within(seconds: int, code: int) -> None:

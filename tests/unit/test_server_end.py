@@ -24,3 +24,25 @@ made.run(server.open_listeners("127.0.0.1", 0))
 def test_a_failed_start_whose_end_hangs_ends_with_its_code() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=50)
     assert done.returncode == 2, done.stderr[-2000:]
+
+
+NO_MEMORY = """
+from service import app, server
+from service.settings import Settings
+
+def read(path):
+    raise MemoryError
+
+app.read_checkpoint = read
+made = server.make_server(Settings(port=0))
+made.run(server.open_listeners("127.0.0.1", 0))
+raise SystemExit(made.exit_code)
+"""
+
+
+def test_a_start_without_memory_says_what_to_do() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1, done.stderr[-2000:]
+    lines = done.stderr + done.stdout
+    assert "out of memory: raise the limit of this process" in lines
+    assert not [line for line in lines.splitlines() if line.rstrip().endswith("] MemoryError")]
