@@ -6,7 +6,7 @@ arithmetic, and the commands in `service/commands` show what came out.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model_store.training.measures import (
@@ -226,7 +226,7 @@ def _text_measures(prefix: str, said: Sequence[str], references: Sequence[Sequen
     scores = [rouge(text, wanted) for text, wanted in zip(said, references, strict=True)]
     found = [mean(name, [score[name] for score in scores]) for name in ROUGE]
     found += [bleu(said, references), chrf(said, references)]
-    return [Measure(prefix + measure.name, measure.stats, measure.score) for measure in found]
+    return [replace(measure, name=prefix + measure.name) for measure in found]
 
 
 def _copied(task: AskedTask, item: Item) -> str:

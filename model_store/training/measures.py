@@ -4,7 +4,7 @@ A `Measure` holds, for each item, numbers whose sums over any selection of items
 selection. So the same bootstrap draws give intervals for every figure, and for the difference between two
 models on the same items. What is measured by kind of task is in `judged.py`.
 
-Source: Efron and Tibshirani 1993 (percentile bootstrap); Koehn 2004 (paired bootstrap).
+Source: Efron and Tibshirani 1993 (percentile bootstrap); Koehn 2004 (paired bootstrap); Wilson 1927.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from model_store.training.metrics_text import bleu_tokenizer
 Array = npt.NDArray[np.float64]
 DRAWS = 1000
 LEVEL = 95  # per cent
+_NORMAL = 1.959964  # so many deviations hold `LEVEL` per cent of the normal distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,13 @@ class Measure:
         name: What tables call it.
         stats: One row of numbers for each item. (items, k)
         score: Makes sums of such rows the figures of their selections. (draws, k) -> (draws,)
+        is_share: Each item counts fully or not at all, so that the figure is a share of the items.
     """
 
     name: str
     stats: Array
     score: Callable[[Array], Array]
+    is_share: bool = False
 
     @property
     def value(self) -> float:
@@ -46,8 +49,9 @@ class Measure:
         return self.score(_weights(len(self.stats)) @ self.stats)
 
     def interval(self) -> tuple[float, float]:
-        """Where `LEVEL` per cent of the drawn figures lie."""
-        return _interval(self.drawn())
+        """Where `LEVEL` per cent of the drawn figures lie; for a share Wilson's interval, which is no point
+        where all is right."""
+        return _wilson(*self.stats.sum(axis=0)) if self.is_share else _interval(self.drawn())
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ def mean(name: str, values: Sequence[float]) -> Measure:
 
 def ratio(name: str, values: Sequence[float], counts: Sequence[float]) -> Measure:
     """The mean over some of the items: those with count 1."""
-    return Measure(name, np.array([values, counts], dtype=float).T, _ratio)
+    is_share = set(values) <= {0.0, 1.0}
+    return Measure(name, np.array([values, counts], dtype=float).T, _ratio, is_share)
 
 
 def macro_f1(labels: Sequence[str], wanted: Sequence[Sequence[str]], said: Sequence[str]) -> Measure:
@@ -145,6 +150,13 @@ def _macro_f1(sums: Array) -> Array:
     f1 = np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
     found: Array = 100 * f1.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
     return found
+
+
+def _wilson(right: float, count: float) -> tuple[float, float]:
+    share, spread = right / max(count, 1), _NORMAL**2 / max(count, 1)
+    middle = (share + spread / 2) / (1 + spread)
+    half = np.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return round(float(100 * (middle - half)), 2), round(float(100 * (middle + half)), 2)
 
 
 def _interval(drawn: Array) -> tuple[float, float]:

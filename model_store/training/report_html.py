@@ -22,7 +22,7 @@ h1{font-size:1.7rem;margin-bottom:0}h2{margin-top:2.5rem;border-top:1px solid #d
 table{border-collapse:collapse;margin:1rem 0;width:100%}
 td,th{padding:.35rem .6rem;border-bottom:1px solid #e6eaee;text-align:left;vertical-align:top}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-pre{white-space:pre-wrap;margin:0;font:inherit;overflow-wrap:anywhere}
+pre{white-space:pre-wrap;margin:0;font:inherit;overflow-wrap:break-word}
 """
 
 
@@ -102,9 +102,8 @@ def _bar(measure: Measure, judged: Judged, prefix: str = "") -> Bar:
 
 def _note(count: int) -> str:
     return (
-        "<p class=note>From 0 to 100; grey: what takes no model. Whiskers: where "
-        f"{LEVEL} % of the figures lie when {count:,} examples are drawn from these again and again; "
-        "the fewer they are, the wider.</p>"
+        "<p class=note>From 0 to 100; grey: what takes no model. Whiskers: where the figure of other examples "
+        f"of this kind would lie, {LEVEL} % sure, judged by these {count:,}: few, wide.</p>"
     )
 
 

@@ -9,6 +9,7 @@ from html import escape
 
 _WIDTH = 720
 _LEFT = 190
+_LETTER = 8  # its width, about
 _ROW = 34
 _INK, _PALE, _STRONG, _WEAK = "#1c2733", "#e6eaee", "#2563a8", "#9aa7b4"
 
@@ -26,24 +27,23 @@ class Bar:
 
 def bars(rows: Sequence[Bar], title: str) -> str:
     """Bars under one another on a scale from 0 to 100."""
-    scale = (_WIDTH - _LEFT - 90) / 100
+    left = max(_LEFT, *(_LETTER * len(row.label) + 10 for row in rows))
+    scale = (_WIDTH - left - 90) / 100
     parts = []
     for tick in range(0, 101, 20):
-        x = _LEFT + tick * scale
+        x = left + tick * scale
         parts.append(_line(x, 4, x, len(rows) * _ROW, _PALE))
         parts.append(_text(x, len(rows) * _ROW + 16, str(tick), "middle", 12, _WEAK))
     for index, row in enumerate(rows):
         top, middle = index * _ROW + 8, index * _ROW + 8 + (_ROW - 14) / 2
         colour = _WEAK if row.is_baseline else _STRONG
-        parts.append(_text(_LEFT - 10, middle + 5, row.label, "end"))
+        parts.append(_text(left - 10, middle + 5, row.label, "end"))
         width = max(row.value * scale, 1)
-        parts.append(
-            f'<rect x="{_LEFT}" y="{top}" width="{width:.1f}" height="{_ROW - 14}" fill="{colour}"/>'
-        )
-        low, high = _LEFT + row.low * scale, _LEFT + row.high * scale
+        parts.append(f'<rect x="{left}" y="{top}" width="{width:.1f}" height="{_ROW - 14}" fill="{colour}"/>')
+        low, high = left + row.low * scale, left + row.high * scale
         parts.append(_line(low, middle, high, middle, _INK, 2))
         parts += [_line(x, middle - 5, x, middle + 5, _INK, 2) for x in (low, high)]
-        parts.append(_text(max(high, _LEFT + width) + 8, middle + 5, f"{row.value:.1f}"))
+        parts.append(_text(max(high, left + width) + 8, middle + 5, f"{row.value:.1f}"))
     return _svg(_WIDTH, len(rows) * _ROW + 24, parts, title)
 
 
@@ -100,7 +100,8 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str) -> st
 
 
 def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
-    head = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" xmlns="http://www.w3.org/2000/svg">'
+    size = f'width="{width:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
+    head = f'<svg {size} role="img" xmlns="http://www.w3.org/2000/svg">'
     return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"
 
 

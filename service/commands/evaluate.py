@@ -154,7 +154,7 @@ def _table(figures: Mapping[str, Mapping[str, Any]], found: Mapping[str, Judged]
     from model_store.training.evaluate import in_order
     from model_store.training.judged_words import verdict
 
-    rows = [("", "", "", "95 % of drawn test sets"), *in_order({n: dict(v) for n, v in figures.items()})]
+    rows = [("", "", "", "95 % interval"), *in_order({n: dict(v) for n, v in figures.items()})]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = []
     last = ""

@@ -154,9 +154,16 @@ def test_the_worst_answers_come_first_and_right_ones_never() -> None:
 # --- intervals
 
 
-def test_an_interval_is_that_of_the_binomial() -> None:
-    low, high = mean("accuracy", [1.0] * 80 + [0.0] * 20).interval()
-    assert low == pytest.approx(72, abs=1.5) and high == pytest.approx(87.5, abs=1.5)
+@pytest.mark.parametrize(("right", "low", "high"), [(80, 95.42, 100.0), (0, 0.0, 4.58), (40, 39.3, 60.7)])
+def test_a_share_has_wilsons_interval(right: int, low: float, high: float) -> None:
+    found = mean("accuracy", [1.0] * right + [0.0] * (80 - right)).interval()
+    assert found == pytest.approx((low, high), abs=0.05)
+
+
+def test_a_mean_of_other_numbers_has_that_of_drawn_test_sets() -> None:
+    values = [0.2, 0.4, 0.9, 0.5] * 25
+    low, high = mean("f1", values).interval()
+    assert low == pytest.approx(50 - 1.96 * 25.5 / 10, abs=0.6) and high == pytest.approx(55, abs=0.6)
 
 
 def test_a_difference_on_the_same_items_is_surer_than_the_figures_are() -> None:
