@@ -3,6 +3,7 @@
 What is shown is found out in `preview.py`. Read next: `cli.py`, where the commands are.
 """
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,8 +46,9 @@ def _coloured(spans: list[tuple[str, bool]], has_colours: bool) -> Text:
 
 
 def _lengths(preview: Preview) -> Table:
-    table = Table("task", "examples", title=f"tokens of prompt and answer; a row has {preview.block}")
-    names = {0: "shortest", 50: "median", 100: "longest"}
+    title = f"tokens of prompt and answer; a row has {preview.block}"
+    table = Table("task", "examples", title=title, box=SIMPLE)
+    names = {0: "min", 50: "median", 100: "max"}
     for quantile in QUANTILES:
         table.add_column(names.get(quantile, f"p{quantile}"), justify="right")
     for name in ("answer", "cut", "left out"):
@@ -59,7 +61,7 @@ def _lengths(preview: Preview) -> Table:
 
 
 def _labels(name: str, view: TaskView) -> Table:
-    table = Table("label", title=f"labels of {name}")
+    table = Table("label", title=f"labels of {name}", box=SIMPLE)
     table.add_column("examples", justify="right")
     table.add_column("share", justify="right")
     total = view.labels.total()

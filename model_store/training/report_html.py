@@ -102,8 +102,8 @@ def _bar(measure: Measure, judged: Judged, prefix: str = "") -> Bar:
 
 def _note(count: int) -> str:
     return (
-        "<p class=note>From 0 to 100; grey: what takes no model. Whiskers: where the figure of other examples "
-        f"of this kind would lie, {LEVEL} % sure, judged by these {count:,}: few, wide.</p>"
+        "<p class=note>From 0 to 100; grey: what takes no model. "
+        f"Whiskers: where the figure of {count:,} other examples of this kind would lie, {LEVEL} % sure.</p>"
     )
 
 
