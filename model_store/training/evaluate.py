@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from model_store.tokenizer import Tokenizer
-from model_store.training.errors import EvaluationFailed
+from model_store.training.errors import EvaluationFailed, InvalidData
 from model_store.training.judged import Figures, Item, Judged, judge
 from model_store.training.recipe import Source
 from model_store.training.task_rows import AskedTask as Task
@@ -95,6 +95,8 @@ def read_items(path: Path, task: Task, target: str = "", limit: int = 0) -> list
 def items_of(source: Source, task: Task, limit: int = 0) -> list[Item]:
     """Read the test set that a source names. Arguments and errors as in `read_items`."""
     rows = read_task_rows(source, task, expand([source.path], is_rows=True), limit)
+    if not rows:
+        raise InvalidData(source.path, f"gives no example for task {task.name!r}")
     return [Item(row.fields, row.references, row.origin) for row in rows]
 
 

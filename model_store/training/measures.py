@@ -19,6 +19,7 @@ from model_store.training.metrics_text import bleu_tokenizer
 
 Array = npt.NDArray[np.float64]
 DRAWS = 1000
+_AT_ONCE = 50
 LEVEL = 95  # per cent
 _NORMAL = 1.959964  # so many deviations hold `LEVEL` per cent of the normal distribution
 
@@ -45,8 +46,14 @@ class Measure:
         return float(self.score(self.stats.sum(axis=0, keepdims=True))[0])
 
     def drawn(self) -> Array:
-        """The figures of `DRAWS` test sets drawn from the items with replacement; always the same draws."""
-        return self.score(_weights(len(self.stats)) @ self.stats)
+        """The figures of `DRAWS` test sets drawn from the items with replacement; always the same draws.
+
+        Cost: `DRAWS` times the items; memory for `_AT_ONCE` draws.
+        """
+        rng, count = np.random.default_rng(0), len(self.stats)
+        even = np.full(count, 1 / count)
+        times = (rng.multinomial(count, even, size=_AT_ONCE) for _ in range(DRAWS // _AT_ONCE))
+        return self.score(np.concatenate([weights @ self.stats for weights in times]))
 
     def interval(self) -> tuple[float, float]:
         """Where `LEVEL` per cent of the drawn figures lie; for a share Wilson's interval, which is no point
@@ -162,12 +169,6 @@ def _wilson(right: float, count: float) -> tuple[float, float]:
 def _interval(drawn: Array) -> tuple[float, float]:
     low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return round(float(low), 2), round(float(high), 2)
-
-
-def _weights(count: int) -> Array:
-    """How often each item was drawn, for each draw. (draws, items)"""
-    rng = np.random.default_rng(0)
-    return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)
 
 
 def _sacrebleu() -> Any:

@@ -141,6 +141,13 @@ def test_a_test_set_may_name_several_right_answers(tmp_path: Path) -> None:
     assert read_items(tmp_path / "a.jsonl", QA)[0].references == ("Tom", "he")
 
 
+def test_a_test_set_without_an_example_is_refused(tmp_path: Path) -> None:
+    record = {"messages": [{"role": "user", "content": "Hi"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InvalidData, match="gives no example for task 'bot'"):
+        read_items(tmp_path / "a.jsonl", Task("bot", "generate", "{text}"))
+
+
 def test_a_reference_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"context": "", "question": "", "answer": [3]}', encoding="utf-8")
     with pytest.raises(InvalidData, match="line 1: key 'answer' must be a string or a list of strings"):
