@@ -16,14 +16,6 @@ from model_store.entry import ModelEntry
 from model_store.errors import StoreError
 from model_store.layout import figures_path
 
-MAIN = (
-    "accuracy",
-    "f1_answerable",
-    "rougeL",
-    "chrf",
-    "perplexity",
-)  # the first that is there is shown in lists
-
 
 def read_figures(root: Path, name: str, version: str) -> dict[str, dict[str, Any]]:
     """Give what was measured on a version, by test set; nothing where nothing was.
@@ -77,5 +69,6 @@ def in_words(figures: Mapping[str, Any]) -> str:
 
 def main_figure(figures: Mapping[str, Any]) -> str:
     """The figure that a list shows of a test set: `accuracy 91.2`; "" where there is none."""
-    name = next((name for name in MAIN if isinstance(figures.get(name), int | float)), "")
-    return f"{name} {figures[name]:.1f}" if name else ""
+    name = figures.get("main", "perplexity")
+    value = figures.get(name)
+    return f"{name} {value:.1f}" if isinstance(value, int | float) else ""

@@ -94,9 +94,10 @@ class Judged:
         return [(self.items[index], self.said[index], self.scores[index]) for index in found]
 
     def figures(self) -> Figures:
-        """JSON values: `count`, every measure, `intervals`, and for `choice` `labels` and `confusion`."""
+        """JSON values: `count`, the measures, `main`, `intervals`; of choices `labels` and `confusion`."""
         figures: Figures = {"count": len(self.items), **({"cut": self.num_cut} if self.num_cut else {})}
         figures |= {measure.name: round(measure.value, 2) for measure in self.measures}
+        figures["main"] = self.main
         figures["intervals"] = {measure.name: list(measure.interval()) for measure in self.measures}
         if self.confusion is not None:
             figures["labels"] = {

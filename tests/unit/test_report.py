@@ -26,7 +26,9 @@ from model_store.training.report_html import comparison, report
 from model_store.training.report_svg import Bar, bars
 
 MOOD = Task("mood", "choice", "{text}", document="text", labels=("good", "bad"))
-FIGURES = {"mood: a.csv": {"count": 10, "accuracy": 91.25, "intervals": {"accuracy": [85, 97]}}}
+FIGURES = {
+    "mood: a.csv": {"count": 10, "accuracy": 91.25, "main": "accuracy", "intervals": {"accuracy": [85, 97]}}
+}
 
 
 def moods(right: int, of: int = 40) -> Judged:
