@@ -67,4 +67,4 @@ def compared(main: Difference, first: str, second: str) -> str:
 def _begun(name: str) -> str:
     """A measure's name at the beginning of a sentence."""
     text = words(name)
-    return text[0].upper() + text[1:]
+    return text if text == WORDS["chrf"] else text[0].upper() + text[1:]

@@ -72,7 +72,7 @@ def shades(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]], title
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
-    """Curves in one picture, each with its name at its end; x from its first to its last value."""
+    """Curves in one picture, their names beside it; x from its first to its last value."""
     points = [point for values in series.values() for point in values]
     height, left, right = 240, 56, 110
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -92,8 +92,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str) -> st
         colour = (_STRONG, "#c2571a", _WEAK)[index % 3]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, values))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        x, y = place(values[-1])
-        parts.append(_text(x + 6, y + 4, name, "start", 13, colour))
+        parts.append(_text(_WIDTH - right + 10, 24 + 20 * index, name, "start", 13, colour))
     for value in (low_x, low_x + span_x):
         parts.append(_text(place((value, low_y))[0], height - 6, f"{value:,.0f}", "middle", 12))
     return _svg(_WIDTH, height, parts, title)
