@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from model_store.sampling import OPTIONS, SAMPLING
 from service.api.fields import IDS_SCHEMA, are_ids, body_field, table_field
 from service.api.openai_fields import OpenAISampling, StreamOptions, sampling_given
+from service.api.structured import StructuredFields
 from service.errors import InvalidRequest
 from service.tasks.calls import GenerateCall, Origin
 
@@ -43,7 +44,7 @@ def _prompts(value: object) -> PromptValue:
     raise PydanticCustomError("prompt", "not a prompt")
 
 
-class CompletionBody(OpenAISampling):
+class CompletionBody(StructuredFields, OpenAISampling):
     """A completion as OpenAI's clients ask for it."""
 
     model_config = ConfigDict(
@@ -97,6 +98,7 @@ class CompletionBody(OpenAISampling):
             self.echo,
             self.logprobs,
             allow_zero=self.echo,
+            constraint=self.to_constraint(),
             parses_special=self.parse_special_tokens,
             keeps_last=self.truncate_prompt_tokens,
             adds_special=self.add_special_tokens,

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, create_model
 
 from model_store.sampling import OPTIONS, SAMPLING
 from service.api.fields import Body, body_field, read_texts, sampling_fields, table_field
+from service.api.structured import ConstraintBody, constraint_field
 from service.tasks.calls import (
     GenerateCall,
     Origin,
@@ -80,6 +81,7 @@ class GenerateBody(SamplingBody):
     echo: bool = body_field(False, "true or false")
     logprobs: int = _option("logprobs", 0, _LOGPROBS)
     parse_special_tokens: bool = body_field(None, "true or false")
+    constraint: ConstraintBody = constraint_field()
 
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call."""
@@ -88,6 +90,7 @@ class GenerateBody(SamplingBody):
             self.n,
             self.echo,
             self.logprobs or None,
+            constraint=None if self.constraint is None else self.constraint.to_constraint(),
             overflow=self.overflow,
             parses_special=self.parse_special_tokens,
             sampling=self.sampling(),
@@ -150,6 +153,7 @@ class TaskBody(SamplingBody):
     n: int = _option("n", 1)
     echo: bool = body_field(False, "true or false")
     logprobs: int = _option("logprobs", 0, _LOGPROBS)
+    constraint: ConstraintBody = constraint_field()
     strategy: Strategy = body_field("auto", '"auto", "single" or "map_reduce"')
     num_answers: int = _option("num_answers", 1)
     no_answer: bool = body_field(True, "true or false")
@@ -161,6 +165,8 @@ class TaskBody(SamplingBody):
         given: dict[str, Any] = {key: getattr(self, key) for key in options if key in self.model_fields_set}
         if "logprobs" in self.model_fields_set:
             given["logprobs"] = self.logprobs or None
+        if "constraint" in self.model_fields_set:
+            given["constraint"] = self.constraint.to_constraint()
         fields: Mapping[str, str] = self.__pydantic_extra__ or {}
         return TaskCall(
             name, fields, **given, overflow=self.overflow, sampling=self.sampling(), origin=origin
@@ -169,6 +175,6 @@ class TaskBody(SamplingBody):
 
 LEGAL: dict[str, str] = {
     name: item.description or ""
-    for body in (GenerateBody, SummarizeBody, QaBody, TaskBody)
+    for body in (ConstraintBody, GenerateBody, SummarizeBody, QaBody, TaskBody)
     for name, item in body.model_fields.items()
 }

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.engine.detokenizer import Detokenizer
 
 
@@ -30,10 +33,19 @@ class Status(Enum):
     FINISHED = auto()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenMask:
+    """A set of tokens where it may hold most of them: one bit for each, the lowest of each byte first."""
+
+    bits: NDArray[np.uint8]
+
+
 class AllowedNext(Protocol):
     """A constraint on the next token, as a pure function of the tokens generated so far."""
 
-    def __call__(self, output_ids: collections.abc.Sequence[int]) -> collections.abc.Sequence[int]:
+    def __call__(
+        self, output_ids: collections.abc.Sequence[int]
+    ) -> collections.abc.Sequence[int] | TokenMask:
         """Return the ids allowed next; the end-of-text id among them means the text may end here."""
         ...
 

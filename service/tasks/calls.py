@@ -28,6 +28,14 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """The form that a text must have: see `service.tasks.constraints`."""
+
+    kind: Literal["choice", "regex", "json_schema", "grammar"]
+    text: str  # as it is; of a choice or a schema its JSON
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateCall:
     """Continue each prompt `n` times; choice `index = prompt * n + sample`."""
 
@@ -37,6 +45,7 @@ class GenerateCall:
     logprobs: int | None = None  # None off, 0 the chosen token, k alternatives too
     allow_zero: bool = False  # whether `max_new_tokens` may be 0: the prompt is only scored
     fills_window: bool = False  # new tokens up to the window's end, where `max_new_tokens` is not given
+    constraint: Constraint | None = None
     overflow: Overflow = "error"
     parses_special: bool | None = None  # special tokens in a prompt; None: as the service is set
     keeps_last: int | None = None  # tokens of a prompt, without those put around it; None: all
@@ -91,6 +100,7 @@ class TaskCall:
     n: int | None = None  # generate
     echo: bool | None = None  # generate
     logprobs: int | None = None  # generate
+    constraint: Constraint | None = None  # generate
     strategy: Strategy | None = None  # summarize
     num_answers: int | None = None  # qa
     no_answer: bool | None = None  # qa
@@ -106,6 +116,7 @@ class TaskCall:
             n=1 if self.n is None else self.n,
             echo=bool(self.echo),
             logprobs=self.logprobs,
+            constraint=self.constraint,
             overflow=self.overflow,
             sampling=self.sampling,
             origin=self.origin,

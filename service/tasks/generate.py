@@ -23,6 +23,7 @@ from service.tasks.calls import (
     ModelLimits,
     TokenScore,
 )
+from service.tasks.constraints import Follower, Grammar
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import Fitted, fit_fields, fit_ids, fit_text
 from service.tasks.job import timings, usage
@@ -75,12 +76,17 @@ class Generation:
         call: the call.
         tokenizer: the model's.
         decoding: resolved sampling fields.
+        grammar: the form that texts must have, if any.
     """
 
-    def __init__(self, call: GenerateCall, tokenizer: Tokenizer, decoding: Decoding) -> None:
+    def __init__(
+        self, call: GenerateCall, tokenizer: Tokenizer, decoding: Decoding, grammar: Grammar | None = None
+    ) -> None:
         self.requests: list[SequenceRequest] = []
         self._call, self._tokenizer, self._decoding = call, tokenizer, decoding
         self._choices: list[ChoiceText] = []
+        self._grammar = grammar
+        self._followers: dict[int, Follower] = {}  # by choice, with a grammar
         self._num_dropped = 0
 
     def add(self, prompt: Fitted, text: str | None) -> None:
@@ -103,6 +109,9 @@ class Generation:
         self._num_dropped += prompt.num_dropped
         for _ in range(call.n):
             index = len(self.requests)
+            if self._grammar is not None:
+                follower = self._followers[index] = self._grammar.follow(prompt.prompt_ids)
+                params = replace(params, allowed_next=follower)
             self.requests.append(SequenceRequest(prompt.prompt_ids, params, index, call.origin.is_streamed))
             self._choices.append(ChoiceText(index, echo, prompt.prompt_ids, self._tokenizer))
 
@@ -115,6 +124,8 @@ class Generation:
     async def events(self, job: JobStream) -> AsyncGenerator[Event]:
         """Yield the choices' tokens as they come, then the result."""
         async for output in job:
+            if output.finish_reason is not None and self._followers:
+                self._followers[output.index].check()
             yield self._choices[output.index].push(output, self._call)
             if output.prompt_logprobs:  # hundreds of tokens: others have their turn before the next prompt's
                 await asyncio.sleep(0)
@@ -124,7 +135,11 @@ class Generation:
 
 
 def plan(
-    call: GenerateCall, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
+    call: GenerateCall,
+    tokenizer: Tokenizer,
+    decoding: Decoding,
+    limits: ModelLimits,
+    grammar: Grammar | None = None,
 ) -> Steps[Generation]:
     """Tokenise a call's prompts.
 
@@ -132,7 +147,7 @@ def plan(
         PromptTooLong: one does not fit and nothing may be dropped.
         InvalidRequest: one is no valid text, or has a token that the model does not know.
     """
-    generation = Generation(call, tokenizer, decoding)
+    generation = Generation(call, tokenizer, decoding, grammar)
     for index, prompt in enumerate(call.prompts):
         param = "prompt" if len(call.prompts) == 1 else f"prompt.{index}"
         if isinstance(prompt, str):
@@ -167,9 +182,10 @@ def plan_task(
     tokenizer: Tokenizer,
     decoding: Decoding,
     limits: ModelLimits,
+    grammar: Grammar | None = None,
 ) -> Steps[Generation]:
     """Render the prompt of a task. Raises as `plan`."""
-    generation = Generation(call, tokenizer, decoding)
+    generation = Generation(call, tokenizer, decoding, grammar)
     fit = fit_fields(task, tokenizer, fields, decoding, limits.n_positions, call.overflow)
     generation.add((yield from fit), "".join(part for part, _ in task.segments(fields)))
     return generation

@@ -21,6 +21,7 @@ from service.engine.sequence import SequenceRequest
 from service.errors import InvalidRequest, NotFound
 from service.tasks import answers, chat, choice, generate, qa, reduction, summarize
 from service.tasks.calls import ChatCall, GenerateCall, ModelLimits, Origin, QaCall, SummarizeCall, TaskCall
+from service.tasks.constraints import Grammar, Grammars, constrained_sampling
 from service.tasks.events import Event
 from service.tasks.fitting import check_fields, check_not_blank, check_unicode
 from service.tasks.offload import Offloader, size_of
@@ -32,12 +33,12 @@ from service.tasks.vocabulary import Vocabulary
 Running = AbstractAsyncContextManager[AsyncIterator[Event]]
 
 _OPTIONS: dict[str, set[str]] = {
-    "generate": {"n", "echo", "logprobs"},
+    "generate": {"n", "echo", "logprobs", "constraint"},
     "summarize": {"strategy"},
     "qa": {"num_answers", "no_answer", "grounded"},
     "choice": set(),
 }
-_ALL_OPTIONS = ("n", "echo", "logprobs", "strategy", "num_answers", "no_answer", "grounded")
+_ALL_OPTIONS = ("n", "echo", "logprobs", "constraint", "strategy", "num_answers", "no_answer", "grounded")
 
 
 class TaskRunner:
@@ -65,6 +66,7 @@ class TaskRunner:
         self.tokenizer = tokenizer
         self.chat_format = chat_format
         self._offloader = Offloader()
+        self._grammars = Grammars(tokenizer, self._offloader)
         has_questions = any(task.kind == "qa" for task in tasks.values())
         self._vocabulary = Vocabulary(tokenizer) if has_questions else None
 
@@ -81,8 +83,9 @@ class TaskRunner:
             Refused: the engine takes no more work now.
         """
         task, limit = self._task("generate"), self.limits.max_job_sequences
+        sampling = constrained_sampling(call)
         decoding = resolve(
-            call.sampling, task, self.tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
+            sampling, task, self.tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
         )
         if call.fills_window and not decoding.is_explicit:
             decoding = replace(decoding, max_new_tokens=self.limits.n_positions)
@@ -90,7 +93,8 @@ class TaskRunner:
             raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
         if not 0 < len(call.prompts) <= limit // call.n:
             raise InvalidRequest(f"prompt must be 1 to {limit // call.n} prompts with n = {call.n}", "prompt")
-        work = generate.plan(call, self.tokenizer, decoding, self.limits)
+        grammar = await self._grammar(call)
+        work = generate.plan(call, self.tokenizer, decoding, self.limits, grammar)
         generation = await self._offloader.run(size_of(call.prompts), work, call.origin)
         async with self._running(generation.requests, call.origin, generation.events) as events:
             yield events
@@ -206,8 +210,10 @@ class TaskRunner:
     async def _continue(
         self, task: Task, call: GenerateCall, fields: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        decoding = resolve(call.sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
-        work = generate.plan_task(call, task, fields, self.tokenizer, decoding, self.limits)
+        sampling = constrained_sampling(call)
+        decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        grammar = await self._grammar(call)
+        work = generate.plan_task(call, task, fields, self.tokenizer, decoding, self.limits, grammar)
         generation = await self._offloader.run(size_of(fields.values()), work, call.origin)
         async with self._running(generation.requests, call.origin, generation.events) as events:
             yield events
@@ -222,6 +228,9 @@ class TaskRunner:
             requests, call.origin, lambda job: choice.choice_events(job, task, seed, num_dropped)
         ) as events:
             yield events
+
+    async def _grammar(self, call: GenerateCall) -> Grammar | None:
+        return None if call.constraint is None else await self._grammars.compile(call.constraint, call.origin)
 
     @asynccontextmanager
     async def _running(

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.sequence import SamplingParams
+from service.engine.sequence import SamplingParams, TokenMask
 
 _STRONGEST = 1e30  # stands for infinity; divided by any temperature it stays finite
 
@@ -112,9 +113,21 @@ def _repair(logits: Tensor, end_ids: Sequence[int]) -> None:
         logits[end_ids[0]] = 0.0
 
 
-def _allow_only(logits: Tensor, allowed: Sequence[int], end_ids: Sequence[int]) -> None:
+def _allow_only(logits: Tensor, allowed: Sequence[int] | TokenMask, end_ids: Sequence[int]) -> None:
     """Keep the allowed ids; where none is left the text ends."""
+    if isinstance(allowed, TokenMask):
+        _allow_bits(logits, allowed)
+        return
     ids = sorted(set(allowed)) or list(end_ids[:1])
     kept = logits[ids].clone()
     logits.fill_(-torch.inf)
     logits[ids] = kept if bool((kept > -torch.inf).any()) else torch.zeros_like(kept)
+
+
+def _allow_bits(logits: Tensor, mask: TokenMask) -> None:
+    """As `_allow_only`, by one bit for each id."""
+    flags = np.unpackbits(mask.bits, count=len(logits), bitorder="little").view(np.bool_)
+    allowed = torch.from_numpy(flags).to(logits.device)
+    logits.masked_fill_(~allowed, -torch.inf)
+    if float(logits.max()) == -torch.inf:
+        logits.masked_fill_(allowed, 0.0)

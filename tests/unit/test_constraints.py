@@ -1,0 +1,246 @@
+"""Constraints: every finished text has its form, whatever the tokenizer, the batch and the drafts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+from toy_engine import babbling, events_of, make_tokenizer, result_of, running
+
+from model_store.tokenizer import Tokenizer
+from model_store.tokenizer_files import LoadedTokenizer
+from service.engine.model.logits_processors import SampleRow, process
+from service.engine.sequence import SamplingParams, TokenMask
+from service.errors import InvalidRequest
+from service.tasks.calls import Constraint, GenerateCall, Origin, SamplingFields
+from service.tasks.constraints import MAX_CHARS, Follower, Grammars
+from service.tasks.events import Token
+from service.tasks.offload import Offloader
+
+SCHEMAS: list[dict[str, Any]] = [
+    {"type": "object"},
+    {"type": "boolean"},
+    {"enum": ["red", "green", 3, None]},
+    {"const": {"a": [1]}},
+    {"type": "integer", "minimum": 3, "maximum": 17},
+    {"type": "string", "maxLength": 5},
+    {"type": "string", "format": "date"},
+    {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4},
+    {"type": "array", "prefixItems": [{"type": "null"}, {"type": "boolean"}], "items": False, "minItems": 2},
+    {
+        "anyOf": [
+            {"type": "null"},
+            {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]},
+        ]
+    },
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 8},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        },
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    },
+    {
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {
+                    "v": {"type": "boolean"},
+                    "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+                },
+                "required": ["v", "next"],
+                "additionalProperties": False,
+            }
+        },
+        "$ref": "#/$defs/node",
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer()
+
+
+def word_pieces() -> Tokenizer:
+    """A WordPiece of letters, some words and some Chinese: spaces are implied."""
+    characters = [chr(code) for code in range(0x21, 0x7F)]
+    words = ["[UNK]", "[SEP]", "yes", "no", "计", "算", *characters, *(f"##{c}" for c in characters), "##es"]
+    backend = Backend(models.WordPiece({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens(["[UNK]", "[SEP]"])
+    return Tokenizer(LoadedTokenizer(backend, "wordpiece", (1,)))
+
+
+def schema_of(schema: object) -> Constraint:
+    return Constraint("json_schema", json.dumps(schema))
+
+
+async def texts_of(tokenizer: Tokenizer, constraint: Constraint, n: int = 4, **sampling: Any) -> list[Any]:
+    """Choices of a model that babbles."""
+    fields = SamplingFields(**{"max_new_tokens": 60, "seed": 3, **sampling})
+    call = GenerateCall(("the king",), n=n, constraint=constraint, sampling=fields)
+    async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _):
+        return list((await result_of(runner.generate(call))).choices)
+
+
+async def follower_of(tokenizer: Tokenizer, constraint: Constraint) -> Follower:
+    offloader = Offloader()
+    try:
+        return (await Grammars(tokenizer, offloader).compile(constraint, Origin())).follow([5])
+    finally:
+        offloader.close()
+
+
+def allowed(mask: TokenMask) -> list[int]:
+    return [int(at) for at in np.flatnonzero(np.unpackbits(mask.bits, bitorder="little"))]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+async def test_a_finished_text_is_valid_against_its_schema(tokenizer: Tokenizer, schema: object) -> None:
+    ended = [c for c in await texts_of(tokenizer, schema_of(schema), n=8) if c.finish_reason == "stop"]
+    assert ended
+    for choice in ended:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(choice.text))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("pattern", ["[ab]{2,5}", "(yes|no)!?", "é+\\d", r"\d{4}-\d\d"])
+async def test_a_finished_text_matches_its_expression(
+    tokenizer: Tokenizer, pattern: str, temperature: float
+) -> None:
+    for choice in await texts_of(tokenizer, Constraint("regex", pattern), temperature=temperature):
+        assert re.fullmatch(pattern, choice.text) or choice.finish_reason == "length"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("make", [make_tokenizer, word_pieces])
+async def test_a_choice_is_one_of_the_texts(make: Any) -> None:
+    texts = ["yes", "no", 'it "is"']
+    for choice in await texts_of(make(), Constraint("choice", json.dumps(texts[:2]))):
+        assert choice.text in texts and choice.finish_reason == "stop"
+    for choice in await texts_of(make_tokenizer(), Constraint("choice", json.dumps(texts[2:]))):
+        assert choice.text == texts[2]
+
+
+@pytest.mark.asyncio
+async def test_what_a_tokenizer_with_implied_spaces_writes_is_what_was_asked_for() -> None:
+    found = await texts_of(word_pieces(), Constraint("regex", "[计算]{1,3}[a-c]{2}( yes)?"), n=8)
+    assert all(re.fullmatch("[计算]{1,3}[a-c]{2}( yes)?", choice.text) for choice in found)
+
+
+@pytest.mark.asyncio
+async def test_a_text_follows_its_grammar(tokenizer: Tokenizer) -> None:
+    lark = 'start: term (("+" | "-") term)*\nterm: /[0-9]/ | "(" start ")"'
+    for choice in await texts_of(tokenizer, Constraint("grammar", lark), n=8):
+        assert choice.finish_reason == "length" or isinstance(eval(choice.text), int)
+
+
+@pytest.mark.asyncio
+async def test_a_text_that_has_no_room_to_end_says_length(tokenizer: Tokenizer) -> None:
+    [choice] = await texts_of(tokenizer, Constraint("regex", "[a-z]{50}"), n=1, max_new_tokens=3)
+    assert choice.finish_reason == "length" and re.fullmatch("[a-z]+", choice.text)
+
+
+@pytest.mark.asyncio
+async def test_streamed_is_the_same_text(tokenizer: Tokenizer) -> None:
+    constraint = schema_of(SCHEMAS[11])
+    call = GenerateCall(("the king",), constraint=constraint, sampling={"seed": 3, "max_new_tokens": 60})
+    async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _):
+        *tokens, _ = await events_of(runner.generate(call))
+    joined = "".join(event.text for event in tokens if isinstance(event, Token))
+    assert joined == (await texts_of(tokenizer, constraint, n=1))[0].text
+
+
+@pytest.mark.asyncio
+async def test_beside_others_it_is_the_same_text(tokenizer: Tokenizer) -> None:
+    calls = [
+        GenerateCall(("the king",), constraint=schema_of(schema), sampling={"seed": 9, "max_new_tokens": 40})
+        for schema in SCHEMAS
+    ]
+    async with running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _):
+        together = await asyncio.gather(*(result_of(runner.generate(call)) for call in calls))
+        alone = [await result_of(runner.generate(call)) for call in calls]
+    assert [r.choices[0].text for r in together] == [r.choices[0].text for r in alone]
+
+
+@pytest.mark.asyncio
+async def test_a_tasks_own_stop_strings_do_not_cut_a_constrained_text(tokenizer: Tokenizer) -> None:
+    constraint = Constraint("choice", '["a\\nb"]')
+    assert (await texts_of(tokenizer, constraint, n=1))[0].text == "a\nb"
+    assert (await texts_of(tokenizer, constraint, n=1, stop=("\n",)))[0].text == "a"
+
+
+@pytest.mark.asyncio
+async def test_an_answer_depends_on_the_ids_alone(tokenizer: Tokenizer) -> None:
+    """Drafts ask about places that are taken back."""
+    follower = await follower_of(tokenizer, Constraint("regex", "abc|abd|xyz"))
+    a, b, d, x = (tokenizer.encode(letter)[0] for letter in "abdx")
+    first = allowed(follower([]))
+    assert a in first and x in first and b not in first and tokenizer.eos_id not in first
+    assert allowed(follower([a, b, d])) == [tokenizer.eos_id]
+    assert allowed(follower([])) == first
+    assert allowed(follower([x, b])) == [tokenizer.eos_id]  # such a draft is never taken
+    assert b in allowed(follower([a])) and d not in allowed(follower([a]))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("constraint", "reason"),
+    [
+        (Constraint("regex", "(ab"), "unclosed group"),
+        (schema_of({"type": "nope"}), "nope"),
+        (schema_of({"not": {"type": "string"}}), "not"),
+        (Constraint("json_schema", "{"), "no json_schema"),
+        (Constraint("grammar", "start: foo"), "unknown name"),
+        (Constraint("regex", "a" * (MAX_CHARS + 1)), "at most"),
+    ],
+)
+async def test_what_cannot_be_followed_is_refused_with_the_reason(
+    tokenizer: Tokenizer, constraint: Constraint, reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as refused:
+        await texts_of(tokenizer, constraint)
+    assert refused.value.param == "constraint"
+
+
+@pytest.mark.asyncio
+async def test_the_end_is_not_ignored_beside_a_constraint(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match="ignore_eos"):
+        await texts_of(tokenizer, Constraint("regex", "a"), ignore_eos=True)
+
+
+@pytest.mark.asyncio
+async def test_a_text_that_the_tokenizer_cannot_write_is_an_error_and_no_text() -> None:
+    with pytest.raises(InvalidRequest, match="no token"):
+        await texts_of(word_pieces(), Constraint("regex", "ü"))
+
+
+def masked(bits: Sequence[int], logits: list[float]) -> list[float]:
+    mask = TokenMask(np.packbits(np.array(bits, np.bool_), bitorder="little"))
+    row = torch.tensor([logits])
+    process(row, [SampleRow(SamplingParams(allowed_next=lambda _: mask), [1], [])], [0])
+    return [float(value) for value in row[0]]
+
+
+def test_a_mask_leaves_the_logits_of_its_tokens() -> None:
+    assert masked([1, 0, 1], [1.0, 2.0, 3.0]) == [1.0, -torch.inf, 3.0]
+
+
+def test_a_mask_wins_over_what_forbids_all_of_its_tokens() -> None:
+    assert masked([0, 1, 0], [1.0, -torch.inf, 3.0]) == [-torch.inf, 0.0, -torch.inf]
