@@ -28,6 +28,7 @@ from service.tasks.sampling import check_neutral
 MAX_CHARS = 64 * 1024  # of a constraint's text
 MAX_CACHED = 64  # compiled constraints that are kept
 _MAX_REASON_CHARS = 300
+_NO_TOKEN = "the tokenizer has no token that could come next"
 # What it may cost: some 100 ms to compile, some 20 ms for a step, some tens of megabytes for a sequence.
 _LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=1_000_000,
@@ -132,10 +133,11 @@ class Follower:
             otherwise = self._words.otherwise(self._ids[-1] if self._ids else self._before)
             if otherwise is not None:
                 mask &= ~otherwise
-            if not mask.any() or self._matcher.stop_reason() == "NoExtensionBias":
-                self.failure = "the tokenizer has no token that could come next"
+            if not mask.any():
+                self.failure = _NO_TOKEN
         if self._matcher.is_error():
-            self.failure = self.failure or _reason(self._matcher.get_error())
+            error = self._matcher.get_error()
+            self.failure = _NO_TOKEN if error.strip() == "NoExtensionBias" else _reason(error)
         return TokenMask(self._words.ends if self.failure or not mask.any() else mask)
 
     def check(self) -> None:
@@ -231,13 +233,15 @@ def constrained_sampling(call: GenerateCall) -> SamplingFields:
 
 def _grammar_text(constraint: Constraint) -> str:
     """A constraint as llguidance reads it."""
+    text: str
     if constraint.kind == "json_schema":
-        return llguidance.LLMatcher.grammar_from_json_schema(constraint.text, defaults=_JSON_STYLE)
-    if constraint.kind == "choice":
-        texts = json.loads(constraint.text)
-        rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-        return llguidance.LLMatcher.grammar_from_lark(f"start: {rule}")
-    return llguidance.grammar_from(constraint.kind, constraint.text)
+        text = llguidance.LLMatcher.grammar_from_json_schema(constraint.text, defaults=_JSON_STYLE)
+    elif constraint.kind == "choice":
+        texts = (json.dumps(text, ensure_ascii=False) for text in json.loads(constraint.text))
+        text = llguidance.LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
+    else:
+        text = llguidance.grammar_from(constraint.kind, constraint.text)
+    return text
 
 
 def _refusal(kind: str, error: str) -> InvalidRequest:
