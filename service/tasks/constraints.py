@@ -136,8 +136,8 @@ class Follower:
             if not mask.any():
                 self.failure = _NO_TOKEN
         if self._matcher.is_error():
-            error = self._matcher.get_error()
-            self.failure = _NO_TOKEN if error.strip() == "NoExtensionBias" else _reason(error)
+            reason = _reason(self._matcher.get_error())
+            self.failure = _NO_TOKEN if reason.startswith("NoExtensionBias") else reason
         return TokenMask(self._words.ends if self.failure or not mask.any() else mask)
 
     def check(self) -> None:
