@@ -30,7 +30,7 @@ RUN torch=$(grep '^torch==' requirements.lock) && if [ -n "${TORCH_INDEX}" ]; \
     else /opt/textgen/bin/pip install --constraint requirements.lock "${torch}"; fi
 RUN /opt/textgen/bin/pip install --no-deps --require-hashes -r image.lock
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE LICENSE-CC-BY-SA-4.0.txt ./
 COPY model_store ./model_store
 COPY service ./service
 RUN /opt/textgen/bin/pip install --no-deps --no-build-isolation .
@@ -59,7 +59,7 @@ ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="textgen-service" \
       org.opencontainers.image.description="Serves a fine-tuned GPT-2: streaming, continuous batching, summaries, grounded answers" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-SA-4.0"
 
 ARG EXTRA_PACKAGES=""
 # hadolint ignore=DL3008

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from model_store.recipes.muon import has_bf16
 from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.packing import Rows
 
@@ -259,9 +260,7 @@ def is_bf16(precision: str) -> bool:
     """Say whether a run of a precision computes in bfloat16 here."""
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def with_adapters(model: Any, rank: int) -> Any:

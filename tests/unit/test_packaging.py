@@ -237,3 +237,18 @@ def test_every_alert_is_explained_in_the_operations_page() -> None:
     rules = yaml.safe_load(read("deploy/alerts.yml"))["groups"][0]["rules"]
     page = read("docs/operations.md")
     assert [rule["alert"] for rule in rules if f"`{rule['alert']}`" not in page] == []
+
+
+def test_the_wheel_and_the_image_carry_the_licences_of_the_code_and_of_the_weights() -> None:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    manifest = next(ROOT.glob("model_store/models/textgen-7m/*/manifest.json"))
+    weights = json.loads(manifest.read_text(encoding="utf-8"))["license"]
+    assert project["license"] == f"Apache-2.0 AND {weights}"
+    starts = [read(name).split(maxsplit=1)[0] for name in project["license-files"]]
+    assert starts == ["Apache", "Attribution-ShareAlike"]
+    dockerfile = read("Dockerfile")
+    assert f'image.licenses="{project["license"]}"' in dockerfile
+    copied = re.findall(r"^COPY ([^-].*) \./$", dockerfile, re.MULTILINE)
+    for name in project["license-files"]:
+        assert any(name in files.split() for files in copied)
+        assert f"!{name}\n" in read(".dockerignore")

@@ -43,8 +43,9 @@ def test_a_wrong_recipe_is_named_with_place_and_key(tmp_path: Path, line: str, m
 
 
 @pytest.mark.parametrize(
-    "name", ["pretrain", "questions", "continue", "finetune", "simple/text", "simple/mix"]
+    "name",
+    ["pretrain", "questions", "continue", "finetune", "simple/text", "simple/mix", "zh/mix", "zh/questions"],
 )
-def test_the_recipes_of_the_built_in_model_are_legal(name: str) -> None:
+def test_the_recipes_that_are_shipped_are_legal(name: str) -> None:
     path = RECIPES / f"{name}.toml"
     assert load_recipe(path, Path("corpus"), load_tasks(path.with_name("tasks.toml")))
