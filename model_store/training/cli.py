@@ -16,6 +16,7 @@ from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.manifest import Draft
 from model_store.task import Task
 from model_store.task_files import load_tasks
+from model_store.training.cli_draft import asked_license, trained_tasks
 from model_store.training.cli_options import with_train_options
 from model_store.training.errors import InvalidOption
 from model_store.training.recipe import Source, load_recipe
@@ -24,7 +25,6 @@ from model_store.training.text_files import file_lines
 from model_store.training.train import RunResult, TrainOptions
 
 if TYPE_CHECKING:
-    from model_store.entry import ModelEntry
     from model_store.training.pipeline import Job
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
@@ -35,7 +35,7 @@ Corpus = Annotated[Path, typer.Option(help="The folder that a recipe's paths are
 Valid = Annotated[list[Path] | None, typer.Option("--valid", help="Text to validate on; may be given again.")]
 ValidShare = Annotated[float, typer.Option(help="Share of the data kept for validation without --valid.")]
 Tasks = Annotated[Path | None, typer.Option(help="Task definitions, .toml or .json.")]
-Block = Annotated[int, typer.Option(help="Tokens in a row.")]
+Block = Annotated[int, typer.Option(help="Tokens in a row; 0 chooses from the lengths.")]
 Dtype = Annotated[str, typer.Option(help="Of the exported weights: bf16, fp16 or fp32.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Name = Annotated[str, typer.Option(help="Add the model to the store under this name.")]
@@ -138,7 +138,7 @@ def finetune(
     corpus: Corpus = Path(),
     valid: Annotated[list[str] | None, typer.Option("--valid", help="TASK=FILE to validate on.")] = None,
     valid_share: ValidShare = 0.02,
-    block: Block = 1024,
+    block: Block = 0,
     loss_everywhere: Annotated[
         bool, typer.Option("--loss-everywhere", help="Learn the prompts too, not the answers only.")
     ] = False,
@@ -148,6 +148,9 @@ def finetune(
     store: StoreFolder = DEFAULT_STORE,
     license: License = "",
     about_data: About = None,
+    keep_tasks: Annotated[
+        bool, typer.Option("--keep-tasks", help="Offer the base's tasks, too; check that they still work.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, as preview does; train nothing.")
     ] = False,
@@ -176,8 +179,8 @@ def finetune(
             dtype=dtype,
             is_resumed=resume,
             draft=_draft(
-                known,
-                license if license or dry_run else _asked_license(entry),
+                known if keep_tasks else trained_tasks(known, [*sources, *held_out]),
+                license if license or dry_run else asked_license(entry),
                 [
                     f"base model: {entry.label}, licence {entry.manifest.license or 'not given'}",
                     *(f"of the base: {line}" for line in entry.manifest.data),
@@ -207,7 +210,7 @@ def preview(
     recipe: Recipe = None,
     corpus: Corpus = Path(),
     valid_share: ValidShare = 0.02,
-    block: Block = 1024,
+    block: Block = 0,
     loss_everywhere: Annotated[
         bool, typer.Option("--loss-everywhere", help="Learn the prompts too, not the answers only.")
     ] = False,
@@ -262,17 +265,6 @@ def _sources(
     if not sources:
         raise InvalidOption(option, "is missing; give data with it or with --recipe")
     return tuple(sources)
-
-
-def _asked_license(base: "ModelEntry") -> str:
-    """Ask a person for the new weights' licence; the base's is never taken over without a word."""
-    known = base.manifest.license or "not given"
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        question = f"Licence of the new weights (the base's: {known}; empty: none)"
-        answer: str = typer.prompt(question, default="", show_default=False, err=True)
-        return answer.strip()
-    _report(f"licence: not given; the base's ({known}) is not taken over; name one with --license")
-    return ""
 
 
 def _draft(tasks: Mapping[str, Task], license: str, about: list[str] | None) -> Draft:

@@ -4,6 +4,7 @@ Callbacks for transformers' Trainer; the loop is in `train.py`.
 """
 
 import csv
+import math
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from model_store.training.errors import MissingExtra
+from model_store.training.errors import Diverged, MissingExtra
 
 COLUMNS = ("step", "tokens", "loss", "valid_loss", "learning_rate")
 _MARK = "whole"  # written after everything else of a checkpoint
@@ -53,6 +54,15 @@ class CurveCallback(TrainerCallback):  # type: ignore[misc]
             writer.writeheader()
             writer.writerows(self._rows.values())
         os.replace(unfinished, self._path)
+
+
+class FiniteCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends a run whose loss is no finite number; a checkpoint of it would be of no use."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        for key in ("loss", "eval_loss", "grad_norm"):
+            if key in logs and not math.isfinite(float(logs[key])):
+                raise Diverged(state.global_step, args.learning_rate)
 
 
 class MarkCallback(TrainerCallback):  # type: ignore[misc]

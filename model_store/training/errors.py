@@ -61,6 +61,21 @@ class InvalidOption(StoreError):
         self.name = name
 
 
+class Diverged(StoreError):
+    """A run's loss or weights are no finite numbers any more; nothing of it is exported.
+
+    Args:
+        step: The optimizer step at which it was seen.
+        rate: The peak of the learning rate.
+    """
+
+    def __init__(self, step: int, rate: float) -> None:
+        super().__init__(
+            f"the training diverged: at step {step:,} the loss is no number any more; nothing is exported. "
+            f"Lower --learning-rate (it was {rate:g}), or look for damaged weights in the base model"
+        )
+
+
 class EncodesToNothing(StoreError):
     """A text becomes no token at all, so nothing would be learned of it.
 

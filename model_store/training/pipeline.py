@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model_store.architecture import Architecture
 from model_store.card import CARD, model_card
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import Draft
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from model_store.training.dataset import BuildPlan, Built, build, require_block
-from model_store.training.errors import InvalidOption
+from model_store.training.defaults import choose_block, choose_options
+from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.export import export, export_tokenizer
 from model_store.training.packing import PackedInfo, Rows, require_rows
 from model_store.training.recipe import Source, check_tasks
@@ -57,7 +59,7 @@ class Job:
         valid: What to validate on; may be empty.
         valid_share: The share of `sources` kept for validation where `valid` is empty, from 0 to below 1.
         tasks: By name; they go into the manifest.
-        block: Tokens in a row.
+        block: Tokens in a row; 0 chooses from the examples' lengths.
         dtype: Of the exported weights: `bf16`, `fp16`, `fp32`.
         is_resumed: Go on with the run in `out`.
         draft: Licence, data and command for the manifest.
@@ -89,10 +91,11 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
         StoreError: Something given is wrong; nothing was trained.
     """
     require_training_extra()
-    require_block(job.block, shape.n_positions)
     tokenizer = Tokenizer.load(tokenizer_folder)
+    plan = plan_of(job, tokenizer, shape.n_positions, is_loss_everywhere=True, report=report)
     _prepare(job, {"shape": asdict(shape)})
-    train, valid = _rows(job, tokenizer, shape.n_positions, report, is_loss_everywhere=True)
+    train, valid = _rows(job, plan, tokenizer, shape.n_positions, report)
+    options = _chosen(job, train, None, report)
 
     from transformers import GPT2Config
 
@@ -108,7 +111,8 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
         attn_pdrop=0.0,
         use_cache=False,
     )
-    return _train_and_export(job, new_model(config, job.options.seed), train, valid, tokenizer_folder)
+    model = new_model(config, job.options.seed)
+    return _train_and_export(replace(job, options=options), model, train, valid, tokenizer_folder, report)
 
 
 def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Report) -> RunResult:
@@ -128,17 +132,43 @@ def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Rep
     from model_store.weights import load_gpt2
 
     checkpoint = read_checkpoint(model_folder)
-    tokenizer = Tokenizer.load(model_folder, checkpoint.architecture.vocab_size)
-    num_positions = checkpoint.architecture.n_positions
-    require_block(job.block, num_positions)
+    architecture = checkpoint.architecture
+    tokenizer = Tokenizer.load(model_folder, architecture.vocab_size)
+    plan = plan_of(job, tokenizer, architecture.n_positions, is_loss_everywhere, report)
     _prepare(job, {"model": str(model_folder)})
-    train, valid = _rows(job, tokenizer, num_positions, report, is_loss_everywhere)
+    train, valid = _rows(job, plan, tokenizer, architecture.n_positions, report)
+    options = _chosen(job, train, architecture, report)
     import torch
 
     torch.manual_seed(job.options.seed)  # new adapters are drawn
     model = load_gpt2(checkpoint, LeanGPT2)
     model.config.use_cache = False
-    return _train_and_export(job, model, train, valid, model_folder)
+    return _train_and_export(replace(job, options=options), model, train, valid, model_folder, report)
+
+
+def plan_of(
+    job: Job, tokenizer: Tokenizer, num_positions: int, is_loss_everywhere: bool, report: Report
+) -> BuildPlan:
+    """Say what a job's rows are made from, its tasks checked and its block chosen where none is given.
+
+    Raises:
+        StoreError: A task is missing, the block is too long, or the data is wrong.
+    """
+    check_tasks([*job.sources, *job.valid], job.tasks)
+    plan = BuildPlan(
+        sources=job.sources,
+        tasks=job.tasks,
+        block=job.block,
+        is_loss_everywhere=is_loss_everywhere,
+        valid_share=0.0 if job.valid else job.valid_share,
+        seed=job.options.seed,
+    )
+    if not job.block:
+        block, why = choose_block(plan, tokenizer, num_positions)
+        report(f"block {block}: {why}")
+        plan = replace(plan, block=block)
+    require_block(plan.block, num_positions)
+    return plan
 
 
 def is_main_process() -> bool:
@@ -157,18 +187,9 @@ def _prepare(job: Job, inputs: dict[str, Any]) -> None:
 
 
 def _rows(
-    job: Job, tokenizer: Tokenizer, num_positions: int, report: Report, is_loss_everywhere: bool
+    job: Job, plan: BuildPlan, tokenizer: Tokenizer, num_positions: int, report: Report
 ) -> tuple[Rows, Rows | None]:
     """Build the rows of both kinds, everything checked."""
-    check_tasks([*job.sources, *job.valid], job.tasks)
-    plan = BuildPlan(
-        sources=job.sources,
-        tasks=job.tasks,
-        block=job.block,
-        is_loss_everywhere=is_loss_everywhere,
-        valid_share=0.0 if job.valid else job.valid_share,
-        seed=job.options.seed,
-    )
     built = _built(plan, tokenizer, job.out, report)
     train = Rows(built.train, num_positions, job.options.shifted_share, job.options.prompt_weight)
     require_rows(train.info, str(job.sources[0].path))
@@ -178,6 +199,13 @@ def _rows(
     valid = Rows(valid_folder)
     report(_summary("train", train.info) + "; " + _summary("valid", valid.info))
     return train, valid if len(valid) else None
+
+
+def _chosen(job: Job, train: Rows, base: Architecture | None, report: Report) -> TrainOptions:
+    """Choose what the options leave open, and say it."""
+    options, said = choose_options(job.options, len(train), base)
+    report(said)
+    return options
 
 
 def _built(plan: BuildPlan, tokenizer: Tokenizer, out: Path, report: Report) -> Built:
@@ -190,13 +218,21 @@ def _built(plan: BuildPlan, tokenizer: Tokenizer, out: Path, report: Report) -> 
     return built
 
 
-def _train_and_export(job: Job, model: Any, train: Rows, valid: Rows | None, tokenizer: Path) -> RunResult:
+def _train_and_export(
+    job: Job, model: Any, train: Rows, valid: Rows | None, tokenizer: Path, report: Report
+) -> RunResult:
     if is_main_process():
         export_tokenizer(model, tokenizer, job.out / "model")
+    from model_store.training.curve import plot_curve
+
     result = run(model, train, valid, job.out, job.options)
     if is_main_process():
         figures = {"training": asdict(result)}
         full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
+        try:  # a picture is worth no model
+            plot_curve(job.out / "loss.csv", job.out / "loss.png")
+        except (OSError, ValueError, MissingExtra) as error:
+            report(f"the model is written; its learning curve is not drawn: {error}")
         card = model_card(job.out.resolve().name, full, job.out)
         (job.out / "model" / CARD).write_text(card, encoding="utf-8")
         for name in ("loss.csv", "loss.png"):

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,12 @@ from transformers.utils.logging import disable_progress_bar
 from model_store.checkpoint import read_checkpoint
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from model_store.training.dataset import BuildPlan, Built, build, require_block
+from model_store.training.dataset import Built, build
+from model_store.training.defaults import choose_options
 from model_store.training.examples import Example, Pair, encode_pair
 from model_store.training.lean_gpt2 import LeanGPT2, optimizer_for
 from model_store.training.packing import Rows
-from model_store.training.pipeline import Job, Report
-from model_store.training.recipe import check_tasks
+from model_store.training.pipeline import Job, Report, plan_of
 from model_store.training.train import is_bf16, num_steps, with_adapters
 from model_store.weights import load_gpt2
 
@@ -107,23 +107,16 @@ def preview(
     Raises:
         StoreError: What `finetune` would raise.
     """
-    check_tasks([*job.sources, *job.valid], job.tasks)
     checkpoint = read_checkpoint(model_folder)
     tokenizer = Tokenizer.load(model_folder, checkpoint.architecture.vocab_size)
-    require_block(job.block, checkpoint.architecture.n_positions)
+    plan = plan_of(job, tokenizer, checkpoint.architecture.n_positions, is_loss_everywhere, report)
     watcher = _Watcher(tokenizer, is_loss_everywhere, shown)
-    plan = BuildPlan(
-        sources=job.sources,
-        tasks=job.tasks,
-        block=job.block,
-        is_loss_everywhere=is_loss_everywhere,
-        valid_share=0.0 if job.valid else job.valid_share,
-        seed=job.options.seed,
-    )
     with tempfile.TemporaryDirectory(prefix="textgen-preview-") as name:
         built = build(plan, tokenizer, Path(name), report, watcher)
-        ahead = _ahead(job, built, model_folder)
-    return Preview(job.block, watcher.tasks, built.counts, ahead)
+        options, said = choose_options(job.options, len(Rows(built.train)), checkpoint.architecture)
+        report(said)
+        ahead = _ahead(replace(job, options=options), built, model_folder)
+    return Preview(plan.block, watcher.tasks, built.counts, ahead)
 
 
 class _Watcher:

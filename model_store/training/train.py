@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from model_store.recipes.muon import has_bf16
-from model_store.training.errors import InvalidOption, MissingExtra
+from model_store.training.errors import Diverged, InvalidOption, MissingExtra
 from model_store.training.packing import Rows
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "bf16", "fp32")
+_COUNTS = ("batch_rows", "max_steps", "log_every", "eval_every", "save_every", "patience", "lora_rank")
 _OPTIONS_FILE = "options.json"
 _TRAINER_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -29,12 +30,14 @@ class TrainOptions:
     """How to train; what is not about the data.
 
     Args:
-        batch_rows: Rows in one forward pass on one device.
+        batch_rows: Rows in one forward pass on one device; 0 chooses from the number of rows, at most 8.
         accumulate: Forward passes for one optimizer step.
-        learning_rate: The peak.
+        learning_rate: The peak; 0 chooses: 0.0002 to 0.00005 by the model's size, 0.001 for adapters and for
+            new models.
         schedule: What follows the warm-up: `cosine` or `linear` decay to zero, or `constant`.
         warmup_share: The share of all steps in which the rate rises from zero, from 0 to below 1.
-        epochs: Times through the rows; ignored where `max_steps` is given.
+        epochs: Times through the rows, ignored where `max_steps` is given; 0 chooses: once for new models,
+            else at least three times, and up to twenty where that makes fewer than 150 steps.
         max_steps: Optimizer steps; 0 for what `epochs` gives.
         weight_decay: Of matrices.
         clip: The largest norm of the gradient; 0 for no clipping.
@@ -44,10 +47,10 @@ class TrainOptions:
         shifted_share: The share of rows moved to drawn positions; see `packing.Rows`.
         prompt_weight: How much a prompt's token counts beside an answer's when answers are what is learned,
             from 0 (not at all) to below 1.
-        log_every: Steps between points of the curve.
-        eval_every: Steps between validations.
-        save_every: Steps between checkpoints; rounded up to a multiple of `log_every`, and of `eval_every`
-            when there is an early stop.
+        log_every: Steps between points of the curve; 0 chooses a fiftieth of all steps.
+        eval_every: Steps between validations; 0 chooses five times `log_every`.
+        save_every: Steps between checkpoints, rounded up to a multiple of `log_every`, and of `eval_every`
+            when there is an early stop; 0 chooses ten times `log_every`.
         keep: Checkpoints kept.
         patience: Stop after so many validations without a better loss and take the best checkpoint; 0 never
             stops.
@@ -56,12 +59,12 @@ class TrainOptions:
         seed: Of the order of rows and of new weights.
     """
 
-    batch_rows: int = 8
+    batch_rows: int = 0
     accumulate: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0
     schedule: str = "cosine"
     warmup_share: float = 0.02
-    epochs: float = 1.0
+    epochs: float = 0.0
     max_steps: int = 0
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -70,9 +73,9 @@ class TrainOptions:
     is_compiled: bool = False
     shifted_share: float = 0.0
     prompt_weight: float = 0.0
-    log_every: int = 20
-    eval_every: int = 200
-    save_every: int = 200
+    log_every: int = 0
+    eval_every: int = 0
+    save_every: int = 0
     keep: int = 2
     patience: int = 0
     lora_rank: int = 0
@@ -82,15 +85,12 @@ class TrainOptions:
         for name, legal in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in legal:
                 raise InvalidOption(name, f"must be one of {', '.join(legal)}, not {getattr(self, name)!r}")
-        for name in ("batch_rows", "accumulate", "log_every", "eval_every", "save_every", "keep"):
+        for name in ("accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise InvalidOption(name, f"must be at least 1, not {getattr(self, name)}")
-        for name in ("max_steps", "weight_decay", "clip", "patience", "lora_rank"):
-            if getattr(self, name) < 0:
-                raise InvalidOption(name, f"must not be negative: {getattr(self, name)}")
-        for name in ("learning_rate", "epochs"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidOption(name, f"must be above 0, not {getattr(self, name)}")
+        for name in (*_COUNTS, "weight_decay", "clip", "learning_rate", "epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidOption(name, f"must be a number from 0, not {getattr(self, name)}")
         for name in ("warmup_share", "shifted_share", "prompt_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidOption(name, f"must be from 0 to below 1, not {getattr(self, name)}")
@@ -103,7 +103,7 @@ class RunResult:
     Args:
         steps: Optimizer steps done.
         tokens: Tokens seen.
-        loss: The last training loss of the curve; nan when the run was too short for one.
+        loss: The last training loss of the curve; the mean of all steps where the run was too short for one.
         valid_loss: The last (with early stop: best) validation loss, or None without validation.
     """
 
@@ -164,23 +164,24 @@ def run(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOp
         model: A `LeanGPT2`; with `lora_rank` its adapters are merged in at the end.
         train: Rows to learn from.
         valid: Rows for the validation loss, or None.
-        out: The run's folder: checkpoints, `loss.csv`, `loss.png`.
-        options: How.
+        out: The run's folder: checkpoints, `loss.csv`.
+        options: How, with nothing left to choose.
 
     Raises:
         InvalidOption: There are fewer rows than one batch, or early stop without validation.
+        Diverged: A loss or a weight is no finite number.
     """
-    from model_store.training.curve import last_whole_checkpoint, plot_curve
+    from model_store.training.curve import last_whole_checkpoint
 
     _check_rows(train, valid, options)
     trainer = _trainer(model, train, valid, out, options)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    mean = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     if options.lora_rank:
         trainer.model.merge_and_unload()
-    if trainer.is_world_process_zero():
-        plot_curve(out / "loss.csv", out / "loss.png")
-    return _result(trainer, train.info.block, options)
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise Diverged(trainer.state.global_step, options.learning_rate)
+    return _result(trainer, train.info.block, options, mean)
 
 
 def _check_rows(train: Rows, valid: Rows | None, options: TrainOptions) -> None:
@@ -195,7 +196,7 @@ def _check_rows(train: Rows, valid: Rows | None, options: TrainOptions) -> None:
 def _trainer(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions) -> Any:
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
-    from model_store.training.curve import BarCallback, CurveCallback, MarkCallback
+    from model_store.training.curve import BarCallback, CurveCallback, FiniteCallback, MarkCallback
     from model_store.training.lean_gpt2 import optimizer_for
 
     if options.is_compiled:
@@ -209,6 +210,7 @@ def _trainer(model: Any, train: Rows, valid: Rows | None, out: Path, options: Tr
     trainer.remove_callback(ProgressCallback)
     rows_per_step = options.batch_rows * options.accumulate * arguments.world_size
     trainer.add_callback(CurveCallback(out / "loss.csv", rows_per_step * train.info.block))
+    trainer.add_callback(FiniteCallback())
     trainer.add_callback(MarkCallback())
     trainer.add_callback(BarCallback())
     if options.patience:
@@ -236,6 +238,7 @@ def _arguments(train: Rows, valid: Rows | None, out: Path, options: TrainOptions
         bf16=is_bf16(options.precision),
         use_cpu=not torch.accelerator.is_available(),
         logging_steps=options.log_every,
+        logging_nan_inf_filter=False,
         eval_strategy="steps" if valid else "no",
         eval_steps=options.eval_every,
         save_steps=math.ceil(options.save_every / step) * step,
@@ -278,11 +281,11 @@ def with_adapters(model: Any, rank: int) -> Any:
     return get_peft_model(model, config)
 
 
-def _result(trainer: Any, block: int, options: TrainOptions) -> RunResult:
+def _result(trainer: Any, block: int, options: TrainOptions, mean: float) -> RunResult:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     valid = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     best = min(valid, default=None) if options.patience else (valid[-1] if valid else None)
     rows = options.batch_rows * options.accumulate * trainer.args.world_size
     steps: int = trainer.state.global_step
-    return RunResult(steps, steps * rows * block, losses[-1] if losses else math.nan, best)
+    return RunResult(steps, steps * rows * block, losses[-1] if losses else mean, best)

@@ -263,8 +263,8 @@ def test_another_tokenizer_is_noticed_before_the_first_step(
     ("options", "message"),
     [
         ({"schedule": "steps"}, "schedule: must be one of cosine, linear, constant"),
-        ({"batch_rows": 0}, "batch_rows: must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
+        ({"batch_rows": -1}, "batch_rows: must be a number from 0"),
+        ({"learning_rate": float("inf")}, "learning_rate: must be a number from 0"),
         ({"warmup_share": 1.0}, "warmup_share: must be from 0 to below 1"),
     ],
 )

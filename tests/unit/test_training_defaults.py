@@ -1,0 +1,127 @@
+"""What a training run takes where no option says it, and what becomes of runs that go wrong."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from store_models import write_config
+from toy import QA, toy_job, toy_records, toy_tokenizer, write_records
+
+from model_store.architecture import Architecture, read_architecture
+from model_store.tokenizer import Tokenizer
+from model_store.training.cli_draft import trained_tasks
+from model_store.training.defaults import choose_block, choose_options
+from model_store.training.errors import Diverged
+from model_store.training.pipeline import Shape, plan_of, pretrain
+from model_store.training.recipe import Source
+from model_store.training.train import TrainOptions
+
+SHAPE = Shape(n_embd=32, n_layer=2, n_head=2, n_positions=512)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    toy_tokenizer(folder)
+    write_records(folder / "qa.jsonl", toy_records(200, seed=5))
+    return folder
+
+
+def architecture(folder: Path, **values: int) -> Architecture:
+    folder.mkdir()
+    write_config(folder, **values)
+    return read_architecture(folder)
+
+
+def test_the_block_holds_99_of_100_examples(data: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    said: list[str] = []
+    job = replace(toy_job(tmp_path, (Source(data / "qa.jsonl", "examples", "qa"),), TrainOptions()), block=0)
+    plan = plan_of(job, tokenizer, 512, is_loss_everywhere=False, report=said.append)
+    assert plan.block % 32 == 0 and 64 <= plan.block < 512
+    assert said == [f"block {plan.block}: 99 % of 200 examples have at most {_longest(said[0])} tokens"]
+    assert plan.block - 32 < max(64, _longest(said[0])) <= plan.block
+
+
+def _longest(line: str) -> int:
+    return int(line.rpartition(" at most ")[2].split()[0])
+
+
+def test_the_block_of_text_is_the_models(data: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    job = toy_job(tmp_path, (Source(data / "text.txt"),), TrainOptions())
+    plan = plan_of(job, tokenizer, 512, is_loss_everywhere=True, report=lambda line: None)
+    assert choose_block(plan, tokenizer, 256) == (256, "for text")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_rows", "epochs", "steps"),
+    [(2, 1, 20, 40), (40, 2, 8, 160), (160, 8, 8, 160), (800, 8, 3, 300), (80_000, 8, 3, 30_000)],
+)
+def test_small_data_is_learned_in_small_batches_and_often(
+    num_rows: int, batch_rows: int, epochs: int, steps: int, tmp_path: Path
+) -> None:
+    chosen, said = choose_options(TrainOptions(), num_rows, architecture(tmp_path / "m"))
+    assert (chosen.batch_rows, chosen.epochs) == (batch_rows, epochs)
+    assert said.startswith(f"{num_rows:,} rows, {steps:,} steps; chosen: batch rows {batch_rows}, epochs")
+    assert chosen.log_every == max(1, steps // 50) and chosen.eval_every == 5 * chosen.log_every
+
+
+@pytest.mark.parametrize(("width", "layers", "rate"), [(256, 6, 2e-4), (768, 12, 1e-4), (1280, 36, 5e-5)])
+def test_a_larger_model_learns_at_a_lower_rate(width: int, layers: int, rate: float, tmp_path: Path) -> None:
+    base = architecture(tmp_path / "m", n_embd=width, n_layer=layers, n_head=4, vocab_size=8192)
+    assert choose_options(TrainOptions(), 100, base)[0].learning_rate == rate
+    assert choose_options(TrainOptions(lora_rank=4), 100, base)[0].learning_rate == 1e-3
+
+
+def test_a_new_model_sees_its_text_once(tmp_path: Path) -> None:
+    chosen, said = choose_options(TrainOptions(), 100, None)
+    assert (chosen.epochs, chosen.learning_rate) == (1, 1e-3) and "a new model" in said
+
+
+def test_what_is_given_is_not_chosen(tmp_path: Path) -> None:
+    given = TrainOptions(
+        batch_rows=3, epochs=0.5, learning_rate=0.5, log_every=7, eval_every=9, save_every=11
+    )
+    chosen, said = choose_options(given, 300, architecture(tmp_path / "m"))
+    assert chosen == given and said == "300 rows, 50 steps; chosen: nothing"
+
+
+def test_a_run_that_diverges_is_not_exported(data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        max_steps=30, batch_rows=2, learning_rate=1e30, clip=0, precision="fp32", log_every=1
+    )
+    job = replace(toy_job(tmp_path, (Source(data / "text.txt"),), options), block=32)
+    with pytest.raises(Diverged, match=r"the training diverged: at step \d+ .* Lower --learning-rate"):
+        pretrain(job, data / "tokenizer", SHAPE, lambda line: None)
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_a_run_too_short_for_a_curve_leaves_a_model(data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(max_steps=2, batch_rows=2, precision="fp32", log_every=100)
+    job = replace(toy_job(tmp_path, (Source(data / "text.txt"),), options), block=32, valid_share=0.0)
+    result = pretrain(job, data / "tokenizer", SHAPE, lambda line: None)
+    assert (tmp_path / "model" / "model.safetensors").exists() and math.isfinite(result.loss)
+
+
+def test_a_curve_that_cannot_be_drawn_costs_no_model(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("model_store.training.curve.plot_curve", broken)
+    said: list[str] = []
+    options = TrainOptions(max_steps=2, batch_rows=2, precision="fp32")
+    job = replace(toy_job(tmp_path, (Source(data / "text.txt"),), options), block=32)
+    pretrain(job, data / "tokenizer", SHAPE, said.append)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert said[-1] == "the model is written; its learning curve is not drawn: no space left"
+
+
+def test_only_tasks_with_data_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {name: replace(QA, name=name) for name in ("qa", "old", "generate")}
+    offered = trained_tasks(known, [Source(Path("qa.jsonl"), "examples", "qa")])
+    assert sorted(offered) == ["generate", "qa"]
+    assert "no data for them: old (--keep-tasks offers them)" in capsys.readouterr().err
