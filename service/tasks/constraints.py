@@ -16,8 +16,9 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.borders import is_cjk
 from model_store.steps import Steps
-from model_store.tokenizer import Tokenizer, is_cjk
+from model_store.tokenizer import Tokenizer
 from service.engine.detokenizer import last_of_text
 from service.engine.sequence import TokenMask
 from service.errors import InvalidRequest
