@@ -11,6 +11,7 @@ from model_store.sampling import OPTIONS
 from service.api.fields import body_field, table_field
 from service.api.openai_fields import OpenAIBody, StreamOptions, make_base, sampling_given
 from service.api.problems import HttpProblem
+from service.api.structured import StructuredFields
 from service.errors import InvalidRequest
 from service.tasks.calls import ChatCall, Origin
 
@@ -86,7 +87,7 @@ else:
     _ChatSampling = make_base("_ChatSampling", {})  # a conversation has the model's own defaults
 
 
-class ChatBody(_ChatSampling):
+class ChatBody(StructuredFields, _ChatSampling):
     """A conversation whose next turn is wanted, as OpenAI's clients ask for it."""
 
     model_config = ConfigDict(
@@ -129,6 +130,7 @@ class ChatBody(_ChatSampling):
             self.messages,
             self.n,
             self.top_logprobs if self.logprobs else None,
+            self.to_constraint(),
             self.overflow,
             sampling,
             origin,

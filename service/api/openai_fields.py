@@ -28,16 +28,10 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_embeds": (),
     "prompt_logprobs": (0, False),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "use_beam_search": (False,),
@@ -86,11 +80,11 @@ class StreamOptions(OpenAIBody):
 
 
 @lru_cache
-def legal_of(body: type[OpenAIBody]) -> Mapping[str, str]:
+def legal_of(body: type[Body]) -> Mapping[str, str]:
     """Legal values in words, by field name, those of objects within too, for messages."""
     found: dict[str, str] = {}
     for name, item in body.model_fields.items():
-        if isinstance(item.annotation, type) and issubclass(item.annotation, OpenAIBody):
+        if isinstance(item.annotation, type) and issubclass(item.annotation, Body):
             found |= legal_of(item.annotation)
         found[name] = item.description or ""
     return found

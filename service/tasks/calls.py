@@ -61,6 +61,7 @@ class ChatCall:
     messages: tuple[Mapping[str, str], ...]  # `role` and `content`, oldest first
     n: int = 1
     logprobs: int | None = None  # as of `GenerateCall`
+    constraint: Constraint | None = None
     overflow: Literal["error", "drop_oldest"] = "error"
     sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)

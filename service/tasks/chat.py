@@ -16,6 +16,7 @@ from model_store.tokenizer import Tokenizer
 from service.engine.job_stream import JobStream
 from service.errors import InvalidRequest
 from service.tasks.calls import ChatCall, GenerateCall, GenerateResult, ModelLimits, SamplingFields
+from service.tasks.constraints import Grammar, constrained_sampling
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import check_can_fit, check_unicode, fit_ids
 from service.tasks.generate import Generation
@@ -40,7 +41,9 @@ def task_of(chat: ChatFormat, tasks: Mapping[str, Task], limits: ModelLimits) ->
 
 
 def sampling_of(call: ChatCall, task: Task) -> SamplingFields:
-    """The call's fields; the task's stop strings end a turn whatever else does."""
+    """The call's fields; the task's stop strings end a turn whatever else does, but for a constraint."""
+    if call.constraint is not None:
+        return constrained_sampling(call)
     stop = (*call.sampling.get("stop", ()), *task.stop)
     return {**call.sampling, "stop": stop} if stop else dict(call.sampling)
 
@@ -70,8 +73,20 @@ class Turn:
             yield event
 
 
+def check_messages(messages: Messages) -> None:
+    """Raise `InvalidRequest` where a message holds lone surrogates, which no UTF-8 has."""
+    for index, message in enumerate(messages):
+        for key, text in message.items():
+            check_unicode(f"messages.{index}.{key}", text)
+
+
 def plan(
-    call: ChatCall, chat: ChatFormat, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
+    call: ChatCall,
+    chat: ChatFormat,
+    tokenizer: Tokenizer,
+    decoding: Decoding,
+    limits: ModelLimits,
+    grammar: Grammar | None = None,
 ) -> Steps[Turn]:
     """Render a conversation.
 
@@ -79,9 +94,7 @@ def plan(
         PromptTooLong: it does not fit, and nothing may be dropped or the last turn alone is too long.
         InvalidRequest: the model's format has no place for these messages.
     """
-    for index, message in enumerate(call.messages):
-        for key, text in message.items():
-            check_unicode(f"messages.{index}.{key}", text)
+    check_messages(call.messages)
     if call.overflow == "error":
         text = "\n".join(message["content"] for message in call.messages)
         yield from check_can_fit(tokenizer, text, limits.n_positions, "messages")
@@ -91,7 +104,7 @@ def plan(
         kept = yield from _fitting(call.messages, chat, tokenizer, decoding, limits)
     fitted = fit_ids(kept, decoding, limits.n_positions, "error", "messages")
     inner = GenerateCall(("",), call.n, logprobs=call.logprobs, origin=call.origin)
-    generation = Generation(inner, tokenizer, decoding)
+    generation = Generation(inner, tokenizer, decoding, grammar)
     generation.add(fitted, None)
     return Turn(generation, is_trimmed=chat.task is not None)
 

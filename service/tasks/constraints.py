@@ -22,7 +22,7 @@ from model_store.tokenizer import Tokenizer
 from service.engine.detokenizer import last_of_text
 from service.engine.sequence import TokenMask
 from service.errors import InvalidRequest
-from service.tasks.calls import Constraint, GenerateCall, Origin, SamplingFields
+from service.tasks.calls import ChatCall, Constraint, GenerateCall, Origin, SamplingFields
 from service.tasks.offload import LARGE_TEXT_BYTES, Offloader
 from service.tasks.sampling import check_neutral
 
@@ -219,7 +219,7 @@ class Grammars:
         return Words(self._tokenizer)
 
 
-def constrained_sampling(call: GenerateCall) -> SamplingFields:
+def constrained_sampling(call: GenerateCall | ChatCall) -> SamplingFields:
     """The sampling fields of a call. A constraint says where a text ends: the task's own stop strings do not
     apply beside it, only the caller's.
 

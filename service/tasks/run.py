@@ -111,7 +111,8 @@ class TaskRunner:
         task = chat.task_of(self.chat_format, self.tasks, self.limits)
         sampling = chat.sampling_of(call, task)
         decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
-        work = chat.plan(call, self.chat_format, self.tokenizer, decoding, self.limits)
+        grammar = await self._grammar(call)
+        work = chat.plan(call, self.chat_format, self.tokenizer, decoding, self.limits, grammar)
         texts = [message["content"] for message in call.messages]
         turn = await self._offloader.run(size_of(texts), work, call.origin)
         async with self._running(turn.requests, call.origin, turn.events) as events:
@@ -135,6 +136,7 @@ class TaskRunner:
         """Give the ids of a conversation's prompt. Raises as `chat`."""
         if self.chat_format is None:
             raise InvalidRequest(chat.NO_FORMAT, "messages")
+        chat.check_messages(call.messages)
         texts = [message["content"] for message in call.messages]
         work = chat.render(call.messages, self.chat_format, self.tokenizer)
         return await self._offloader.run(size_of(texts), work, call.origin)
@@ -229,7 +231,7 @@ class TaskRunner:
         ) as events:
             yield events
 
-    async def _grammar(self, call: GenerateCall) -> Grammar | None:
+    async def _grammar(self, call: GenerateCall | ChatCall) -> Grammar | None:
         return None if call.constraint is None else await self._grammars.compile(call.constraint, call.origin)
 
     @asynccontextmanager

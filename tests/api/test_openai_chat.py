@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -191,3 +192,13 @@ def test_the_built_in_model_talks(serve: Callable[..., Live]) -> None:
     reply = built_in.post("/v1/chat/completions", {"messages": HELLO, "seed": 1}).json()
     said = reply["choices"][0]["message"]["content"]
     assert said and said == said.lstrip() and "\n" not in said
+
+
+def test_a_turn_has_the_form_that_is_asked_for(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "f", "schema": {**schema, "additionalProperties": False}},
+    }
+    said = ask(client, max_tokens=60, response_format=form, seed=1).choices[0].message.content
+    assert json.loads(said)["ok"] in (True, False)
