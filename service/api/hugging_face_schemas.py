@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, create_model
+from pydantic import BeforeValidator, ConfigDict, JsonValue, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
 from model_store.sampling import OPTIONS, SAMPLING
 from service.api.fields import body_field, read_texts, sampling_fields, table_field
 from service.api.openai_fields import OpenAIBody
+from service.api.structured import of_tgi_grammar
 from service.errors import InvalidRequest
 from service.tasks.calls import GenerateCall, Origin, QaCall, SamplingFields, SummarizeCall
 
 # What is understood and not done, with the values that ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "adapter_id": (),
-    "grammar": (),
     "num_beams": (1,),
     "watermark": (False,),
 }
@@ -46,11 +46,16 @@ class Parameters(_Sampling):
     num_return_sequences: int = table_field(OPTIONS["n"], 1)
     top_n_tokens: int = table_field(OPTIONS["logprobs"], None, "an integer from 0 to 10, with details only")
     truncate: int = body_field(None, "an integer from 1: so many of the prompt's last tokens are read", ge=1)
+    grammar: dict[str, JsonValue] = body_field(
+        None, "an object with the type json, json_schema or regex, and the schema or the expression as value"
+    )
     max_length: int = body_field(None, "as max_new_tokens, for a summary", ge=1)
     min_length: int = body_field(None, "as min_new_tokens, for a summary", ge=0)
 
-    def check_refused(self) -> None:
+    def check_refused(self, takes_grammar: bool = False) -> None:
         """Raise `InvalidRequest` for a parameter that asks for what is not there."""
+        if self.grammar is not None and not takes_grammar:
+            raise InvalidRequest("grammar must be left out: it is for generation only", "grammar")
         for name, value in (self.__pydantic_extra__ or {}).items():
             if name in _REFUSED and value not in _REFUSED[name]:
                 raise InvalidRequest(f"{name} is not supported; leave it out", name)
@@ -88,7 +93,7 @@ class GenerationBody(_HuggingFaceBody):
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call. Raises InvalidRequest for options that contradict each other."""
         given = self.parameters
-        given.check_refused()
+        given.check_refused(takes_grammar=True)
         if given.best_of > 1 and (origin.is_streamed or given.num_return_sequences > 1):
             raise InvalidRequest("best_of must be 1 in a stream and beside num_return_sequences", "best_of")
         if given.decoder_input_details and (origin.is_streamed or not given.details):
@@ -99,6 +104,7 @@ class GenerationBody(_HuggingFaceBody):
             max(given.best_of, given.num_return_sequences),
             echo=given.decoder_input_details,
             logprobs=given.top_n_tokens or 0,
+            constraint=None if given.grammar is None else of_tgi_grammar(given.grammar),
             keeps_last=given.truncate,
             sampling=given.sampling(),
             origin=origin,

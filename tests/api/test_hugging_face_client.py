@@ -183,3 +183,11 @@ def test_the_bare_address_asks_for_a_key_to_take_work(serve: Callable[..., Live]
     assert guarded.post("/", body, headers={"Accept": "text/html"}).status_code == 401
     assert guarded.post("/", body, headers={"Authorization": "Bearer secret"}).status_code == 200
     assert guarded.http.get("/").status_code == 200
+
+
+def test_a_grammar_gives_the_text_its_form(client: InferenceClient, live: Live) -> None:
+    said = client.text_generation("the sea", grammar={"type": "regex", "value": "[ab]{3}"}, **PARAMETERS)
+    assert len(said) == 3 and set(said) <= {"a", "b"}
+    body = {"inputs": "The sea rose.", "parameters": {"grammar": {"type": "regex", "value": "a"}}}
+    reply = live.post("/summarize", body)
+    assert reply.status_code in (400, 422) and "grammar must be left out" in reply.text
