@@ -14,7 +14,8 @@ from model_store.architecture import Architecture
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from model_store.training.dataset import BuildPlan, build
-from model_store.training.examples import Pair, encode_pair
+from model_store.training.examples import Pair, encode_pair, encode_text
+from model_store.training.text_files import documents, expand
 from model_store.training.train import TrainOptions, num_steps
 
 _TEXT_BLOCK = 1024
@@ -46,7 +47,7 @@ def choose_block(plan: BuildPlan, tokenizer: Tokenizer, num_positions: int) -> t
         StoreError: The data is wrong.
     """
     if all(source.kind == "text" for source in plan.sources):
-        return min(_TEXT_BLOCK, num_positions), "for text"
+        return _text_block(plan, tokenizer, num_positions)
     lengths: list[int] = []
 
     def watch(task: Task, pair: Pair, fitted: Pair | None) -> None:
@@ -62,6 +63,19 @@ def choose_block(plan: BuildPlan, tokenizer: Tokenizer, num_positions: int) -> t
     if any(source.kind == "text" for source in plan.sources):
         block = max(block, _TEXT_BLOCK // 2)
     return min(block, num_positions), f"99 % of {len(lengths):,} examples have at most {longest} tokens"
+
+
+def _text_block(plan: BuildPlan, tokenizer: Tokenizer, num_positions: int) -> tuple[int, str]:
+    """A block for text: the model's, or less where the text would not make some rows of it."""
+    most = min(_TEXT_BLOCK, num_positions)
+    num_tokens = 0
+    for file in expand([source.path for source in plan.sources]):
+        for document in documents(file):
+            num_tokens += len(encode_text(tokenizer, document).ids)
+            if num_tokens >= most * _STEPS_PER_EPOCH:
+                return most, "for text"
+    block = num_tokens // _STEPS_PER_EPOCH // _BLOCK_UNIT * _BLOCK_UNIT
+    return min(max(_LEAST_BLOCK, block), most), f"the text has {num_tokens:,} tokens"
 
 
 def choose_options(

@@ -52,7 +52,18 @@ def test_the_block_of_text_is_the_models(data: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(data / "tokenizer")
     job = toy_job(tmp_path, (Source(data / "text.txt"),), TrainOptions())
     plan = plan_of(job, tokenizer, 512, is_loss_everywhere=True, report=lambda line: None)
-    assert choose_block(plan, tokenizer, 256) == (256, "for text")
+    assert choose_block(plan, tokenizer, 128) == (128, "for text")
+
+
+@pytest.mark.parametrize("num_words", [30, 400, 3000, 40_000])
+def test_a_short_text_has_short_rows(data: Path, tmp_path: Path, num_words: int) -> None:
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    text = tmp_path / "short.txt"
+    text.write_text(" ".join(["apple"] * num_words), encoding="utf-8")
+    ids = len(tokenizer.encode(text.read_text(encoding="utf-8"))) + 1
+    job = replace(toy_job(tmp_path, (Source(text),), TrainOptions()), block=0)
+    plan = plan_of(job, tokenizer, 512, is_loss_everywhere=True, report=lambda line: None)
+    assert plan.block == min(512, max(64, ids // 20 // 32 * 32))
 
 
 @pytest.mark.parametrize(
