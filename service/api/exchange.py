@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -39,6 +38,8 @@ from service.tracing import Outcome
 
 T = TypeVar("T")
 _OPEN = {"/livez", "/readyz", "/health", "/ping"}
+_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")  # of `Usage`, in the log
+_TIMES = ("queue_ms", "prefill_ms", "decode_ms")  # of `Timings`
 _OPS = {"/", "/metrics", "/info", "/docs", "/redoc", "/openapi.json"}
 
 
@@ -129,8 +130,8 @@ class Exchange:
         if self.problem is not None:
             fields |= {"code": self.problem.code, "param": self.problem.param}
         if self.result is not None:
-            numbers = asdict(self.result.usage) | asdict(self.result.timings)
-            fields |= {name: numbers[name] for name in numbers.keys() - {"dropped_tokens", "total_ms"}}
+            for part, names in ((self.result.usage, _TOKENS), (self.result.timings, _TIMES)):
+                fields |= {name: getattr(part, name) for name in names}
         return fields
 
     async def _answer(self, app: ASGIApp) -> None:

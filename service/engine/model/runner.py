@@ -125,13 +125,14 @@ class ModelRunner:
         drawn, draw_s = self._draw_rows(batch, logits, draw_at)
         outputs = []
         for index, item in enumerate(batch.items):
-            started = time.monotonic()
             new_ids, wanted = _verified(item.draft_ids, drawn[index]), item.sequence.params.logprobs
+            is_scored = wanted is not None or bool(score_at[index])
+            started = time.monotonic() if is_scored else 0.0
             logprobs: list[TokenLogprob] = []
             if wanted is not None and new_ids:
                 logprobs = logprobs_of(logits[draw_at[index][: len(new_ids)]], new_ids, wanted)
             scores = self._score_prompt(item, logits, score_at[index])
-            score_s = time.monotonic() - started if logprobs or scores else 0.0
+            score_s = time.monotonic() - started if is_scored else 0.0
             outputs.append(StepOutput(new_ids, tuple(logprobs), scores, draw_s[index], score_s))
         return outputs
 
