@@ -12,13 +12,13 @@ from service.api.chat_schemas import ChatBody
 from service.api.exchange import exchange_of
 from service.api.json_reply import json_response
 from service.api.openai import COMPLETION
-from service.api.openai_replies import RunningUsage, check_model, head, tell_ignored, usage_of
-from service.api.problems import Problem
+from service.api.openai_frames import OpenAIFrames
+from service.api.openai_replies import check_model, head, tell_ignored, usage_of
 from service.api.reply_models import OPENAI_WORK
-from service.api.sse import EventStream, frame
+from service.api.sse import EventStream
 from service.api.strict_route import StrictRoute
 from service.tasks.calls import Choice, GenerateResult, TokenScore
-from service.tasks.events import Done, Event, Token
+from service.tasks.events import Token
 
 router = APIRouter(prefix="/v1/chat", route_class=StrictRoute)
 
@@ -67,8 +67,8 @@ def _logprobs(scores: Iterable[TokenScore], body: ChatBody) -> dict[str, Any] | 
     return {"content": content, "refusal": None}
 
 
-class ChatFrames:
-    """Events of one request as chunks.
+class ChatFrames(OpenAIFrames):
+    """A conversation's chunks.
 
     Args:
         head: what all chunks begin with.
@@ -76,45 +76,26 @@ class ChatFrames:
     """
 
     def __init__(self, head: dict[str, Any], body: ChatBody) -> None:
-        options = body.stream_options
-        self._has_usage = options is not None and options.include_usage
-        self._running = (
-            RunningUsage(body.n) if options is not None and options.continuous_usage_stats else None
-        )
-        self._head = {**head, "usage": None} if self._has_usage else head
+        super().__init__(head, body.stream_options, body.n)
         self._body, self._begun = body, set[int]()
 
-    def of(self, event: Event) -> Iterator[bytes]:
-        """See `service.api.sse.Frames`."""
-        if isinstance(event, Token):
-            yield from self._of_token(event)
-        if isinstance(event, Done):
-            if self._has_usage:
-                usage = usage_of(event.result.usage, self._body.n)
-                yield frame({**self._head, "choices": [], "usage": usage})
-            yield b"data: [DONE]\n\n"
+    def choices(self, event: Token) -> Iterator[dict[str, Any]]:
+        """The first one names the role, the last one says why it ended."""
 
-    def _of_token(self, event: Token) -> Iterator[bytes]:
-        """The first chunk of a choice names the role, the last one says why it ended."""
-        running = {"usage": self._running.of(event)} if self._running else {}
-
-        def chunk(delta: dict[str, str], scores: Any = None, finish_reason: str | None = None) -> bytes:
-            choice = {
+        def choice(
+            delta: dict[str, str], scores: Any = None, finish_reason: str | None = None
+        ) -> dict[str, Any]:
+            return {
                 "index": event.index,
                 "delta": delta,
                 "logprobs": scores,
                 "finish_reason": finish_reason,
             }
-            return frame({**self._head, "choices": [choice], **running})
 
         if event.index not in self._begun:
             self._begun.add(event.index)
-            yield chunk({"role": "assistant", "content": ""})
+            yield choice({"role": "assistant", "content": ""})
         if event.text or event.logprobs:
-            yield chunk({"content": event.text}, _logprobs(event.logprobs, self._body))
+            yield choice({"content": event.text}, _logprobs(event.logprobs, self._body))
         if event.finish_reason is not None:
-            yield chunk({}, None, event.finish_reason)
-
-    def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
-        """See `service.api.sse.Frames`."""
-        return [frame(problem.body("openai", request_id))]
+            yield choice({}, None, event.finish_reason)

@@ -6,7 +6,7 @@ in `chat`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,15 +15,15 @@ from starlette.responses import Response
 from service.api.description import OPENAI_STREAM
 from service.api.exchange import exchange_of
 from service.api.json_reply import json_response
-from service.api.openai_replies import RunningUsage, check_model, head, tell_ignored, usage_of
+from service.api.openai_frames import OpenAIFrames
+from service.api.openai_replies import check_model, head, tell_ignored, usage_of
 from service.api.openai_schemas import CompletionBody
-from service.api.problems import Problem
 from service.api.reply_models import OPENAI_LOOK, OPENAI_WORK
-from service.api.sse import EventStream, frame
+from service.api.sse import EventStream
 from service.api.state import Served, service_of
 from service.api.strict_route import StrictRoute
 from service.tasks.calls import GenerateResult, TokenScore
-from service.tasks.events import Done, Event, Token
+from service.tasks.events import Token
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
@@ -48,7 +48,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     task = served.runner.generate(body.to_call(exchange.origin(is_streamed)))
     beginning = head("cmpl", "text_completion", served.name)
     if is_streamed:
-        frames = OpenAIFrames(beginning, body)
+        frames = CompletionFrames(beginning, body)
         return tell_ignored(EventStream(await exchange.admit(task), frames, exchange), body, exchange)
     result = await exchange.result_of(task)
     assert isinstance(result, GenerateResult), "its task is of kind generate"
@@ -105,8 +105,8 @@ def _top(score: TokenScore) -> dict[str, float] | None:
     return {**dict(reversed(score.top)), score.text: score.logprob}
 
 
-class OpenAIFrames:
-    """Events of one request as OpenAI's chunks.
+class CompletionFrames(OpenAIFrames):
+    """A completion's chunks.
 
     Args:
         head: what all chunks begin with.
@@ -114,26 +114,10 @@ class OpenAIFrames:
     """
 
     def __init__(self, head: dict[str, Any], body: CompletionBody) -> None:
-        options = body.stream_options
-        self._has_usage = options is not None and options.include_usage
-        self._running = (
-            RunningUsage(body.n) if options is not None and options.continuous_usage_stats else None
-        )
-        self._head, self._body = {**head, "usage": None} if self._has_usage else head, body
+        super().__init__(head, body.stream_options, body.n)
+        self._body = body
 
-    def of(self, event: Event) -> Iterator[bytes]:
-        """See `service.api.sse.Frames`."""
-        if isinstance(event, Token) and (event.text or event.logprobs or event.finish_reason):
-            scores = _scores(event.logprobs, self._body)
-            running = {"usage": self._running.of(event)} if self._running else {}
-            choice = _choice(event.index, event.text, scores, event.finish_reason)
-            yield frame({**self._head, "choices": [choice], **running})
-        if isinstance(event, Done):
-            if self._has_usage:
-                usage = usage_of(event.result.usage, self._body.n)
-                yield frame({**self._head, "choices": [], "usage": usage})
-            yield b"data: [DONE]\n\n"
-
-    def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
-        """See `service.api.sse.Frames`."""
-        return [frame(problem.body("openai", request_id))]
+    def choices(self, event: Token) -> Iterator[dict[str, Any]]:
+        """One, of a token that shows something."""
+        if event.text or event.logprobs or event.finish_reason:
+            yield _choice(event.index, event.text, _scores(event.logprobs, self._body), event.finish_reason)

@@ -14,7 +14,6 @@ from service.api.state import Served, ServiceState
 from service.errors import NotFound
 from service.logs import get_logger
 from service.tasks.calls import Usage
-from service.tasks.events import Token
 
 _ANY = ("tgi", "dummy")  # what huggingface_hub calls a model of which it knows nothing but an address
 _MOST_LOGGED = 1000  # names of ignored fields: clients choose them
@@ -44,27 +43,6 @@ def usage_of(usage: Usage, n: int) -> dict[str, Any]:
         "total_tokens": prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": min(usage.cached_tokens, prompt_tokens)},
     }
-
-
-class RunningUsage:
-    """The usage so far, for chunks that tell it.
-
-    Args:
-        n: samples per prompt.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self._completion: dict[int, int] = {}  # by choice
-        self._prompt: dict[int, int] = {}  # by prompt
-
-    def of(self, event: Token) -> dict[str, int]:
-        """The usage with this event's tokens."""
-        self._completion[event.index] = event.num_tokens
-        self._prompt[event.index // self._n] = event.num_prompt_tokens
-        prompt, completion = sum(self._prompt.values()), sum(self._completion.values())
-        counts = {"prompt_tokens": prompt, "completion_tokens": completion}
-        return {**counts, "total_tokens": prompt + completion}
 
 
 def tell_ignored(response: Response, body: OpenAIBody, exchange: Exchange) -> Response:

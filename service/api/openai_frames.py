@@ -1,0 +1,68 @@
+"""Streams of the OpenAI dialect: what completions and conversations share of their chunks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from service.api.openai_fields import StreamOptions
+from service.api.openai_replies import usage_of
+from service.api.problems import Problem
+from service.api.sse import frame
+from service.tasks.events import Done, Event, Token
+
+
+class _RunningUsage:
+    """The usage so far, for chunks that tell it.
+
+    Args:
+        n: samples per prompt.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._completion: dict[int, int] = {}  # by choice
+        self._prompt: dict[int, int] = {}  # by prompt
+
+    def of(self, event: Token) -> dict[str, int]:
+        """The usage with this event's tokens."""
+        self._completion[event.index] = event.num_tokens
+        self._prompt[event.index // self._n] = event.num_prompt_tokens
+        prompt, completion = sum(self._prompt.values()), sum(self._completion.values())
+        counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+        return {**counts, "total_tokens": prompt + completion}
+
+
+class OpenAIFrames(ABC):
+    """Events of one request as OpenAI's chunks, each with one choice, then the usage where it is wanted.
+
+    Args:
+        head: what all chunks begin with.
+        options: the request's `stream_options`.
+        n: samples per prompt.
+    """
+
+    def __init__(self, head: dict[str, Any], options: StreamOptions | None, n: int) -> None:
+        self._has_usage = options is not None and options.include_usage
+        self._running = _RunningUsage(n) if options is not None and options.continuous_usage_stats else None
+        self._head, self._n = {**head, "usage": None} if self._has_usage else head, n
+
+    @abstractmethod
+    def choices(self, event: Token) -> Iterator[dict[str, Any]]:
+        """What a token becomes: one choice for each chunk."""
+
+    def of(self, event: Event) -> Iterator[bytes]:
+        """See `service.api.sse.Frames`."""
+        if isinstance(event, Token):
+            for choice in self.choices(event):
+                running = {"usage": self._running.of(event)} if self._running else {}
+                yield frame({**self._head, "choices": [choice], **running})
+        if isinstance(event, Done):
+            if self._has_usage:
+                yield frame({**self._head, "choices": [], "usage": usage_of(event.result.usage, self._n)})
+            yield b"data: [DONE]\n\n"
+
+    def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
+        """See `service.api.sse.Frames`."""
+        return [frame(problem.body("openai", request_id))]
