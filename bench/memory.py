@@ -25,7 +25,7 @@ import json, sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-import service.api.native, service.app
+import service.api.native, service.engine_setup
 from model_store.tokenizer import Tokenizer
 from service.engine.loader import build_engine
 from service.settings import Settings
@@ -53,7 +53,7 @@ def step(what):
     found[what.split(" (")[0] + ", done"] = memory()
 
 folder = Path(sys.argv[1])
-config = service.app.engine_config(Settings(device="cpu", precision=sys.argv[2]), folder)
+config = service.engine_setup.engine_config(Settings(device="cpu", precision=sys.argv[2]), folder)
 engine = build_engine(replace(config, step=step), Tokenizer.load(folder))
 print(json.dumps({**found, "ready": {**memory(), "cache": cache(engine.facts["kv_cache_bytes"] / 2048)}}))
 """

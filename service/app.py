@@ -1,22 +1,12 @@
-"""The application: `create_app` and its life. Load, warm up, serve, drain.
+"""The application: `create_app`. Its routes are in `service.api`, its life in `service.life`.
 
-The lifespan returns at once and the model loads behind it, so `/livez` answers from the first moment and
-`/readyz` says when. Signals are not handled here: `service.server` calls `Life.drain`. Nothing is global; a
-process may hold many applications.
+Nothing is global; a process may hold many applications.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,157 +14,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from model_store.chat import find_chat
-from model_store.checkpoint import Checkpoint, read_checkpoint
-from model_store.entry import ModelEntry
-from model_store.errors import StoreError
-from model_store.generation_config import sampling_defaults, with_sampling
-from model_store.store import resolve
-from model_store.tokenizer import Tokenizer
 from service.api import chat, hugging_face, native, openai, ops, page, tokens
 from service.api.description import describe
-from service.api.exchange import Gate, end_tasks
+from service.api.exchange import Gate
 from service.api.json_pieces import CompactResponse
-from service.api.key_file import watch_keys
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
-from service.api.state import Served, ServiceState
-from service.engine.container import memory_limit_bytes
-from service.errors import Draining, EngineDead, SettingsError
-from service.logs import get_logger
-from service.settings import Settings, with_variables
-from service.start_up import StartUp
-from service.tasks.calls import ModelLimits
-from service.tasks.run import TaskRunner
+from service.api.state import ServiceState
+from service.life import Life
+from service.settings import Settings
 
 if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
     from service.engine.async_engine import AsyncEngine
-    from service.engine.config import EngineConfig
-    from service.engine.engine import Engine
-    from service.engine.observer import Observer
-
-_LAST_FRAMES_S = 3.0  # for streams to get their error frame when the engine is gone
-_POLL_S = 0.02
-# Of the built-in model, libraries included. With less the system may end the process while it loads,
-# without a word.
-MIN_MEMORY_BYTES = 384 << 20
-
-
-class Life:
-    """From loading to the end of one application.
-
-    Args:
-        state: what the routes share.
-        engine: a stand-in for the engine, started by us; None loads the model's own.
-    """
-
-    def __init__(self, state: ServiceState, engine: AsyncEngine | None = None) -> None:
-        self.state = state
-        self.failure: BaseException | None = None  # why the process must end
-        self.failed = asyncio.Event()
-        self._ready = asyncio.Event()
-        self._engine = engine
-        self._start_up = StartUp(num_steps=4)
-        self._hurry = asyncio.Event()
-
-    @asynccontextmanager
-    async def span(self, app: FastAPI) -> AsyncIterator[None]:
-        """The lifespan: loading starts with it, the engine stops with it."""
-        tasks = [asyncio.create_task(work) for work in (self._serve(), watch_keys(self.state))]
-        try:
-            yield
-        finally:
-            await end_tasks(*tasks)
-            if self._engine is not None:
-                await self._engine.stop()
-            if self.state.served is not None:
-                self.state.served.runner.close()
-            await asyncio.to_thread(self.state.tracing.close)
-            gc.unfreeze()  # see `_load`; it is the process's, but costs other applications in it only time
-
-    async def _serve(self) -> None:
-        """Load, then watch the engine; ends only when something is wrong."""
-        try:
-            engine = await self._load()
-            await engine.died.wait()
-            self._fail(EngineDead("the engine stopped working; the process ends to be restarted"))
-        except (StoreError, SettingsError) as error:
-            self._fail(SettingsError(str(error)))
-        except Exception as error:
-            get_logger().error("the model could not be loaded", exc_info=error)
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        self.failure = error
-        self.failed.set()
-
-    async def _load(self) -> AsyncEngine:
-        log, started = get_logger(), time.monotonic()
-        settings = self.state.settings
-        log.info("loading", model=settings.model or "the default one")
-        if (limit := memory_limit_bytes()) is not None and limit < MIN_MEMORY_BYTES:
-            needed, given = MIN_MEMORY_BYTES >> 20, limit >> 20
-            log.warning(f"memory is limited to {given} MiB; the smallest model needs {needed} MiB")
-        entry = await asyncio.to_thread(resolve, settings.model, settings.store)
-        checkpoint = await asyncio.to_thread(read_checkpoint, entry.path)
-        drawn, ignored = sampling_defaults(entry.path)
-        tasks = with_sampling(entry.tasks, drawn)
-        for warning in (*entry.warnings, *checkpoint.warnings, *ignored):
-            log.warning(warning)
-        self.state.metrics.model = entry.name
-        facts = _facts(entry, checkpoint)
-        tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path, facts["vocab_size"])
-        if self._engine is None:
-            self._engine = await asyncio.to_thread(
-                _make_engine, self.state, entry.path, tokenizer, self._start_up
-            )
-        await self._engine.start()
-        own = tasks["generate"].sampling
-        facts["sampling"] = {name: value for name, value in own.items() if name != "max_new_tokens"}
-        facts.update(self._engine.facts)
-        # More than `most` would never fit. A key file may get more keys at any time.
-        is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
-        most = self._engine.quota.share if is_shared else self._engine.quota.limit
-        limits = ModelLimits(
-            facts["n_positions"], min(settings.max_job_sequences, most), settings.parse_special_tokens
-        )
-        chat_format = await asyncio.to_thread(find_chat, entry.path, tokenizer, tasks, settings.chat_template)
-        runner = TaskRunner(self._engine, tokenizer, tasks, limits, chat_format)
-        self.state.served = Served(
-            entry.name, entry.version, tasks, runner, self._engine, int(time.time()), facts
-        )
-        gc.freeze()  # what was loaded stays: a full collection would walk it, 0.1 s and more without a token
-        log.info("ready", model=entry.label, seconds=round(time.monotonic() - started, 1))
-        self._ready.set()
-        return self._engine
-
-    async def settled(self) -> None:
-        """Wait until the model is loaded, or cannot be: `failure` then says why."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._ready, self.failed)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-
-    def hurry(self) -> None:
-        """Skip what is left of the wait of `drain`."""
-        self._hurry.set()
-
-    async def drain(self) -> None:
-        """Refuse new work, let running requests finish for `drain_s`, end the rest with an error frame."""
-        self.state.is_draining = True
-        await self._until_idle(self.state.settings.drain_s)
-        await self.end_requests(Draining("the service stopped before this request was done"))
-
-    async def end_requests(self, error: Exception) -> None:
-        """End every request in flight and give it a moment to say so."""
-        self._hurry.clear()
-        self.state.fail_all(error)
-        await self._until_idle(_LAST_FRAMES_S)
-
-    async def _until_idle(self, limit_s: float) -> None:
-        end = time.monotonic() + limit_s
-        while self.state.in_flight and time.monotonic() < end and not self._hurry.is_set():
-            await asyncio.sleep(_POLL_S)
 
 
 def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI:
@@ -229,118 +80,3 @@ async def _explain(request: Request, error: RequestValidationError) -> Response:
     """Turn the framework's validation errors into ours, and let the gate answer."""
     problem = validation_problem(error.errors(), LEGAL)
     raise HttpProblem(problem.code, problem.message, problem.param)
-
-
-def _facts(entry: ModelEntry, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `/info` tells about the model; the engine adds its part."""
-    architecture = checkpoint.architecture
-    return {
-        "parameters": checkpoint.num_parameters,
-        "license": entry.manifest.license,
-        "vocab_size": architecture.vocab_size,
-        "n_positions": architecture.n_positions,
-        "n_layer": architecture.n_layer,
-        "n_embd": architecture.n_embd,
-    }
-
-
-def _make_engine(state: ServiceState, folder: Path, tokenizer: Tokenizer, start_up: StartUp) -> AsyncEngine:
-    """An engine that loads when started, on its own thread."""
-    with start_up.step("importing"):
-        from service.engine import loader  # noqa: F401  brings torch
-        from service.engine.async_engine import AsyncEngine
-
-        config = engine_config(state.settings, folder)
-
-        def fall_back(why: str) -> None:
-            config.fall_back(why)
-            state.metrics.gauges["textgen_kernel_fallback"] = 1.0
-
-        told = replace(config, step=start_up.step, fall_back=fall_back)
-
-    def make() -> Engine:
-        engine = _build_engine(told, tokenizer, state.metrics)
-        state.metrics.levels = lambda: _levels(engine)
-        return engine
-
-    return AsyncEngine(make, config.max_running + state.settings.max_waiting)
-
-
-def _build_engine(config: EngineConfig, tokenizer: Tokenizer, observer: Observer | None = None) -> Engine:
-    """Load and warm up in this thread.
-
-    Raises:
-        SettingsError: the model cannot be served here.
-    """
-    from model_store.errors import UnsupportedCheckpoint
-    from service.engine.loader import build_engine
-
-    try:
-        return build_engine(
-            config,
-            tokenizer,
-            observer,
-            on_fault=lambda error: get_logger().error("a step failed", exc_info=error),
-        )
-    except UnsupportedCheckpoint as error:
-        raise SettingsError(f"the model cannot be served: {with_variables(str(error))}") from error
-
-
-def _levels(engine: Engine) -> tuple[int, int, float]:
-    """Running, waiting, share of KV blocks in use; aborts change them without a step that would tell."""
-    scheduler = engine.scheduler
-    used = 1 - scheduler.pool.num_free / scheduler.pool.num_blocks
-    return len(scheduler.running), len(scheduler.waiting), used
-
-
-def warm_up(settings: Settings) -> dict[str, str | int]:
-    """Load the model and run its first steps in this thread, so that compiled kernels are in the cache.
-
-    Returns:
-        How the engine was built.
-
-    Raises:
-        SettingsError, StoreError: the model cannot be served.
-    """
-    entry = resolve(settings.model, settings.store)
-    tokenizer = Tokenizer.load(entry.path, read_checkpoint(entry.path).architecture.vocab_size)
-    engine = _build_engine(engine_config(settings, entry.path), tokenizer)
-    return {"model": entry.label, **engine.facts}
-
-
-def engine_config(settings: Settings, folder: Path) -> EngineConfig:
-    """What the engine is built from; settings that say `auto` are decided by the device or the engine.
-
-    Raises:
-        SettingsError: the device does not exist here.
-    """
-    from service.engine.config import EngineConfig
-    from service.engine.devices import DEVICES, NoSuchDevice, find_device
-
-    try:
-        name = find_device(settings.device)
-    except NoSuchDevice as error:
-        raise SettingsError(with_variables(str(error))) from error
-    for notice in settings.notices():
-        get_logger().warning(notice)
-    return EngineConfig(
-        folder,
-        device=name,
-        precision=settings.precision,
-        is_deterministic=settings.deterministic,
-        kv_cache_bytes=settings.kv_cache_bytes or 0,
-        max_batch_tokens=settings.max_batch_tokens or DEVICES[name].max_batch_tokens,
-        max_running=settings.max_running or DEVICES[name].max_running,
-        num_threads=settings.threads or 0,
-        speculation=settings.speculation,
-        report=get_logger().info,
-        warn=get_logger().warning,
-        fall_back=partial(_fall_back, settings),
-    )
-
-
-def _fall_back(settings: Settings, why: str) -> None:
-    """Say that torch computes, or refuse it. Raises SettingsError."""
-    if not settings.kernel_fallback:
-        raise SettingsError(f"TEXTGEN_KERNEL_FALLBACK=0 refuses to serve without them: {why}")
-    get_logger().warning(why)

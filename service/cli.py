@@ -107,7 +107,7 @@ def warmup(
 
     try:
         chosen = load_settings({} if model is None else {"model": model})
-        from service.app import warm_up
+        from service.engine_setup import warm_up
 
         for name, value in warm_up(chosen).items():
             typer.echo(f"{name}: {value}")

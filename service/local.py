@@ -19,8 +19,9 @@ import httpx
 from fastapi import FastAPI
 from starlette.types import Message
 
-from service.app import Life, create_app
+from service.app import create_app
 from service.errors import Draining
+from service.life import Life
 from service.settings import Settings, load_settings
 
 # A service guards itself against strangers; here there are none, and one call may be a whole data set.

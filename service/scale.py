@@ -23,10 +23,12 @@ from ray.serve.config import AutoscalingContext
 from ray.serve.metrics import Gauge
 from starlette.types import ASGIApp
 
-from service.app import Life, create_app
+from service.app import create_app
 from service.errors import EngineDead, SettingsError
+from service.life import Life
 from service.logs import configure_logs, get_logger
-from service.settings import PREFIX, Settings, load_settings
+from service.settings import Settings, load_settings
+from service.settings_text import PREFIX
 
 METRICS_PERIOD_S = 5.0
 SEQUENCES = "sequences"  # that run and wait: what a replica reports to the autoscaler

@@ -29,8 +29,8 @@ from service.logs import get_logger
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.app import Life
     from service.engine.async_engine import AsyncEngine
+    from service.life import Life
 
 SWITCH_INTERVAL_S = 0.0005  # the engine thread gives way to the event loop ten times sooner than by default
 END_S = 20  # for the end after a failure; it takes up to eight

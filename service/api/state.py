@@ -1,6 +1,6 @@
 """What the routes of one application share: settings, metrics, keys, the engine and the task runner.
 
-`service.app` fills it while the model loads. Routes find it with `service_of`; nothing here is global.
+`service.life` fills it while the model loads. Routes find it with `service_of`; nothing here is global.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def test_all_addresses_of_a_host_get_the_same_port() -> None:
     [
         ("SIGTERM", "service.settings.load_settings"),
         ("SIGINT", "service.server.make_server"),
-        ("SIGTERM", "service.app._make_engine"),  # in a worker thread, behind the open listener
+        ("SIGTERM", "service.life.make_engine"),  # in a worker thread, behind the open listener
         ("SIGINT", "service.engine.loader.build_engine"),  # in the engine's thread
     ],
 )
@@ -232,7 +232,7 @@ def test_a_process_whose_standard_streams_are_closed_serves(tiny_model: Path) ->
 def test_a_limit_of_memory_that_no_model_fits_is_told_before_the_load(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str], limit: int | None, is_told: bool
 ) -> None:
-    monkeypatch.setattr("service.app.memory_limit_bytes", lambda: limit)
+    monkeypatch.setattr("service.life.memory_limit_bytes", lambda: limit)
     start = len(log_lines)
     with running(Settings(model=str(tiny_model), port=0, threads=1)):
         told = [line for line in log_lines[start:] if "memory is limited to 256 MiB" in line]

@@ -15,7 +15,8 @@ import yaml
 from deploy_files import DEPLOY, tool
 
 from service.metrics import GAUGES
-from service.settings import Settings, variable_name
+from service.settings import Settings
+from service.settings_text import variable_name
 
 FOLDER = DEPLOY / "kubernetes"
 ALL = ["base", "overlays/gpu", "overlays/podmonitor", "overlays/hpa", "overlays/keda"]

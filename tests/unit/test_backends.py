@@ -12,7 +12,6 @@ from typing import cast
 
 import pytest
 
-from service.app import engine_config
 from service.engine import backends
 from service.engine.backend import FastBackend, Reference
 from service.engine.backends import choose
@@ -22,6 +21,7 @@ from service.engine.backends.kernel_check import KernelMismatch
 from service.engine.backends.torch.backend import TorchBackend
 from service.engine.config import EngineConfig, Precision
 from service.engine.devices import DEVICES
+from service.engine_setup import engine_config
 from service.errors import SettingsError
 from service.settings import Settings
 
@@ -206,7 +206,7 @@ def test_a_compiler_that_fails_is_told_with_its_last_line(
 def test_a_process_that_serves_imports_neither_transformers_nor_a_compiler() -> None:
     code = """
 import sys
-from service.app import warm_up
+from service.engine_setup import warm_up
 from service.settings import Settings
 assert warm_up(Settings(device="cpu", kv_cache_bytes=10_000_000))["kernels"] == "cpu"
 print("loaded:", sorted({"transformers", "numba", "pandas", "accelerate", "datasets"} & sys.modules.keys()))

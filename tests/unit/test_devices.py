@@ -8,8 +8,8 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from service.app import engine_config
 from service.engine.devices import NoSuchDevice, find_device
+from service.engine_setup import engine_config
 from service.errors import SettingsError
 from service.settings import load_settings
 

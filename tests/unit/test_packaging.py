@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from service.metrics import NAMES
-from service.settings import Settings, settings_table, variable_name
+from service.settings import Settings, settings_table
+from service.settings_text import variable_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME_LOCK = ROOT / "requirements.lock"

@@ -27,13 +27,13 @@ def test_a_failed_start_whose_end_hangs_ends_with_its_code() -> None:
 
 
 NO_MEMORY = """
-from service import app, server
+from service import life, server
 from service.settings import Settings
 
 def read(path):
     raise MemoryError
 
-app.read_checkpoint = read
+life.read_checkpoint = read
 made = server.make_server(Settings(port=0))
 made.run(server.open_listeners("127.0.0.1", 0))
 raise SystemExit(made.exit_code)

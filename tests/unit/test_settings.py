@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.errors import SettingsError
-from service.settings import Settings, load_settings, settings_table, variable_name, with_variables
+from service.settings import Settings, load_settings, settings_table, with_variables
+from service.settings_text import variable_name
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 

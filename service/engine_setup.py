@@ -1,0 +1,131 @@
+"""From settings to an engine: its configuration, its loading, and what it tells while it does.
+
+torch is imported inside functions, so that a listener is open before. The engine itself knows no settings
+and no metrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_store.checkpoint import read_checkpoint
+from model_store.store import resolve
+from model_store.tokenizer import Tokenizer
+from service.errors import SettingsError
+from service.logs import get_logger
+from service.metrics import Metrics
+from service.settings import Settings, with_variables
+from service.start_up import StartUp
+
+if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
+    from service.engine.async_engine import AsyncEngine
+    from service.engine.config import EngineConfig
+    from service.engine.engine import Engine
+    from service.engine.observer import Observer
+
+
+def make_engine(
+    settings: Settings, metrics: Metrics, folder: Path, tokenizer: Tokenizer, start_up: StartUp
+) -> AsyncEngine:
+    """An engine that loads when started, on a thread of its own, and tells `metrics` and `start_up` of it."""
+    with start_up.step("importing"):
+        from service.engine import loader  # noqa: F401  brings torch
+        from service.engine.async_engine import AsyncEngine
+
+        config = engine_config(settings, folder)
+
+        def fall_back(why: str) -> None:
+            config.fall_back(why)
+            metrics.gauges["textgen_kernel_fallback"] = 1.0
+
+        told = replace(config, step=start_up.step, fall_back=fall_back)
+
+    def make() -> Engine:
+        engine = _build_engine(told, tokenizer, metrics)
+        metrics.levels = lambda: _levels(engine)
+        return engine
+
+    return AsyncEngine(make, config.max_running + settings.max_waiting)
+
+
+def _build_engine(config: EngineConfig, tokenizer: Tokenizer, observer: Observer | None = None) -> Engine:
+    """Load and warm up in this thread.
+
+    Raises:
+        SettingsError: the model cannot be served here.
+    """
+    from model_store.errors import UnsupportedCheckpoint
+    from service.engine.loader import build_engine
+
+    try:
+        return build_engine(
+            config,
+            tokenizer,
+            observer,
+            on_fault=lambda error: get_logger().error("a step failed", exc_info=error),
+        )
+    except UnsupportedCheckpoint as error:
+        raise SettingsError(f"the model cannot be served: {with_variables(str(error))}") from error
+
+
+def _levels(engine: Engine) -> tuple[int, int, float]:
+    """Running, waiting, share of KV blocks in use; aborts change them without a step that would tell."""
+    scheduler = engine.scheduler
+    used = 1 - scheduler.pool.num_free / scheduler.pool.num_blocks
+    return len(scheduler.running), len(scheduler.waiting), used
+
+
+def warm_up(settings: Settings) -> dict[str, str | int]:
+    """Load the model and run its first steps in this thread, so that compiled kernels are in the cache.
+
+    Returns:
+        How the engine was built.
+
+    Raises:
+        SettingsError, StoreError: the model cannot be served.
+    """
+    entry = resolve(settings.model, settings.store)
+    tokenizer = Tokenizer.load(entry.path, read_checkpoint(entry.path).architecture.vocab_size)
+    engine = _build_engine(engine_config(settings, entry.path), tokenizer)
+    return {"model": entry.label, **engine.facts}
+
+
+def engine_config(settings: Settings, folder: Path) -> EngineConfig:
+    """What the engine is built from; settings that say `auto` are decided by the device or the engine.
+
+    Raises:
+        SettingsError: the device does not exist here.
+    """
+    from service.engine.config import EngineConfig
+    from service.engine.devices import DEVICES, NoSuchDevice, find_device
+
+    try:
+        name = find_device(settings.device)
+    except NoSuchDevice as error:
+        raise SettingsError(with_variables(str(error))) from error
+    for notice in settings.notices():
+        get_logger().warning(notice)
+    return EngineConfig(
+        folder,
+        device=name,
+        precision=settings.precision,
+        is_deterministic=settings.deterministic,
+        kv_cache_bytes=settings.kv_cache_bytes or 0,
+        max_batch_tokens=settings.max_batch_tokens or DEVICES[name].max_batch_tokens,
+        max_running=settings.max_running or DEVICES[name].max_running,
+        num_threads=settings.threads or 0,
+        speculation=settings.speculation,
+        report=get_logger().info,
+        warn=get_logger().warning,
+        fall_back=partial(_fall_back, settings),
+    )
+
+
+def _fall_back(settings: Settings, why: str) -> None:
+    """Say that torch computes, or refuse it. Raises SettingsError."""
+    if not settings.kernel_fallback:
+        raise SettingsError(f"TEXTGEN_KERNEL_FALLBACK=0 refuses to serve without them: {why}")
+    get_logger().warning(why)
