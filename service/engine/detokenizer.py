@@ -71,9 +71,10 @@ class Detokenizer:
         else:
             is_shown = self._shows_specials
             piece = self._pieces.special_piece(self._previous_id, token_id) if is_shown else b""
-        self._held += self._decoder.decode(piece)
+        text = self._decoder.decode(piece)
         if not self._stop:
-            return self._show(len(self._held))
+            return text
+        self._held += text
         position = self._find_stop()
         if position is None:
             return self._show(len(self._held) - self._possible_stop_length())

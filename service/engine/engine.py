@@ -145,9 +145,11 @@ class Engine:
         sequence = item.sequence
         if item.draft_ids and self.scheduler.speculator is not None:
             self.scheduler.speculator.note(sequence, len(item.draft_ids), len(result.token_ids) - 1)
-        sequence.prompt_logprobs += result.prompt_logprobs
         ids, reason = self._read(sequence, result.token_ids)
-        sequence.unsent.logprobs += result.logprobs[: len(ids)]
+        if result.prompt_logprobs:
+            sequence.prompt_logprobs += result.prompt_logprobs
+        if result.logprobs:
+            sequence.unsent.logprobs += result.logprobs[: len(ids)]
         self.scheduler.advance(item, ids)
         if ids:
             self.reporter.said(sequence, len(ids), now)
@@ -164,17 +166,18 @@ class Engine:
         self, sequence: Sequence, new_ids: tuple[int, ...]
     ) -> tuple[tuple[int, ...], FinishReason | None]:
         """Turn new tokens into text up to the one that ends the sequence; tokens behind that never were."""
-        unsent = sequence.unsent
+        unsent, detokenizer, params = sequence.unsent, sequence.detokenizer, sequence.params
+        num_left = params.max_new_tokens - sequence.num_output_tokens
         for count, token_id in enumerate(new_ids, start=1):
             unsent.token_ids.append(token_id)
             if token_id in sequence.end_ids:
-                if sequence.params.include_stop_str_in_output:
-                    unsent.text += sequence.detokenizer.push(token_id)
+                if params.include_stop_str_in_output:
+                    unsent.text += detokenizer.push(token_id)
                 return new_ids[:count], FinishReason.STOP
-            unsent.text += sequence.detokenizer.push(token_id)
-            if sequence.detokenizer.is_stopped:
+            unsent.text += detokenizer.push(token_id)
+            if detokenizer.is_stopped:
                 return new_ids[:count], FinishReason.STOP
-            if sequence.num_output_tokens + count >= sequence.params.max_new_tokens:
+            if count >= num_left:
                 return new_ids[:count], FinishReason.LENGTH
         return new_ids, None
 

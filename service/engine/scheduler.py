@@ -148,16 +148,20 @@ class Scheduler:
 
     def _schedule_decodes(self, decoding: list[Sequence], room: Room) -> list[Scheduled]:
         drafts = self.speculator.draft(decoding) if self.speculator else {}
+        block_size = self.pool.block_size
         for sequence in decoding:
-            if sequence.status is Status.RUNNING:
+            has_room = sequence.num_computed_tokens < len(sequence.block_table) * block_size
+            if not has_room and sequence.status is Status.RUNNING:
                 self._reserve(sequence, 1)
         kept = [sequence for sequence in decoding if sequence.status is Status.RUNNING]
         room.rows -= len(kept)
         items = []
         for sequence in kept:
             draft = drafts.get(sequence, ())[: max(room.rows, 0)]
-            draft = self._with_blocks(sequence, draft[: room.count(len(draft), self.cost.draw_s(sequence))])
-            room.rows -= len(draft)
+            if draft:
+                count = room.count(len(draft), self.cost.draw_s(sequence))
+                draft = self._with_blocks(sequence, draft[:count])
+                room.rows -= len(draft)
             items.append(Scheduled(sequence, 1, draft))
         return items
 
@@ -254,21 +258,23 @@ class Scheduler:
             row_s: seconds of the forward pass for each of its rows.
         """
         given: dict[Job, float] = {}
-        drawn: dict[str, tuple[int, float]] = {}  # rows and seconds by kind
+        drawn_rows: dict[str, int] = {}  # by kind
+        drawn_s: dict[str, float] = {}
         num_scored, score_s = 0, 0.0
         for item, result in zip(batch.items, results, strict=True):
-            job, kind = item.sequence.job, item.sequence.kind_of_draw
-            given[job] = given.get(job, 0.0) + item.num_rows * row_s + result.draw_s + result.score_s
-            if result.draw_s:
-                rows, seconds = drawn.get(kind, (0, 0.0))
-                drawn[kind] = rows + item.num_drawn, seconds + result.draw_s
+            sequence, draw_s, num_drafts = item.sequence, result.draw_s, len(item.draft_ids)
+            job, kind = sequence.job, sequence.kind_of_draw
+            seconds = (item.num_tokens + num_drafts) * row_s + draw_s + result.score_s
+            given[job] = given.get(job, 0.0) + seconds
+            if draw_s:
+                drawn_rows[kind] = drawn_rows.get(kind, 0) + item.num_drawn
+                drawn_s[kind] = drawn_s.get(kind, 0.0) + draw_s
             if result.score_s:
                 num_scored += len(result.logprobs) + len(result.prompt_logprobs)
                 score_s += result.score_s
-        for job, seconds in given.items():
-            self.time_share.charge(job, seconds)
-        for kind, (rows, seconds) in drawn.items():
-            self.cost.note_draws(kind, rows, seconds)
+        self.time_share.charge(given)
+        for kind, rows in drawn_rows.items():
+            self.cost.note_draws(kind, rows, drawn_s[kind])
         if num_scored:
             self.cost.note_scores(num_scored, score_s)
 

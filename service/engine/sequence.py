@@ -135,9 +135,9 @@ class SequenceStats:
     prefill_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes four times as long: there is one for each token
 class SequenceOutput:
-    """What is new of one sequence. The one with a finish_reason is the last."""
+    """What is new of one sequence; nobody changes it. The one with a finish_reason is the last."""
 
     index: int  # of the sequence within its job
     text: str = ""
@@ -196,6 +196,7 @@ class Sequence:
     request: SequenceRequest
     arrived_at: float  # seconds on the engine's clock
     status: Status = Status.WAITING
+    params: SamplingParams = field(init=False)  # the request's
     token_ids: list[int] = field(init=False)  # prompt and output
     kind_of_draw: str = field(init=False)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -221,13 +222,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         """Start from a copy of the prompt: the list grows with every token."""
+        self.params = self.request.params
         self.token_ids = list(self.request.prompt_ids)
         self.kind_of_draw = self.params.kind_of_draw()
-
-    @property
-    def params(self) -> SamplingParams:
-        """The request's sampling parameters."""
-        return self.request.params
 
     @property
     def num_prompt_tokens(self) -> int:

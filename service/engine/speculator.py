@@ -49,6 +49,8 @@ class Speculator:
         """
         candidates = [(sequence, self._lookup(sequence)) for sequence in decoding]
         candidates = [(s, ids) for s, ids in candidates if ids]
+        if not candidates:
+            return {}
         candidates.sort(key=lambda candidate: -candidate[0].drafts.acceptance)
         step = Step(len(decoding), float(len(decoding)), sum(map(self._cost.draw_s, decoding)))
         chosen: dict[Sequence, tuple[int, ...]] = {}

@@ -20,6 +20,7 @@ _SHORTEST_S = 1e-9  # a clock too coarse to see the step
 _MAX_STALL = 1.5
 _PART_S = 0.02  # of drawing between two signs of life, about
 _LIGHT = 0.25  # a draw that takes no more than this share of a pass with one row holds nobody up
+_UNKNOWN_S = float("inf")
 _SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
 
 
@@ -80,12 +81,12 @@ class StepCost:
         """
         if not self._row_s or sequence.params.max_new_tokens == 0:
             return 0.0
-        row_s = self._row_s.get(sequence.kind_of_draw, float("inf"))
+        row_s = self._row_s.get(sequence.kind_of_draw, _UNKNOWN_S)
         return row_s if sequence.params.logprobs is None else row_s + self._row_s.get(_SCORED, 0.0)
 
     def score_s(self) -> float:
         """Seconds for the log probabilities of one row; as `draw_s` where they are not known."""
-        return self._row_s.get(_SCORED, float("inf")) if self._row_s else 0.0
+        return self._row_s.get(_SCORED, _UNKNOWN_S) if self._row_s else 0.0
 
     # ---- deciding ---------------------------------------------------------------------------------------
 

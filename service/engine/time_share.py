@@ -8,7 +8,7 @@ away earns no credit, and a newcomer and one who has been at it for long share e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from service.engine.batch import Room
@@ -36,7 +36,7 @@ class _Levels(Generic[Who]):
             self.given_s[who] = max(min(self.given_s.values(), default=0.0), self._floor_s)
 
     def charge(self, who: Who, seconds: float) -> None:
-        self.given_s[who] = self[who] + seconds
+        self.given_s[who] = max(self.given_s.get(who, 0.0), self._floor_s) + seconds
 
     def wait(self, those: Iterable[Who]) -> None:
         self._floor_s = min(map(self.__getitem__, those))
@@ -118,7 +118,11 @@ class TimeShare:
         for tenant, jobs in waiting_jobs.items():
             self._jobs[tenant].wait(jobs)
 
-    def charge(self, job: Job, seconds: float) -> None:
-        """Note what a job, and so its tenant, was given."""
-        self._tenants.charge(job.tenant, seconds)
-        self._jobs[job.tenant].charge(job, seconds)
+    def charge(self, given_s: Mapping[Job, float]) -> None:
+        """Note the seconds that jobs, and so their tenants, were given."""
+        of_tenants: defaultdict[str, float] = defaultdict(float)
+        for job, seconds in given_s.items():
+            of_tenants[job.tenant] += seconds
+            self._jobs[job.tenant].charge(job, seconds)
+        for tenant, seconds in of_tenants.items():
+            self._tenants.charge(tenant, seconds)

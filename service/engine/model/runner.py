@@ -51,6 +51,7 @@ class ModelRunner:
         self._cost = cost or StepCost()
         self._forward = forward
         self._layout = torch.device(layout)
+        self._is_on_host = self._layout.type == "cpu"  # there `Tensor.to` costs time and does nothing
         self._block_size = block_size
         self._end_ids = tuple(end_ids)
         self._draw = draw
@@ -76,46 +77,48 @@ class ModelRunner:
     def _execute(self, batch: Batch) -> list[StepOutput]:
         scored = [_scored_rows(item) for item in batch.items]
         sampled = [_sampled_rows(item) for item in batch.items]
+        counts = [item.num_rows for item in batch.items]
         wanted, first = [], 0
-        for item, score, draw in zip(batch.items, scored, sampled, strict=True):
+        for count, score, draw in zip(counts, scored, sampled, strict=True):
             wanted += [first + row for row in (*score, *draw)]
-            first += item.num_rows
-        logits = self._forward(self._lay_out(batch, wanted))  # (R, vocab)
+            first += count
+        logits = self._forward(self._lay_out(batch, counts, wanted))  # (R, vocab)
         if wanted and not logits.is_cpu:
             logits[0, 0].item()  # waits for the device, so that what follows is timed by itself
         self.on_progress()
         return self._read(batch, logits, scored, sampled)
 
-    def _lay_out(self, batch: Batch, wanted: list[int]) -> ForwardBatch:
+    def _lay_out(self, batch: Batch, counts: list[int], wanted: list[int]) -> ForwardBatch:
         """Put all tokens into one row; S sequences, B blocks in the longest table."""
         size = self._block_size
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        for item in batch.items:
+        ends: list[int] = []
+        for item, count in zip(batch.items, counts, strict=True):
             sequence = item.sequence
             start = sequence.num_computed_tokens
-            ids += sequence.token_ids[start : start + item.num_tokens] + list(item.draft_ids)
+            ids += sequence.token_ids[start : start + item.num_tokens]
+            ids += item.draft_ids
             table = sequence.block_table
-            new_positions = range(start, start + item.num_rows)
+            new_positions = range(start, start + count)
             positions += new_positions
             slots += [table[position // size] * size + position % size for position in new_positions]
-        counts = [item.num_rows for item in batch.items]
+            ends.append(start + count)
         return ForwardBatch(
             input_ids=self._tensor(ids),
             positions=self._tensor(positions),
             slots=self._tensor(slots),
             query_starts=self._tensor(np.cumsum([0, *counts]), torch.int32),
-            context_lens=self._tensor(
-                [i.sequence.num_computed_tokens + i.num_rows for i in batch.items], torch.int32
-            ),
+            context_lens=self._tensor(ends, torch.int32),
             block_tables=self._tensor(_pad([item.sequence.block_table for item in batch.items]), torch.int32),
             logit_rows=self._tensor(wanted),
             max_query_len=max(counts),
         )
 
     def _tensor(self, values: object, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.from_numpy(np.asarray(values, _NUMPY[dtype])).to(self._layout)
+        tensor = torch.from_numpy(np.asarray(values, _NUMPY[dtype]))
+        return tensor if self._is_on_host else tensor.to(self._layout)
 
     def _read(
         self, batch: Batch, logits: Tensor, scored: list[range], sampled: list[range]
