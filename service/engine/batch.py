@@ -6,8 +6,7 @@ there is one of for each token is not frozen, which takes four times as long; no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from service.engine.sequence import Sequence, TokenLogprob
 
@@ -61,16 +60,16 @@ class Scheduled:
         return 1 + len(self.draft_ids) if self.samples else 0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """The sequences of one step, decodes first."""
 
     items: tuple[Scheduled, ...]
+    num_rows: int = field(init=False)  # of the forward pass
 
-    @cached_property
-    def num_rows(self) -> int:
-        """Rows of the forward pass."""
-        return sum(item.num_rows for item in self.items)
+    def __post_init__(self) -> None:
+        """Count the rows once."""
+        self.num_rows = sum(item.num_rows for item in self.items)
 
 
 @dataclass(slots=True)

@@ -188,6 +188,8 @@ class ModelRunner:
 def _rows_of(logits: Tensor, places: Sequence[int]) -> Tensor:
     """Some rows, in rising order; a view where they stand side by side."""
     first, last = places[0], places[-1]
+    if len(places) == len(logits):
+        return logits
     return logits[first : last + 1] if last - first + 1 == len(places) else logits[list(places)]
 
 
@@ -267,7 +269,9 @@ def _verified(draft_ids: tuple[int, ...], drawn: list[int]) -> tuple[int, ...]:
 
 def _pad(tables: list[list[int]]) -> np.ndarray:
     """Block tables as one array, short rows filled with 0."""
-    padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
-    return padded
+    width = max(map(len, tables))
+    blocks: list[int] = []
+    for table in tables:
+        blocks += table
+        blocks += [0] * (width - len(table))
+    return np.array(blocks, np.int32).reshape(len(tables), width)
