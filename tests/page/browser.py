@@ -11,12 +11,13 @@ from typing import Any
 import httpx
 from conftest import AXE
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-WAIT_S = 60
+WAIT_S = 180  # of patience with a machine that has other things to do
 
 
 class Browser:
@@ -41,6 +42,7 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
         self.driver = webdriver.Chrome(options=options, service=service)
+        self.driver.set_script_timeout(WAIT_S)
         width, height = size
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
@@ -61,11 +63,28 @@ class Browser:
         """What stands in the first such element, shown or not."""
         return str(self.one(selector).get_property("textContent"))
 
-    def wait(self, is_true: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, WAIT_S, poll_frequency=0.02).until(lambda _: is_true())
+    def wait(self, is_true: Callable[[], object], what: str, limit_s: float = WAIT_S) -> None:
+        """Look until something holds; elements may come, go and be replaced meanwhile.
+
+        Raises:
+            AssertionError: it did not in time: what was waited for, and what the page showed instead.
+        """
+        looks = WebDriverWait(
+            self.driver, limit_s, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
+        )
+        try:
+            looks.until(lambda _: is_true())
+        except TimeoutException:
+            seen = f"waited {limit_s:g} s for {what}; the page says {self.words()}"
+            raise AssertionError(f"{seen}; console: {self.complaints()}") from None
+
+    def words(self) -> list[str]:
+        """What the page tells a person now: states, notices, problems."""
+        told = [each.text for each in self.all("#live-state, #away, .status, .problem")]
+        return [text for text in told if text]
 
     def wait_for_state(self, state: str) -> None:
-        self.wait(lambda: self.text("#live-state") == state)
+        self.wait(lambda: self.text("#live-state") == state, f"the state {state!r}")
 
     def tab(self, name: str) -> None:
         self.one(f"#tab-{name}").click()
@@ -78,22 +97,22 @@ class Browser:
     def start(self, panel: str) -> None:
         self.one(f"#{panel} .primary").click()
 
-    def run(self, panel: str) -> None:
-        """Press the button and wait until the answer is whole."""
+    def run(self, panel: str, limit_s: float = WAIT_S) -> None:
+        """Press the button and wait until the answer is whole and shown."""
         self.start(panel)
-        self.wait_until_done(panel)
+        self.wait_until_done(panel, limit_s)
 
-    def wait_until_done(self, panel: str) -> None:
-        def is_done() -> bool:
-            has_ended = "stop" not in str(self.one(f"#{panel} .primary").get_attribute("class"))
-            return has_ended and self.is_still(panel)
+    def wait_until_done(self, panel: str, limit_s: float = WAIT_S) -> None:
+        """Until the answer is not busy: its request has ended, well or not, and what came is in its place."""
+        busy = f"#{panel} [aria-busy=true]"
+        self.wait(lambda: not self.all(busy), f"the end of the request in {panel!r}", limit_s)
 
-        self.wait(is_done)
-
-    def is_still(self, panel: str) -> bool:
-        """Whether a request has ended, well or not."""
-        status, problem = self.text(f"#{panel} .status"), self.text(f"#{panel} .paper > .problem")
-        return " in all" in status or status.startswith(("Stopped", "Nothing")) or problem != ""
+    def colour_a_text(self) -> None:
+        """Write a text of more than twenty tokens, the same each time, in colours."""
+        self.write("#write [name=seed]", "5")
+        self.driver.execute_script("document.querySelector('#write [name=ignore_eos]').checked = true")
+        self.run("write")
+        assert len(self.all("#write .t")) > 20
 
     def press(self, *keys: str) -> None:
         webdriver.ActionChains(self.driver).send_keys(*keys).perform()
@@ -127,7 +146,7 @@ class Browser:
             if message["method"] == "Network.requestWillBeSent":
                 found[params["requestId"]] = httpx.URL(params["request"]["url"]).host
             elif params.get("blockedReason") == "csp":
-                del found[params["requestId"]]
+                found.pop(params["requestId"], None)
         return {host for host in found.values() if host}
 
     def serious_faults(self) -> list[str]:

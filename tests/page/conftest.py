@@ -6,11 +6,13 @@ Without Chromium, its driver or axe-core the tests are skipped, with a line that
 from __future__ import annotations
 
 import importlib.util
+import random
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent != Path(__file__).parent:
             continue
         item.add_marker(pytest.mark.page)
-        item.add_marker(pytest.mark.timeout(COLD_START_S + 60))
+        item.add_marker(pytest.mark.timeout(2 * COLD_START_S))
         if missing:
             item.add_marker(pytest.mark.skip(reason=f"`make test-page` installs what is missing: {missing}"))
 
@@ -64,6 +66,32 @@ def live() -> Iterator[Live]:
         served.runner.tasks[MOOD.name] = MOOD
         service.state.served = replace(served, tasks={**served.tasks, MOOD.name: MOOD})
         yield service
+
+
+@pytest.fixture
+def hold_engine(live: Live) -> Iterator[Callable[[], None]]:
+    """From a call to the end of the test each step takes a quarter of a second more, which is no hang to the
+    watchdog: what runs is still running when somebody looks, on however slow a machine.
+    """
+    assert live.state.served is not None
+    commands = live.state.served.engine._commands  # type: ignore[attr-defined]
+    is_over = threading.Event()
+
+    def hold(engine: Any) -> None:
+        execute = engine.runner.execute
+
+        def late(batch: Any) -> Any:
+            is_over.wait(0.25)
+            return execute(batch)
+
+        engine.runner.execute = late
+
+    def let_go(engine: Any) -> None:
+        vars(engine.runner).pop("execute", None)
+
+    yield lambda: commands.put(hold)
+    is_over.set()
+    commands.put(let_go)
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +125,16 @@ def page(shared: Any, live: Live) -> Any:
     shared.open("about:blank")
     shared.open(live.url)
     shared.wait_for_state("ready")
+    shared.complaints(), shared.hosts()  # those of the test before
     return shared
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that the system gives to nobody who asks for any."""
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(1024, first_given), 100):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are taken")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import uvicorn
 from conftest import ROOT, Live, running
+from live_service import expect
 from selenium.webdriver.common.keys import Keys
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -66,14 +67,16 @@ def fill_and_run(page: Any, name: str) -> None:
     assert page.text(f"#{name} .paper > .problem") == ""
 
 
-def test_the_keyboard_alone_writes_and_stops(page: Any) -> None:
+def test_the_keyboard_alone_writes_and_stops(page: Any, hold_engine: Callable[[], None]) -> None:
+    hold_engine()
     page.tab_to("#write-prompt")
     page.press_with(Keys.CONTROL, "a")
     page.press("Under the sea")
     page.press_with(Keys.CONTROL, Keys.ENTER)
-    page.wait(lambda: page.text("#write .status") == "Writing")
+    page.wait(lambda: page.text("#write .status") == "Writing", "the first token")
     page.press(Keys.ESCAPE)
     page.wait_until_done("write")
+    assert page.text("#write .status").startswith("Stopped")
     assert page.text("#write .opening") == "Under the sea"
 
 
@@ -88,8 +91,7 @@ def test_the_keyboard_alone_reaches_every_tab(page: Any) -> None:
 
 
 def test_the_keyboard_alone_looks_at_tokens(page: Any) -> None:
-    page.run("write")
-    page.wait(lambda: len(page.all("#write .t")) > 20)
+    page.colour_a_text()
     page.tab_to("#write .continuation")
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert page.text("#write .t.current") == page.all("#write .t")[1].get_property("textContent")
@@ -98,7 +100,7 @@ def test_the_keyboard_alone_looks_at_tokens(page: Any) -> None:
 
 def test_the_address_keeps_the_tab(live: Live, start_browser: Callable[..., Any]) -> None:
     with start_browser(f"{live.url}/#ask") as page:
-        page.wait(lambda: page.one("#ask").is_displayed())
+        page.wait(lambda: page.one("#ask").is_displayed(), "the tab of the address")
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(live: Live, start_browser: Callable[..., Any]) -> None:
@@ -133,7 +135,8 @@ def test_a_wrong_key_is_said(tiny_model: Path, start_browser: Callable[..., Any]
     with running(settings) as live, start_browser(live.url) as page:
         page.wait_for_state("wants a key")
         page.one("#key").send_keys("wrong", Keys.ENTER)
-        page.wait(lambda: "API key" in page.text("#away") and page.one("#key-form").is_displayed())
+        page.wait(lambda: "API key" in page.text("#away"), "a word on the key")
+        page.wait(lambda: page.one("#key-form").is_displayed(), "the field for the key")
 
 
 def test_a_page_left_open_goes_on_after_a_restart(
@@ -192,8 +195,7 @@ def proxy_under(prefix: str, target: str, kept: tuple[str, ...] = ()) -> Iterato
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        while not server.started:
-            threading.Event().wait(0.01)
+        expect(lambda: server.started or not thread.is_alive(), "the proxy")
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}{prefix}/"
     finally:
         server.should_exit = True
@@ -208,7 +210,7 @@ def test_the_page_works_under_a_proxys_sub_path(live: Live, start_browser: Calla
         page.one("#write .code summary").click()
         assert f"{url}generate" in page.text("#write .code code")
         page.one(".links a").click()
-        page.wait(lambda: page.all(".opblock"))
+        page.wait(lambda: page.all(".opblock"), "the API's description")
         assert page.driver.current_url == f"{url}docs"
 
 
@@ -221,7 +223,7 @@ def test_the_page_works_where_a_proxy_keeps_the_pages_of_operations(
         page.run("write")
         assert page.text("#write .continuation")
         assert not page.one("#write .settings").is_displayed()
-        page.wait(lambda: not page.one("#live-running").is_displayed())
+        page.wait(lambda: not page.one("#live-running").is_displayed(), "figures that nobody knows to go")
 
 
 def test_an_outage_is_not_met_with_more_and_more_requests(
@@ -236,7 +238,8 @@ def test_an_outage_is_not_met_with_more_and_more_requests(
         script = """const real = window.fetch; window.asked = 0; window.start = performance.now();
             window.fetch = (...all) => { window.asked += all[0].endsWith("/tasks"); return real(...all); }"""
         page.driver.execute_script(script)
-        page.wait(lambda: page.driver.execute_script("return performance.now() - window.start") > 9000)
+        clock = "return performance.now() - window.start"
+        page.wait(lambda: page.driver.execute_script(clock) > 9000, "nine seconds of the page's clock")
         assert 2 <= page.driver.execute_script("return window.asked") <= 6  # one every two seconds
     finally:
         browser.__exit__(None, None, None)
@@ -249,7 +252,7 @@ def test_the_apis_description_needs_no_internet(
     live: Live, start_browser: Callable[..., Any], path: str, sign: str
 ) -> None:
     with start_browser(f"{live.url}/{path}") as page:
-        page.wait(lambda: page.all(sign))
+        page.wait(lambda: page.all(sign), sign)
         assert page.hosts() == {"127.0.0.1"}
 
 
@@ -257,18 +260,19 @@ def test_the_apis_description_needs_no_internet(
 def test_an_example_runs_from_the_description(
     live: Live, start_browser: Callable[..., Any], route: str
 ) -> None:
+    status = ".live-responses-table .response .response-col_status"
     with start_browser(f"{live.url}/docs") as page:
-        page.wait(lambda: page.all(f"#operations-default-{route}_{route}_post"))
+        page.wait(lambda: page.all(f"#operations-default-{route}_{route}_post"), "the route")
         page.one(f"#operations-default-{route}_{route}_post .opblock-summary-control").click()
-        page.wait(lambda: page.all(".execute"))
+        page.wait(lambda: page.all(".execute"), "its button")
         # the description takes no clicks while it still resolves its references
         page.wait(
             lambda: (
-                page.driver.execute_script("document.querySelector('.execute').click()")
-                or page.all(".live-responses-table .response-col_status")
-            )
+                page.driver.execute_script("document.querySelector('.execute').click()") or page.all(status)
+            ),
+            "a reply",
         )
-        page.wait(lambda: page.text(".live-responses-table .response .response-col_status").startswith("200"))
+        page.wait(lambda: page.text(status).startswith("200"), "a good reply")
 
 
 @pytest.mark.parametrize(("name", "is_dark"), [("page.png", False), ("page-dark.png", True)])
@@ -281,7 +285,6 @@ def test_the_page_can_be_pictured(
         for field, value in {"seed": "7", "temperature": "0.7", "top_p": "0.9"}.items():
             page.write(f"#write [name={field}]", value)
         page.run("write")
-        page.wait(lambda: len(page.all("#write .t")) > 20)
         page.driver.execute_script("arguments[0].click()", page.all("#write .t")[8])
         page.save(folder / name)
     picture = (folder / name).read_bytes()

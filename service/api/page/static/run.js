@@ -1,7 +1,7 @@
 // A panel that runs requests: its button, its clock, its errors, its request as code. Panels say what to send and show.
 
 import { Refusal, events } from "./api.js";
-import { h, newId } from "./dom.js";
+import { h, newId, part } from "./dom.js";
 import { fieldsOf } from "./schema.js";
 import { fill } from "./fields.js";
 import { snippets } from "./snippets.js";
@@ -17,7 +17,7 @@ const OURS = ["stream", "logprobs"]; // the page sets these itself
  * request(read): gives { path, body }; `read` holds the fields that were set. It may throw an Error with a `param`.
  * begin(request): clears what the last request left.
  * show(event, clock): one event of the stream that is not the last one.
- * end(reply, clock): the last event.
+ * end(reply, clock): the last event; what it shows may take a while, then it gives a promise.
  *
  * Gives { useFields, run, stop, write }.
  */
@@ -26,6 +26,7 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
   const button = h("button", { class: "primary" }, verb);
   const status = h("p", { class: "status", role: "status" });
   const problem = h("p", { class: "problem", role: "alert", id: newId("problem") });
+  const result = part(panel, "answer") ?? part(panel, "turns"); // busy from a request to the last of its answer
   const code = h("details", { class: "code", hidden: true }, h("summary", {}, "This request as code"));
   panel.querySelector(".actions").append(button, status);
   panel.querySelector(".actions").after(problem);
@@ -44,6 +45,7 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
     begin(asked);
     const clock = new Clock();
     under = new AbortController();
+    result.setAttribute("aria-busy", "true");
     button.textContent = "Stop";
     button.classList.add("stop");
     status.textContent = "Waiting for the first token";
@@ -56,9 +58,10 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
       under = null;
       button.textContent = verb;
       button.classList.remove("stop");
+      remember(asked);
+      result.removeAttribute("aria-busy");
       ended();
     }
-    remember(asked);
   }
 
   async function follow({ path, body }, clock) {
@@ -74,8 +77,8 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
       if (event.data.usage) last = event.data; // chat completions tell in the last chunk
     }
     clock.stop(last.usage);
-    end(last, clock);
     status.textContent = clock.figures();
+    await end(last, clock);
   }
 
   function remember(asked) {

@@ -27,11 +27,11 @@ export function writePanel(panel) {
     show({ type, data }) {
       if (type === "token") cards[data.index].text.append(data.text);
     },
-    end(reply) {
-      finishAll(cards, reply.choices);
+    async end(reply) {
       const again = h("button", { type: "button", class: "quiet", onclick: () => running.write("seed", reply.seed) }, "Use it again");
       answer.append(h("p", { class: "seed" }, `Seed ${reply.seed} `, again));
       if (reply.choices.some((choice) => choice.logprobs)) answer.append(legend());
+      await finishAll(cards, reply.choices);
     },
   });
 
