@@ -13,6 +13,7 @@ from pathlib import Path
 from model_store.manifest import Draft
 from model_store.task import Task
 from model_store.training.bpe import train_tokenizer
+from model_store.training.material import Material
 from model_store.training.pipeline import Job, Shape, finetune, pretrain
 from model_store.training.recipe import Source
 from model_store.training.train import TrainOptions
@@ -73,20 +74,24 @@ def write_text(path: Path, sentences: int = 600) -> Path:
     return path
 
 
-def toy_job(out: Path, sources: tuple[Source, ...], options: TrainOptions, is_resumed: bool = False) -> Job:
+def toy_job(
+    out: Path,
+    sources: tuple[Source, ...],
+    options: TrainOptions,
+    is_resumed: bool = False,
+    block: int = 64,
+    valid_share: float = 0.05,
+    is_loss_everywhere: bool = True,
+) -> Job:
     """A job with small blocks and the toy's task."""
-    return Job(
-        out=out,
+    material = Material(
         sources=sources,
-        valid=(),
-        valid_share=0.05,
         tasks={"qa": QA},
-        block=64,
-        dtype="fp32",
-        is_resumed=is_resumed,
-        draft=Draft(tasks={"qa": QA}),
-        options=options,
+        valid_share=valid_share,
+        block=block,
+        is_loss_everywhere=is_loss_everywhere,
     )
+    return Job(out, material, options, "fp32", is_resumed, Draft(tasks={"qa": QA}))
 
 
 def toy_tokenizer(folder: Path) -> Path:
@@ -121,8 +126,9 @@ def finetuned_model(folder: Path, steps: int = 250) -> Path:
         optimizer="muon",
         eval_every=10_000,
     )
-    job = toy_job(folder / "finetune", (Source(questions, kind="examples", task="qa"),), options)
-    finetune(job, folder / "pretrain" / "model", is_loss_everywhere=False, report=_silent)
+    source = Source(questions, kind="examples", task="qa")
+    job = toy_job(folder / "finetune", (source,), options, is_loss_everywhere=False)
+    finetune(job, folder / "pretrain" / "model", report=_silent)
     return folder / "finetune" / "model"
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,16 +16,13 @@ from model_store.cli_store import DEFAULT_STORE, StoreFolder, one_line_errors
 from model_store.manifest import Draft
 from model_store.task import Task
 from model_store.task_files import load_tasks
+from model_store.training.cli_data import DataOptions, sources
 from model_store.training.cli_draft import asked_license, trained_tasks
-from model_store.training.cli_options import with_train_options
-from model_store.training.errors import InvalidOption
-from model_store.training.recipe import Source, load_recipe
-from model_store.training.task_rows import mapped, task_source
+from model_store.training.cli_options import with_options
+from model_store.training.material import Material
+from model_store.training.recipe import Source
 from model_store.training.text_files import file_lines
 from model_store.training.train import RunResult, TrainOptions
-
-if TYPE_CHECKING:
-    from model_store.training.pipeline import Job
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
 
@@ -40,14 +37,6 @@ Dtype = Annotated[str, typer.Option(help="Of the exported weights: bf16, fp16 or
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Name = Annotated[str, typer.Option(help="Add the model to the store under this name.")]
 License = Annotated[str, typer.Option(help="Of the new weights, for manifest and card; asked for.")]
-Data = Annotated[
-    list[str] | None,
-    typer.Option("--data", help="TASK=FILE: JSON, CSV, XLSX, parquet, hf:OWNER/NAME:SPLIT; repeatable."),
-]
-Columns = Annotated[
-    list[str] | None, typer.Option("--map", help="FIELD=COLUMN,… or TASK:FIELD=COLUMN,…; repeatable.")
-]
-Encoding = Annotated[str, typer.Option(help="Of the files of --data; empty: found out.")]
 About = Annotated[
     list[str] | None, typer.Option("--about-data", help="A source and its licence; may be given again.")
 ]
@@ -73,7 +62,7 @@ def train_tokenizer(
 
 
 @app.command()
-@with_train_options
+@with_options
 def pretrain(
     tokenizer: Annotated[Path, typer.Option(help="What train-tokenizer wrote.")],
     out: Out,
@@ -105,47 +94,27 @@ def pretrain(
 
     with one_line_errors():
         known = _tasks(tasks)
-        sources = _sources([Source(path) for path in text or []], recipe, corpus, known, "--text")
-        job = Job(
-            out=out,
-            sources=sources,
+        material = Material(
+            sources=sources([Source(path) for path in text or []], recipe, corpus, known, "--text"),
+            tasks=known,
             valid=tuple(Source(path) for path in valid or []),
             valid_share=valid_share,
-            tasks=known,
             block=block,
-            dtype=dtype,
-            is_resumed=resume,
-            draft=_draft(known, license, [*file_lines(sources), *(about_data or [])]),
-            options=options,
+            is_loss_everywhere=True,
         )
+        draft = _draft(known, license, [*file_lines(material.sources), *(about_data or [])])
+        job = Job(out, material, options, dtype, resume, draft)
         shape = Shape(n_embd, n_layer, n_head, n_positions)
         _finish(train(job, tokenizer, shape, _report), out, name, store)
 
 
 @app.command()
-@with_train_options
+@with_options
 def finetune(
     out: Out,
-    tasks: Tasks = None,
-    model: Annotated[
-        str, typer.Option(help="A folder (with a /), or a model of the store; empty: the default.")
-    ] = "",
-    data: Data = None,
-    columns: Columns = None,
-    encoding: Encoding = "",
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Text, for a second domain.")] = None,
-    recipe: Recipe = None,
-    corpus: Corpus = Path(),
-    valid: Annotated[list[str] | None, typer.Option("--valid", help="TASK=FILE to validate on.")] = None,
-    valid_share: ValidShare = 0.02,
-    block: Block = 0,
-    loss_everywhere: Annotated[
-        bool, typer.Option("--loss-everywhere", help="Learn the prompts too, not the answers only.")
-    ] = False,
     dtype: Dtype = "bf16",
     resume: Resume = False,
     name: Name = "",
-    store: StoreFolder = DEFAULT_STORE,
     license: License = "",
     about_data: About = None,
     keep_tasks: Annotated[
@@ -155,121 +124,62 @@ def finetune(
         bool, typer.Option("--dry-run", help="Show what would be trained, as preview does; train nothing.")
     ] = False,
     *,
+    data: DataOptions,
     options: TrainOptions,
 ) -> None:
     """Train a model on tasks; the tasks go into its manifest."""
-    from model_store.store import resolve
     from model_store.training.pipeline import Job
     from model_store.training.pipeline import finetune as train
 
     with one_line_errors():
-        entry = resolve(model, store.expanduser())
-        known = {**entry.tasks, **_tasks(tasks)}
-        given = mapped([task_source(item, "--data") for item in data or []], columns or [], known, encoding)
-        given += [Source(path) for path in text or []]
-        sources = _sources(given, recipe, corpus, known, "--data")
-        held_out = [task_source(item, "--valid") for item in valid or []]
-        job = Job(
-            out=out,
-            sources=sources,
-            valid=tuple(mapped(held_out, columns or [], known, encoding)),
-            valid_share=valid_share,
-            tasks=known,
-            block=block,
-            dtype=dtype,
-            is_resumed=resume,
-            draft=_draft(
-                known if keep_tasks else trained_tasks(known, [*sources, *held_out]),
-                license if license or dry_run else asked_license(entry),
-                [
-                    f"base model: {entry.label}, licence {entry.manifest.license or 'not given'}",
-                    *(f"of the base: {line}" for line in entry.manifest.data),
-                    *file_lines([*sources, *held_out]),
-                    *(about_data or []),
-                ],
-            ),
-            options=options,
-        )
+        entry, material = data.read()
         if dry_run:
-            _show(job, entry.path, loss_everywhere)
+            _show(material, options, entry.path)
             return
-        _finish(train(job, entry.path, loss_everywhere, _report), out, name, store)
+        read = [*material.sources, *material.valid]
+        about = [
+            f"base model: {entry.label}, licence {entry.manifest.license or 'not given'}",
+            *(f"of the base: {line}" for line in entry.manifest.data),
+            *file_lines(read),
+            *(about_data or []),
+        ]
+        offered = material.tasks if keep_tasks else trained_tasks(material.tasks, read)
+        draft = _draft(offered, license or asked_license(entry), about)
+        job = Job(out, material, options, dtype, resume, draft)
+        _finish(train(job, entry.path, _report), out, name, data.store)
 
 
 @app.command()
-@with_train_options
+@with_options
 def preview(
-    tasks: Tasks = None,
-    model: Annotated[
-        str, typer.Option(help="A folder (with a /), or a model of the store; empty: the default.")
-    ] = "",
-    data: Data = None,
-    columns: Columns = None,
-    encoding: Encoding = "",
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Text, for a second domain.")] = None,
-    recipe: Recipe = None,
-    corpus: Corpus = Path(),
-    valid_share: ValidShare = 0.02,
-    block: Block = 0,
-    loss_everywhere: Annotated[
-        bool, typer.Option("--loss-everywhere", help="Learn the prompts too, not the answers only.")
-    ] = False,
     shown: Annotated[int, typer.Option(help="Examples of each task to show.")] = 2,
-    store: StoreFolder = DEFAULT_STORE,
     *,
+    data: DataOptions,
     options: TrainOptions,
 ) -> None:
     """Show what finetune would learn: prompts in colour, lengths, labels, steps, memory, time."""
-    from model_store.store import resolve
-    from model_store.training.pipeline import Job
-
     with one_line_errors():
-        entry = resolve(model, store.expanduser())
-        known = {**entry.tasks, **_tasks(tasks)}
-        given = mapped([task_source(item, "--data") for item in data or []], columns or [], known, encoding)
-        given += [Source(path) for path in text or []]
-        job = Job(
-            out=Path(),
-            sources=_sources(given, recipe, corpus, known, "--data"),
-            valid=(),
-            valid_share=valid_share,
-            tasks=known,
-            block=block,
-            dtype="bf16",
-            is_resumed=False,
-            draft=Draft(),
-            options=options,
-        )
-        _show(job, entry.path, loss_everywhere, shown)
+        entry, material = data.read()
+        _show(material, options, entry.path, shown)
 
 
-def _show(job: "Job", model: Path, is_loss_everywhere: bool, shown: int = 2) -> None:
-    """Print what a job would do."""
+def _show(material: Material, options: TrainOptions, model: Path, shown: int = 2) -> None:
+    """Print what a run would do."""
     from rich.console import Console
 
     from model_store.training.cli_preview import show
     from model_store.training.preview import preview as look
 
-    show(look(job, model, is_loss_everywhere, _report, shown), Console())
+    show(look(material, options, model, _report, shown), Console())
 
 
 def _tasks(path: Path | None) -> dict[str, Task]:
     return load_tasks(path) if path else {}
 
 
-def _sources(
-    given: list[Source], recipe: Path | None, corpus: Path, tasks: Mapping[str, Task], option: str
-) -> tuple[Source, ...]:
-    """What the options and the recipe name together."""
-    sources = [*given, *(load_recipe(recipe, corpus, tasks) if recipe else [])]
-    if not sources:
-        raise InvalidOption(option, "is missing; give data with it or with --recipe")
-    return tuple(sources)
-
-
-def _draft(tasks: Mapping[str, Task], license: str, about: list[str] | None) -> Draft:
+def _draft(tasks: Mapping[str, Task], license: str, about: list[str]) -> Draft:
     command = shlex.join(["textgen", *sys.argv[1:]])
-    return Draft(tasks=tasks, license=license, data=tuple(about or ()), command=command)
+    return Draft(tasks=tasks, license=license, data=tuple(about), command=command)
 
 
 def _report(line: str) -> None:

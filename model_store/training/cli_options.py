@@ -1,5 +1,4 @@
-"""Gives a typer command one option for each field of a dataclass, so that two commands can share twenty
-options.
+"""Gives a typer command one option for each field of a dataclass, so that commands can share many options.
 
 Help texts come from the dataclass's `Args` section. Used by `cli.py`.
 """
@@ -7,34 +6,38 @@ Help texts come from the dataclass's `Args` section. Used by `cli.py`.
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from model_store.training.train import TrainOptions
+_FLAGS = {"is_compiled": "--compile", "loss_everywhere": "--loss-everywhere"}
+_SHOWN_DEFAULTS = {"store": "~/.local/share/textgen"}
+_VARIABLES = {"store": "TEXTGEN_STORE"}
 
-_FLAGS = {"is_compiled": "--compile"}
 
-
-def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the fields of `TrainOptions` to a command's options; they arrive as one argument `options`.
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Put, in the place of each keyword of a command that takes a dataclass, an option for each field.
 
     Args:
-        command: Takes a keyword `options: TrainOptions` besides its own.
+        command: Its keywords (after `*`) of a dataclass's type are made from options; the others stay.
     """
-    helps = argument_helps(TrainOptions)
-    hints = get_type_hints(TrainOptions)
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
-    names = [each.name for each in fields(TrainOptions)]
+    own = list(inspect.signature(command).parameters.values())
+    hints = get_type_hints(command)
+    groups = {p.name: hints[p.name] for p in own if p.kind is p.KEYWORD_ONLY and is_dataclass(hints[p.name])}
+    names = {keyword: [each.name for each in fields(kind)] for keyword, kind in groups.items()}
 
     def wrapped(**values: Any) -> None:
-        options = TrainOptions(**{name: values.pop(name) for name in names})
-        command(options=options, **values)
+        made = {
+            keyword: kind(**{name: values.pop(name) for name in names[keyword]})
+            for keyword, kind in groups.items()
+        }
+        command(**made, **values)
 
-    added = [_parameter(each, hints[each.name], helps[each.name]) for each in fields(TrainOptions)]
-    wrapped.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in [*own, *added]}
+    added = [parameter for kind in groups.values() for parameter in _parameters(kind)]
+    kept = [p for p in own if p.name not in groups]
+    wrapped.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *added]}
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
     return wrapped
 
@@ -46,10 +49,17 @@ def argument_helps(documented: type) -> dict[str, str]:
     return {name: " ".join(text.split()).replace("`", "") for name, text in entries}
 
 
+def _parameters(kind: Any) -> list[inspect.Parameter]:
+    helps, hints = argument_helps(kind), get_type_hints(kind)
+    return [_parameter(each, hints[each.name], helps[each.name]) for each in fields(kind)]
+
+
 def _parameter(each: "Field[Any]", hint: Any, text: str) -> inspect.Parameter:
     flag = _FLAGS.get(each.name, "--" + each.name.replace("_", "-"))
     default = None if each.default is MISSING else each.default
-    annotation = Annotated[hint, typer.Option(flag, help=text)]
+    option = typer.Option(
+        flag, help=text, envvar=_VARIABLES.get(each.name), show_default=_SHOWN_DEFAULTS.get(each.name, True)
+    )
     return inspect.Parameter(
-        each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option]
     )

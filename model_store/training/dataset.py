@@ -1,39 +1,38 @@
-"""Builds the packed rows that a run trains on, from the sources of a recipe, in bounded memory.
+"""Makes the packed rows that a run trains on, from the sources of a recipe, in bounded memory.
 
-Everything is read, checked and tokenised before training begins, so that a wrong line is named within minutes
-and not after hours. The result is kept in a folder named after a fingerprint of its inputs: a resumed run
-finds it again. Read next: `packing.py` (rows on disk), `examples.py` (rendering).
+Everything is read, checked and tokenised before training begins, once, so that a wrong line is named within
+minutes and not after hours. The result is kept in a folder named after a fingerprint of its inputs: a resumed
+run, and the other processes of one on several devices, find it again. Read next: `reading.py` (sources),
+`split.py` (validation), `packing.py` (rows on disk), `examples.py` (rendering).
 """
 
 import hashlib
 import json
 import os
-import random
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from model_store.evidence import on_one_line
-from model_store.recipes.cloze import make_questions, split_passages
-from model_store.recipes.dialogue import replies
+import numpy as np
+
+from model_store.atomic import write_atomically
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from model_store.training.defaults import choose_block
 from model_store.training.errors import InvalidOption
-from model_store.training.examples import Pair, encode_pair, encode_text, fit, shorten
-from model_store.training.grounding import ground, lead_target
+from model_store.training.examples import Example, Pair, encode_pair, fit
 from model_store.training.packing import RowWriter
+from model_store.training.reading import Reader
 from model_store.training.recipe import Source
-from model_store.training.task_rows import task_rows
-from model_store.training.text_files import describe, documents, expand, stamp
+from model_store.training.split import draw_examples, draw_texts, num_duplicates, seen_in_training
+from model_store.training.spool import TEXT, Spool, Table
+from model_store.training.text_files import expand, stamp
 
-T = TypeVar("T")
-WINDOW = 50_000  # pairs held in memory to shuffle them and to find those that share a document
-_ROWS_FORMAT = 3  # of what `packing.RowWriter` writes; rows of an older one are made anew
-_QUESTIONS_PER_PASSAGE = (3, 8)
-_FOREIGN_SHARE = 0.5  # passages that get one question of the passage before, which they do not answer
+_ROWS_FORMAT = 4  # of what is written here; rows of an older one are made anew
+_BUILT = "built.json"  # written last
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,12 @@ class BuildPlan:
     Args:
         sources: What to read.
         tasks: The tasks by name.
-        block: Tokens in a row.
+        block: Tokens in a row; 0 chooses from the lengths of what is read.
         is_loss_everywhere: Count the prompts' tokens too (pretraining).
-        valid_share: The share of documents and records kept for validation, from 0 to below 1.
+        valid_share: The share of each task's examples, and of the texts' tokens, kept for validation, from 0
+            to below 1.
         seed: Of every draw.
+        num_positions: The model's: no block is longer.
     """
 
     sources: tuple[Source, ...]
@@ -55,6 +56,7 @@ class BuildPlan:
     is_loss_everywhere: bool
     valid_share: float = 0.0
     seed: int = 0
+    num_positions: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,34 @@ class Built:
     """Where the rows lie.
 
     Args:
-        train: A folder for `packing.Rows`.
-        valid: The same for validation; empty rows when no share was asked for.
+        folder: Holds all of it; its name is the fingerprint of what the rows were made from.
+        data: A fingerprint of the files alone.
+        block: Tokens in a row.
+        why: Why the block was chosen; "" where it was given.
         counts: What was used and what was left out, by reason, for the run's report.
+        notes: Lines for people on how the validation data was drawn.
     """
 
-    train: Path
-    valid: Path
+    folder: Path
+    data: str
+    block: int
+    why: str
     counts: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def train(self) -> Path:
+        """A folder for `packing.Rows`."""
+        return self.folder / "train"
+
+    @property
+    def valid(self) -> Path:
+        """The same for validation; empty rows when no share was asked for."""
+        return self.folder / "valid"
 
 
-Watch = Callable[[Task, Pair, Pair | None], None]  # gets a pair, and what of it fits into a row
+# gets a pair, its tokens, and what of it fits into a row
+Watch = Callable[[Task, Pair, Example, Pair | None], None]
 
 
 def build(
@@ -93,182 +112,131 @@ def build(
 
     Raises:
         InvalidData: A file is wrong; names file and line.
+        InvalidOption: The model has no positions for the block.
     """
+    if plan.block:
+        require_block(plan.block, plan.num_positions)
     files = [
         (source, file) for source in plan.sources for file in expand([source.path], source.kind == "examples")
     ]
-    folder = cache / _fingerprint(plan, tokenizer, [file for _, file in files])
-    if not (folder / "counts.json").exists():
+    stamps = [stamp(file) for _, file in files]
+    pointer = cache / f"{_fingerprint(plan, tokenizer, stamps)}.block"  # what was chosen for the same data
+    is_chosen = not plan.block
+    if is_chosen and pointer.exists():
+        plan = replace(plan, block=int(pointer.read_text(encoding="utf-8")))
+    folder = cache / _fingerprint(plan, tokenizer, stamps)
+    if not plan.block or not (folder / _BUILT).exists():
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            counts = _Builder(plan, tokenizer, unfinished, watch).run(files, report)
-            (unfinished / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+            with Spool(unfinished / "spool") as spool:
+                reader = Reader(plan.tasks, tokenizer, plan.is_loss_everywhere, plan.seed, spool)
+                for source, file in files:
+                    reader.read(source, file, report)
+                told = _Packer(plan, tokenizer, spool, watch).pack(unfinished)
+            told["counts"] = dict(reader.counts + reader.notes + told["counts"])
+            shutil.rmtree(unfinished / "spool")
+            (unfinished / _BUILT).write_text(json.dumps(told), encoding="utf-8")
+            folder = cache / _fingerprint(replace(plan, block=told["block"]), tokenizer, stamps)
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    return Built(folder / "train", folder / "valid", counts)
+    told = json.loads((folder / _BUILT).read_text(encoding="utf-8"))
+    if is_chosen:
+        write_atomically(pointer, str(told["block"]))
+    why = told["why"] if is_chosen else ""
+    return Built(folder, _digest(stamps), told["block"], why, told["counts"], tuple(told["notes"]))
 
 
-class _Builder:
-    """Reads sources into two row writers."""
+class _Packer:
+    """Makes rows of a spool."""
 
-    def __init__(
-        self, plan: BuildPlan, tokenizer: Tokenizer, folder: Path, watch: Watch | None = None
-    ) -> None:
-        self._plan, self._tokenizer, self._watch = plan, tokenizer, watch
-        self._rng = random.Random(plan.seed)
+    def __init__(self, plan: BuildPlan, tokenizer: Tokenizer, spool: Spool, watch: Watch | None) -> None:
+        self._plan, self._tokenizer, self._spool, self._watch = plan, tokenizer, spool, watch
+        self._tasks = list(plan.tasks.values())
         self._counts: Counter[str] = Counter()
-        self._notes: Counter[str] = Counter()  # on what was read, beside what it is counted as
-        size = (plan.block, tokenizer.eos_id, tokenizer.vocab_size)
-        self._writers = [RowWriter(folder / name, *size) for name in ("train", "valid")]
+        self._notes: list[str] = []
 
-    def run(self, files: list[tuple[Source, Path]], report: Callable[[str], None]) -> dict[str, int]:
-        with self._writers[0], self._writers[1]:
-            for source, file in files:
-                before = self._counts.total()
-                for _ in range(source.repeat):
-                    self._read(source, file)
-                found = describe(file, source.encoding)
-                told = f"{file.name} ({found})" if found else file.name
-                report(f"{told}: {self._counts.total() - before:,} {source.kind}")
-            for writer in self._writers:
-                writer.finish()
-        return dict(self._counts + self._notes)
+    def pack(self, folder: Path) -> dict[str, Any]:
+        """Choose the block, draw what validates, write the rows; give what is kept as `built.json`."""
+        plan, table = self._plan, self._spool.table()
+        block, why = plan.block, ""
+        if not block:
+            is_text = table.task == TEXT
+            num_text = int(table.length[is_text].sum())
+            block, why = choose_block(table.length[~is_text], num_text, plan.num_positions)
+        if duplicates := num_duplicates(table):
+            self._counts["duplicates"] = duplicates
+        cut = self._cut_to(block, table)
+        items = np.array([item for item in range(len(table.task)) if cut.get(item, 0) is not None], np.int64)
+        kept = table.take(items)
+        is_valid, by_row = draw_examples(kept, plan.valid_share, plan.seed)
+        self._notes += [
+            f"validation: most of task {self._tasks[task].name!r} is on one document, so single rows validate"
+            for task in sorted(by_row)
+        ]
+        seen = seen_in_training(kept, is_valid)
+        if num_seen := int(seen.sum()):
+            self._counts["left out of validation, as training has them"] = num_seen
+        held = draw_texts(kept, plan.valid_share, plan.seed)
+        size = (block, self._tokenizer.eos_id, self._tokenizer.vocab_size)
+        with RowWriter(folder / "train", *size) as train, RowWriter(folder / "valid", *size) as valid:
+            for index in np.flatnonzero(kept.task == TEXT):
+                example = self._spool.example(int(items[index]))
+                border = len(example.ids) - int(held[index])
+                train.add_text(example.part(0, border))
+                valid.add_text(example.part(border, len(example.ids)))
+                self._counts["documents"] += 1
+            examples = np.flatnonzero((kept.task != TEXT) & ~seen)
+            for index in np.random.default_rng(plan.seed).permutation(examples):
+                item = int(items[index])
+                writer = valid if is_valid[index] else train
+                writer.add_whole(self._spool.example(cut.get(item) or item))
+                self._counts[f"{self._tasks[table.task[item]].name} pairs"] += 1
+            train.finish(), valid.finish()
+        return {"block": block, "why": why, "counts": self._counts, "notes": self._notes}
 
-    def _read(self, source: Source, file: Path) -> None:
-        if source.kind == "text":
-            self._read_text(source, file)
-        elif source.kind == "cloze":
-            self._read_cloze(source, file)
-        elif source.kind == "dialogue":
-            self._read_dialogue(source, file)
-        else:
-            self._read_examples(source, file)
-
-    def _read_text(self, source: Source, file: Path) -> None:
-        for document in self._sample(source, documents(file)):
-            self._writer().add_text(encode_text(self._tokenizer, document))
-            self._counts["documents"] += 1
-
-    def _read_cloze(self, source: Source, file: Path) -> None:
-        task, last = self._plan.tasks[source.task], ""
-        for document in documents(file):
-            writer = self._writer()
-            for passage in self._sample(source, split_passages(document, self._rng, *source.passage_words)):
-                made = make_questions(passage, self._rng, self._rng.randint(*_QUESTIONS_PER_PASSAGE))
-                pairs = [Pair({"context": passage, "question": c.question}, c.answer) for c in made]
-                pairs = [pair for pair in pairs if pair.answer in task.read(pair.fields).text]
-                if last and task.no_answer and self._rng.random() < _FOREIGN_SHARE:
-                    foreign = Pair({"context": passage, "question": last}, task.no_answer)
-                    pairs.insert(self._rng.randrange(len(pairs) + 1), foreign)
-                if made:
-                    last = made[0].question
-                for pair in pairs:
-                    self._add(writer, task, pair)
-
-    def _read_dialogue(self, source: Source, file: Path) -> None:
-        task = self._plan.tasks[source.task]
-        for document in documents(file):
-            writer = self._writer()
-            for reply in self._sample(source, replies(document)):
-                fields = {"history": reply.history, "speaker": reply.speaker}
-                self._add(writer, task, Pair(fields, reply.text))
-
-    def _read_examples(self, source: Source, file: Path) -> None:
-        task = self._plan.tasks[source.task]
-        window: list[Pair] = []
-        for pair in self._pairs(source, task, file):
-            window.append(pair)
-            if len(window) >= WINDOW:
-                self._add_shuffled(task, window)
-                window.clear()
-        self._add_shuffled(task, window)
-
-    def _pairs(self, source: Source, task: Task, file: Path) -> Iterator[Pair]:
-        for row in self._sample(source, task_rows(source, task, file, self._notes)):
-            if len(row.references) > 1:
-                self._notes["first of several answers"] += 1
-            pair = Pair(row.fields, row.references[0], row.origin)
-            if source.max_target_words and len(pair.answer.split()) > source.max_target_words:
-                self._counts["target too long"] += 1
+    def _cut_to(self, block: int, table: Table) -> dict[int, int | None]:
+        """Cut what is longer than a block: item -> the cut one, or None where it cannot be cut."""
+        cut: dict[int, int | None] = {}
+        for item in np.flatnonzero(table.task != TEXT).tolist():
+            is_long = table.length[item] > block
+            if not is_long and self._watch is None:
                 continue
-            if source.max_document_tokens:
-                limit = self._rng.choice(source.max_document_tokens)
-                pair = shorten(task, self._tokenizer, pair, limit)
-            if source.lead_words[1] and task.document:
-                answer = lead_target(task.read(pair.fields).text, *source.lead_words)
-                pair = replace(pair, answer=answer)
-            if (grounded := self._grounded(source, task, pair)) is not None:
-                yield grounded
-
-    def _grounded(self, source: Source, task: Task, pair: Pair) -> Pair | None:
-        """Put a span of the context, or the no-answer text, in the place of a question's answer."""
-        if task.kind != "qa":
-            return pair
-        if not pair.answer.strip():
-            self._counts["unanswerable"] += 1
-            return replace(pair, answer=task.no_answer) if task.no_answer else None
-        if source.min_overlap <= 0:
-            return pair
-        found = ground(pair.fields["context"], pair.answer)
-        if found.overlap < source.min_overlap:
-            self._counts["answer is no span"] += 1
-            return None
-        answer = on_one_line(found.text) if task.evidence else found.text
-        if answer not in task.read(pair.fields).text:
-            self._counts["answer is outside the evidence"] += 1
-            return None
-        self._counts["answer is a span" if found.overlap == 1 else "answer became a span"] += 1
-        return replace(pair, answer=answer)
-
-    def _add_shuffled(self, task: Task, pairs: list[Pair]) -> None:
-        """Add pairs in an order of the seed's, those on one document to one side of the validation split."""
-        writers: dict[str, RowWriter] = defaultdict(self._writer)
-        self._rng.shuffle(pairs)
-        for pair in pairs:
-            writer = writers[pair.fields[task.document]] if task.document else self._writer()
-            self._add(writer, task, pair)
-
-    def _add(self, writer: RowWriter, task: Task, pair: Pair) -> None:
-        fitted = fit(task, self._tokenizer, pair, self._plan.block)
-        if self._watch is not None:
-            self._watch(task, pair, fitted)
-        if fitted is None:
-            self._counts["longer than a block"] += 1
-            return
-        if fitted is not pair:
-            self._notes["cut to a block"] += 1
-        writer.add_whole(encode_pair(task, self._tokenizer, fitted, self._plan.is_loss_everywhere))
-        self._counts[f"{task.name} pairs"] += 1
-
-    def _sample(self, source: Source, items: Iterator[T]) -> Iterator[T]:
-        return (item for item in items if source.share >= 1 or self._rng.random() < source.share)
-
-    def _writer(self) -> RowWriter:
-        return self._writers[self._rng.random() < self._plan.valid_share]
+            task, pair = self._tasks[table.task[item]], self._spool.pair(item)
+            fitted = fit(task, self._tokenizer, pair, block) if is_long else pair
+            if self._watch is not None:
+                self._watch(task, pair, self._spool.example(item), fitted)
+            if fitted is None:
+                self._counts["longer than a block"] += 1
+                cut[item] = None
+            elif is_long:
+                self._counts["cut to a block"] += 1
+                example = encode_pair(task, self._tokenizer, fitted, self._plan.is_loss_everywhere)
+                cut[item] = self._spool.add_pair(int(table.task[item]), fitted, example, 0, 0)
+        return cut
 
 
-def _fingerprint(plan: BuildPlan, tokenizer: Tokenizer, files: list[Path]) -> str:
-    """Name the inputs: the plan, the tokenizer and each file's size and time of change."""
-    stats = [stamp(file) for file in files]
-    tasks = {name: task.to_dict() for name, task in plan.tasks.items()}
-    sources = [asdict(source) for source in plan.sources]
+def _fingerprint(plan: BuildPlan, tokenizer: Tokenizer, stamps: list[tuple[str, str]]) -> str:
+    """Name the inputs: the plan, the tokenizer and each file's name and checksum."""
     ids = tokenizer.encode("The quick brown fox, 1984. 学而时习之")
-    probe = [tokenizer.vocab_size, tokenizer.bos_ids, ids]
-    parts = [
-        _ROWS_FORMAT,
-        plan.block,
-        plan.is_loss_everywhere,
-        plan.valid_share,
-        plan.seed,
-        stats,
-        tasks,
-        sources,
-        probe,
-    ]
+    return _digest(
+        [
+            _ROWS_FORMAT,
+            plan.block or -plan.num_positions,
+            plan.is_loss_everywhere,
+            plan.valid_share,
+            plan.seed,
+            stamps,
+            {name: task.to_dict() for name, task in plan.tasks.items()},
+            [{**asdict(source), "path": ""} for source in plan.sources],
+            [tokenizer.vocab_size, tokenizer.bos_ids, ids],
+        ]
+    )
+
+
+def _digest(parts: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 

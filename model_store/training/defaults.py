@@ -1,21 +1,17 @@
 """What a run takes where no option says it, chosen from the data and the model.
 
 An option left at 0 is chosen: the block from the lengths of the examples, the batch and the epochs from the
-number of rows, the learning rate from what is trained. `pipeline.py` and `preview.py` choose in the same way
-and say what was chosen and why.
+number of rows, the learning rate from what is trained. `dataset.py` and `pipeline.py` choose, and say
+what was chosen and why.
 """
 
 import math
-import tempfile
 from dataclasses import replace
-from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from model_store.architecture import Architecture
-from model_store.task import Task
-from model_store.tokenizer import Tokenizer
-from model_store.training.dataset import BuildPlan, build
-from model_store.training.examples import Pair, encode_pair, encode_text
-from model_store.training.text_files import documents, expand
 from model_store.training.train import TrainOptions, num_steps
 
 _TEXT_BLOCK = 1024
@@ -32,50 +28,29 @@ _FULL_RATES = (
 )  # up to so many weights; larger models move less
 
 
-def choose_block(plan: BuildPlan, tokenizer: Tokenizer, num_positions: int) -> tuple[int, str]:
+def choose_block(lengths: npt.NDArray[np.int64], num_text: int, num_positions: int) -> tuple[int, str]:
     """Choose how many tokens a row has, from 1 to the model's positions.
 
     Args:
-        plan: What to read; its block does not count.
-        tokenizer: The model's own.
+        lengths: Tokens of each task example.
+        num_text: Tokens of plain text.
         num_positions: The model's positions.
 
     Returns:
         The block, and why.
-
-    Raises:
-        StoreError: The data is wrong.
     """
-    if all(source.kind == "text" for source in plan.sources):
-        return _text_block(plan, tokenizer, num_positions)
-    lengths: list[int] = []
-
-    def watch(task: Task, pair: Pair, fitted: Pair | None) -> None:
-        example = encode_pair(task, tokenizer, fitted or pair, plan.is_loss_everywhere)
-        lengths.append(min(len(example.ids), num_positions))
-
-    with tempfile.TemporaryDirectory(prefix="textgen-lengths-") as folder:
-        build(replace(plan, block=num_positions), tokenizer, Path(folder), lambda line: None, watch)
-    if not lengths:
-        return min(_TEXT_BLOCK, num_positions), "no example is left to measure"
-    longest = sorted(lengths)[math.ceil(len(lengths) * _COVERED) - 1]
+    most = min(_TEXT_BLOCK, num_positions)
+    if not len(lengths):
+        if num_text >= most * _STEPS_PER_EPOCH:
+            return most, "for text"
+        block = num_text // _STEPS_PER_EPOCH // _BLOCK_UNIT * _BLOCK_UNIT
+        return min(max(_LEAST_BLOCK, block), most), f"the text has {num_text:,} tokens"
+    longest = int(np.partition(lengths, place := math.ceil(len(lengths) * _COVERED) - 1)[place])
+    longest = min(longest, num_positions)
     block = max(_LEAST_BLOCK, math.ceil(longest / _BLOCK_UNIT) * _BLOCK_UNIT)
-    if any(source.kind == "text" for source in plan.sources):
+    if num_text:
         block = max(block, _TEXT_BLOCK // 2)
     return min(block, num_positions), f"99 % of {len(lengths):,} examples have at most {longest} tokens"
-
-
-def _text_block(plan: BuildPlan, tokenizer: Tokenizer, num_positions: int) -> tuple[int, str]:
-    """A block for text: the model's, or less where the text would not make some rows of it."""
-    most = min(_TEXT_BLOCK, num_positions)
-    num_tokens = 0
-    for file in expand([source.path for source in plan.sources]):
-        for document in documents(file):
-            num_tokens += len(encode_text(tokenizer, document).ids)
-            if num_tokens >= most * _STEPS_PER_EPOCH:
-                return most, "for text"
-    block = num_tokens // _STEPS_PER_EPOCH // _BLOCK_UNIT * _BLOCK_UNIT
-    return min(max(_LEAST_BLOCK, block), most), f"the text has {num_tokens:,} tokens"
 
 
 def choose_options(
@@ -101,7 +76,8 @@ def choose_options(
         wanted = 1 if base is None else max(_EPOCHS, math.ceil(_STEPS / max(1, num_rows // a_step)))
         chosen = replace(chosen, epochs=float(min(wanted, _MOST_EPOCHS)))
         if not options.max_steps:
-            said.append(f"epochs {chosen.epochs:g}")
+            is_limit = f" (the limit; {_STEPS} steps would take {wanted})" if wanted > _MOST_EPOCHS else ""
+            said.append(f"epochs {chosen.epochs:g}{is_limit}")
     steps = num_steps(num_rows, chosen)
     if not options.learning_rate:
         rate, why = _rate(options.lora_rank, base)

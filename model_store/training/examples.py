@@ -41,6 +41,10 @@ class Example:
     ids: list[int]
     is_target: list[bool]
 
+    def part(self, start: int, end: int) -> "Example":
+        """The tokens from `start` to before `end`."""
+        return Example(self.ids[start:end], self.is_target[start:end])
+
 
 def encode_text(tokenizer: Tokenizer, text: str) -> Example:
     """Encode a document for language modelling: every token counts, the end of text too.

@@ -6,8 +6,8 @@ options are read and results shown by `cli.py`.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from model_store.architecture import Architecture
 from model_store.card import CARD, model_card
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import Draft
-from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from model_store.training.dataset import BuildPlan, Built, build, require_block
-from model_store.training.defaults import choose_block, choose_options
+from model_store.training.dataset import BuildPlan, Built, build
+from model_store.training.defaults import choose_options
 from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.export import export, export_tokenizer
+from model_store.training.material import Material
 from model_store.training.packing import PackedInfo, Rows, require_rows
-from model_store.training.recipe import Source, check_tasks
-from model_store.training.train import RunResult, TrainOptions, prepare_folder, require_training_extra, run
+from model_store.training.run_folder import Chosen, chosen_before, keep_chosen, prepare_folder
+from model_store.training.train import RunResult, TrainOptions, require_training_extra, run
 
 Report = Callable[[str], None]
 
@@ -55,27 +55,19 @@ class Job:
 
     Args:
         out: The run's folder; the model goes into `model/` in it.
-        sources: What to learn from.
-        valid: What to validate on; may be empty.
-        valid_share: The share of `sources` kept for validation where `valid` is empty, from 0 to below 1.
-        tasks: By name; they go into the manifest.
-        block: Tokens in a row; 0 chooses from the examples' lengths.
+        material: What to train on.
+        options: How to train.
         dtype: Of the exported weights: `bf16`, `fp16`, `fp32`.
         is_resumed: Go on with the run in `out`.
-        draft: Licence, data and command for the manifest.
-        options: How to train.
+        draft: Tasks, licence, data and command for the manifest.
     """
 
     out: Path
-    sources: tuple[Source, ...]
-    valid: tuple[Source, ...]
-    valid_share: float
-    tasks: Mapping[str, Task]
-    block: int
-    dtype: str
-    is_resumed: bool
-    draft: Draft
+    material: Material
     options: TrainOptions
+    dtype: str = "bf16"
+    is_resumed: bool = False
+    draft: Draft = field(default_factory=Draft)
 
 
 def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> RunResult:
@@ -92,10 +84,8 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
     """
     require_training_extra()
     tokenizer = Tokenizer.load(tokenizer_folder)
-    plan = plan_of(job, tokenizer, shape.n_positions, is_loss_everywhere=True, report=report)
     _prepare(job, {"shape": asdict(shape)})
-    train, valid = _rows(job, plan, tokenizer, shape.n_positions, report)
-    options = _chosen(job, train, None, report)
+    data = _data(job, tokenizer, shape.n_positions, None, report)
 
     from transformers import GPT2Config
 
@@ -112,16 +102,15 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
         use_cache=False,
     )
     model = new_model(config, job.options.seed)
-    return _train_and_export(replace(job, options=options), model, train, valid, tokenizer_folder, report)
+    return _train_and_export(job, model, data, tokenizer_folder, report)
 
 
-def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Report) -> RunResult:
+def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
     """Train a model on tasks, or on more text.
 
     Args:
         job: Data and options.
         model_folder: A Hugging Face folder with a tokenizer.
-        is_loss_everywhere: Count the prompts' tokens too; False counts the answers' only.
         report: Gets lines for people.
 
     Raises:
@@ -134,41 +123,14 @@ def finetune(job: Job, model_folder: Path, is_loss_everywhere: bool, report: Rep
     checkpoint = read_checkpoint(model_folder)
     architecture = checkpoint.architecture
     tokenizer = Tokenizer.load(model_folder, architecture.vocab_size)
-    plan = plan_of(job, tokenizer, architecture.n_positions, is_loss_everywhere, report)
     _prepare(job, {"model": str(model_folder)})
-    train, valid = _rows(job, plan, tokenizer, architecture.n_positions, report)
-    options = _chosen(job, train, architecture, report)
+    data = _data(job, tokenizer, architecture.n_positions, architecture, report)
     import torch
 
     torch.manual_seed(job.options.seed)  # new adapters are drawn
     model = load_gpt2(checkpoint, LeanGPT2)
     model.config.use_cache = False
-    return _train_and_export(replace(job, options=options), model, train, valid, model_folder, report)
-
-
-def plan_of(
-    job: Job, tokenizer: Tokenizer, num_positions: int, is_loss_everywhere: bool, report: Report
-) -> BuildPlan:
-    """Say what a job's rows are made from, its tasks checked and its block chosen where none is given.
-
-    Raises:
-        StoreError: A task is missing, the block is too long, or the data is wrong.
-    """
-    check_tasks([*job.sources, *job.valid], job.tasks)
-    plan = BuildPlan(
-        sources=job.sources,
-        tasks=job.tasks,
-        block=job.block,
-        is_loss_everywhere=is_loss_everywhere,
-        valid_share=0.0 if job.valid else job.valid_share,
-        seed=job.options.seed,
-    )
-    if not job.block:
-        block, why = choose_block(plan, tokenizer, num_positions)
-        report(f"block {block}: {why}")
-        plan = replace(plan, block=block)
-    require_block(plan.block, num_positions)
-    return plan
+    return _train_and_export(job, model, data, model_folder, report)
 
 
 def is_main_process() -> bool:
@@ -178,54 +140,79 @@ def is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
+def built_valid(
+    material: Material, plan: BuildPlan, built: Built, tokenizer: Tokenizer, cache: Path, report: Report
+) -> Path:
+    """Give the folder of the rows to validate on: those of `--valid`, or the share kept of what was built."""
+    if not material.valid:
+        return built.valid
+    apart = build(
+        replace(plan, sources=material.valid, block=built.block, valid_share=0.0), tokenizer, cache, report
+    )
+    for line in lines_on(apart):
+        report(f"valid: {line}")
+    return apart.train
+
+
+def lines_on(built: Built) -> list[str]:
+    """Say what the rows are: the block where it was chosen, how the validation data was drawn, counts."""
+    chosen = [f"block {built.block}: {built.why}"] if built.why else []
+    counts = ", ".join(f"{name}: {count:,}" for name, count in sorted(built.counts.items()))
+    return [*chosen, *built.notes, counts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Rows to learn from and to validate on, and the options with nothing left to choose."""
+
+    train: Rows
+    valid: Rows | None
+    options: TrainOptions
+
+
 def _prepare(job: Job, inputs: dict[str, Any]) -> None:
     """Make or check the run's folder; the processes do it one after the other."""
     from accelerate import PartialState
 
     with PartialState().main_process_first():
-        prepare_folder(job.out, job.options, _inputs(job, inputs), job.is_resumed)
+        prepare_folder(job.out, job.options, {**inputs, **job.material.inputs()}, job.is_resumed)
 
 
-def _rows(
-    job: Job, plan: BuildPlan, tokenizer: Tokenizer, num_positions: int, report: Report
-) -> tuple[Rows, Rows | None]:
-    """Build the rows of both kinds, everything checked."""
-    built = _built(plan, tokenizer, job.out, report)
-    train = Rows(built.train, num_positions, job.options.shifted_share, job.options.prompt_weight)
-    require_rows(train.info, str(job.sources[0].path))
-    valid_folder = built.valid
-    if job.valid:
-        valid_folder = _built(replace(plan, sources=job.valid), tokenizer, job.out, report).train
-    valid = Rows(valid_folder)
-    report(_summary("train", train.info) + "; " + _summary("valid", valid.info))
-    return train, valid if len(valid) else None
-
-
-def _chosen(job: Job, train: Rows, base: Architecture | None, report: Report) -> TrainOptions:
-    """Choose what the options leave open, and say it."""
-    options, said = choose_options(job.options, len(train), base)
-    report(said)
-    return options
-
-
-def _built(plan: BuildPlan, tokenizer: Tokenizer, out: Path, report: Report) -> Built:
-    """Build on the first process, find on the others."""
+def _data(
+    job: Job, tokenizer: Tokenizer, num_positions: int, base: Architecture | None, report: Report
+) -> _Data:
+    """Build the rows, on the first process, and choose what the options leave open; both only once a run."""
     from accelerate import PartialState
 
+    plan = job.material.plan(num_positions, job.options.seed)
+    known = chosen_before(job.out) if job.is_resumed else None
+    if known is not None:
+        plan = replace(plan, block=known.block)
     with PartialState().main_process_first():
-        built = build(plan, tokenizer, out / "rows", report)
-    report(", ".join(f"{name}: {count:,}" for name, count in sorted(built.counts.items())))
-    return built
+        built = build(plan, tokenizer, job.out / "rows", report)
+        valid = Rows(built_valid(job.material, plan, built, tokenizer, job.out / "rows", report))
+    train = Rows(built.train, num_positions, job.options.shifted_share, job.options.prompt_weight)
+    for line in lines_on(built):
+        report(line)
+    require_rows(train.info, str(job.material.sources[0].path))
+    report(f"{_summary('train', train.info)}; {_summary('valid', valid.info)}")
+    if known is None:
+        options, said = choose_options(job.options, len(train), base)
+        keep_chosen(job.out, Chosen(options, built.block, built.data))
+    elif known.data == built.data:
+        options, said = known.options, "as chosen when the run began"
+    else:
+        raise InvalidOption("--resume", "the data is not what it was when the run began; give another --out")
+    report(said)
+    return _Data(train, valid if len(valid) else None, options)
 
 
-def _train_and_export(
-    job: Job, model: Any, train: Rows, valid: Rows | None, tokenizer: Path, report: Report
-) -> RunResult:
+def _train_and_export(job: Job, model: Any, data: _Data, tokenizer: Path, report: Report) -> RunResult:
     if is_main_process():
         export_tokenizer(model, tokenizer, job.out / "model")
     from model_store.training.curve import plot_curve
 
-    result = run(model, train, valid, job.out, job.options)
+    result = run(model, data.train, data.valid, job.out, data.options)
     if is_main_process():
         figures = {"training": asdict(result)}
         full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
@@ -239,18 +226,6 @@ def _train_and_export(
             if (job.out / name).is_file():
                 shutil.copyfile(job.out / name, job.out / "model" / name)
     return result
-
-
-def _inputs(job: Job, more: dict[str, Any]) -> dict[str, Any]:
-    """What decides a run beside its options, as JSON values."""
-    return {
-        **more,
-        "block": job.block,
-        "valid_share": job.valid_share,
-        "sources": [asdict(source) for source in job.sources],
-        "valid": [asdict(source) for source in job.valid],
-        "tasks": {name: task.to_dict() for name, task in job.tasks.items()},
-    }
 
 
 def _summary(name: str, info: PackedInfo) -> str:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from model_store.training.dataset import Built, build
 from model_store.training.defaults import choose_options
 from model_store.training.examples import Example, Pair, encode_pair
 from model_store.training.lean_gpt2 import LeanGPT2, optimizer_for
+from model_store.training.material import Material
 from model_store.training.packing import Rows
-from model_store.training.pipeline import Job, Report, plan_of
-from model_store.training.train import is_bf16, num_steps, with_adapters
+from model_store.training.pipeline import Report, built_valid, lines_on
+from model_store.training.train import TrainOptions, is_bf16, num_steps, with_adapters
 from model_store.weights import load_gpt2
 
 QUANTILES = (0, 50, 90, 99, 100)
@@ -93,14 +94,14 @@ class Preview:
 
 
 def preview(
-    job: Job, model_folder: Path, is_loss_everywhere: bool, report: Report, shown: int = 2
+    material: Material, options: TrainOptions, model_folder: Path, report: Report, shown: int = 2
 ) -> Preview:
     """Look at what `pipeline.finetune` would do with the same arguments; nothing is kept.
 
     Args:
-        job: Data and options; its folder is not touched.
+        material: What to train on.
+        options: How.
         model_folder: The model.
-        is_loss_everywhere: As for `finetune`.
         report: Gets one line for each file.
         shown: Examples of each task to give as text.
 
@@ -109,14 +110,16 @@ def preview(
     """
     checkpoint = read_checkpoint(model_folder)
     tokenizer = Tokenizer.load(model_folder, checkpoint.architecture.vocab_size)
-    plan = plan_of(job, tokenizer, checkpoint.architecture.n_positions, is_loss_everywhere, report)
-    watcher = _Watcher(tokenizer, is_loss_everywhere, shown)
+    watcher = _Watcher(tokenizer, material.is_loss_everywhere, shown)
     with tempfile.TemporaryDirectory(prefix="textgen-preview-") as name:
+        plan = material.plan(checkpoint.architecture.n_positions, options.seed)
         built = build(plan, tokenizer, Path(name), report, watcher)
-        options, said = choose_options(job.options, len(Rows(built.train)), checkpoint.architecture)
-        report(said)
-        ahead = _ahead(replace(job, options=options), built, model_folder)
-    return Preview(plan.block, watcher.tasks, built.counts, ahead)
+        valid = built_valid(material, plan, built, tokenizer, Path(name), report)
+        chosen, said = choose_options(options, len(Rows(built.train)), checkpoint.architecture)
+        for line in (*lines_on(built), said):
+            report(line)
+        ahead = _ahead(chosen, built, Rows(valid), model_folder)
+    return Preview(built.block, watcher.tasks, built.counts, ahead)
 
 
 class _Watcher:
@@ -126,9 +129,8 @@ class _Watcher:
         self._tokenizer, self._is_loss_everywhere, self._shown = tokenizer, is_loss_everywhere, shown
         self.tasks: dict[str, TaskView] = {}
 
-    def __call__(self, task: Task, pair: Pair, fitted: Pair | None) -> None:
+    def __call__(self, task: Task, pair: Pair, example: Example, fitted: Pair | None) -> None:
         view = self.tasks.setdefault(task.name, TaskView())
-        example = encode_pair(task, self._tokenizer, pair, self._is_loss_everywhere)
         view.lengths.append(len(example.ids))
         view.answers.append(len(task.encode_answer(self._tokenizer, pair.answer)))
         if task.kind == "choice":
@@ -156,18 +158,18 @@ class _Watcher:
         return begin + self._tokenizer.decode(ids) + _MARK * self._tokenizer.is_special(ids[-1])
 
 
-def _ahead(job: Job, built: Built, model_folder: Path) -> Ahead:
+def _ahead(options: TrainOptions, built: Built, valid: Rows, model_folder: Path) -> Ahead:
     rows = Rows(built.train)
-    steps = num_steps(len(rows), job.options)
-    step_s, peak = _timed_step(job, rows, model_folder) if len(rows) else (0.0, 0)
+    steps = num_steps(len(rows), options)
+    step_s, peak = _timed_step(options, rows, model_folder) if len(rows) else (0.0, 0)
     info = rows.info
-    return Ahead(len(rows), len(Rows(built.valid)), info.num_tokens, info.num_targets, steps, step_s, peak)
+    return Ahead(len(rows), len(valid), info.num_tokens, info.num_targets, steps, step_s, peak)
 
 
-def _timed_step(job: Job, rows: Rows, model_folder: Path) -> tuple[float, int]:
+def _timed_step(options: TrainOptions, rows: Rows, model_folder: Path) -> tuple[float, int]:
     """Seconds and memory of one optimizer step; the first one, which warms up, is not timed."""
     is_gpu = torch.cuda.is_available()
-    step = _step(job, rows, model_folder, "cuda" if is_gpu else "cpu")
+    step = _step(options, rows, model_folder, "cuda" if is_gpu else "cpu")
     seconds = []
     for _ in range(1 + _TIMED_STEPS):
         begun = time.perf_counter()
@@ -181,9 +183,8 @@ def _timed_step(job: Job, rows: Rows, model_folder: Path) -> tuple[float, int]:
     return min(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _step(job: Job, rows: Rows, model_folder: Path, device: str) -> Callable[[], None]:
+def _step(options: TrainOptions, rows: Rows, model_folder: Path, device: str) -> Callable[[], None]:
     """A step as the Trainer takes it: forward, backward, update; the learning rate is 0."""
-    options = job.options
     disable_progress_bar()  # a bar for reading the weights
     model = load_gpt2(read_checkpoint(model_folder), LeanGPT2)
     if options.lora_rank:

@@ -48,6 +48,8 @@ class Source:
         min_overlap: For kind `qa`: an answer that is no span of its context is replaced by the span of
             highest token F1 when that reaches this, and left out otherwise; 0 keeps answers as they are.
         encoding: Of the file's text, as Python names it; "" to find it out.
+        group: The record's key whose equal values stay on one side of the validation split; "" for the
+            document, the dialogue or, where there is neither, equal fields.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Source:
     skip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     min_overlap: float = 0.55
     encoding: str = ""
+    group: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

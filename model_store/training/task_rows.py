@@ -56,6 +56,7 @@ class TaskRow:
         fields: A text for each of the task's fields.
         references: The right answers, best first; ("",) for a question without one.
         record: All that the row holds.
+        is_turn: It is one of several examples that one row, a conversation, became.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class TaskRow:
     fields: Mapping[str, str]
     references: tuple[str, ...]
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    is_turn: bool = False
 
     @property
     def origin(self) -> str:
@@ -109,7 +111,7 @@ def _rows(
     if (name := next((name for name in names if name in record), "")) and task.kind == "generate":
         try:
             for fields, answer in examples(turns_of(record[name]), task.fields, counts):
-                yield TaskRow(file, line, fields, (answer,), record)
+                yield TaskRow(file, line, fields, (answer,), record, is_turn=True)
         except WrongShape as error:
             raise InvalidData(file, f"key {name!r}: {error}", line) from error
         return

@@ -148,12 +148,11 @@ def describe(path: Path, encoding: str = "") -> str:
     return encoding
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """Give what changes when a data file does: its name, size and time; for the hub its name only."""
+def stamp(path: Path) -> tuple[str, str]:
+    """Give what tells a data file from another: its name and a checksum; for the hub its name only."""
     if hub_data.is_hub_data(path):
-        return str(path), 0, 0
-    stat = (path / "state.json" if path.is_dir() else path).stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+        return str(path), ""
+    return path.name, hash_file(path / "state.json" if path.is_dir() else path).sha256
 
 
 def file_lines(sources: Sequence["Source"]) -> list[str]:

@@ -5,9 +5,8 @@ loss counts. Rows come from `dataset.py`, the model from `lean_gpt2.py`, and the
 result leaves through `export.py`. Nothing is printed here but the progress bar.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "bf16", "fp32")
 _COUNTS = ("batch_rows", "max_steps", "log_every", "eval_every", "save_every", "patience", "lora_rank")
-_OPTIONS_FILE = "options.json"
 _TRAINER_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -124,37 +122,6 @@ def require_training_extra() -> None:
     for module, package in (("accelerate", "accelerate"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise MissingExtra(package)
-
-
-def prepare_folder(out: Path, options: TrainOptions, inputs: dict[str, Any], is_resumed: bool) -> None:
-    """Make a run's folder, or check that a resumed run is the same run.
-
-    Args:
-        out: The folder.
-        options: Kept in it.
-        inputs: What else decides the run (data, model, tasks), as JSON values; kept in it.
-        is_resumed: Whether the caller asked to resume.
-
-    Raises:
-        InvalidOption: The folder holds a run and none is to be resumed, or the options differ from that
-            run's.
-    """
-    path = out / _OPTIONS_FILE
-    wanted = json.loads(json.dumps({"options": asdict(options), "inputs": inputs}, default=str))
-    has_run = path.exists() and any((out / "checkpoints").glob("checkpoint-*"))
-    if has_run and not is_resumed:
-        raise InvalidOption("--out", f"{out} holds a run already; add --resume, or choose another folder")
-    if not has_run:
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    for part in ("options", "inputs"):
-        for key, value in wanted[part].items():
-            if known.get(part, {}).get(key) != value:
-                raise InvalidOption(
-                    "--resume", f"{key} is {value!r} now and was {known.get(part, {}).get(key)!r} in that run"
-                )
 
 
 def run(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions) -> RunResult:

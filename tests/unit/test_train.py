@@ -193,7 +193,7 @@ def test_a_weighted_loss_of_two_halves_is_that_of_the_whole() -> None:
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's own
 def test_adapters_are_merged_into_ordinary_weights(data: Path, finished: Path, tmp_path: Path) -> None:
     job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, lora_rank=2))
-    finetune(job, finished / "model", is_loss_everywhere=True, report=lambda line: None)
+    finetune(job, finished / "model", report=lambda line: None)
     before, after = (load_file(f / "model.safetensors") for f in (finished / "model", tmp_path / "run/model"))
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys() and {name.rsplit(".", 2)[-2] for name in changed} == {
@@ -237,8 +237,8 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_the_tokenizer_that_was_trained_with_is_exported(data: Path, base: Path, tmp_path: Path) -> None:
-    job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, max_steps=1))
-    finetune(replace(job, block=32), base, is_loss_everywhere=True, report=lambda line: None)
+    job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, max_steps=1), block=32)
+    finetune(job, base, report=lambda line: None)
     size = Tokenizer.load(base).vocab_size
     before, after = (Tokenizer.load(folder, size) for folder in (base, tmp_path / "run" / "model"))
     assert after.is_same(before) and after.encode_specials("<|user|>")[0] == after.eos_id + 1
@@ -250,9 +250,9 @@ def test_another_tokenizer_is_noticed_before_the_first_step(
     data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tokenizer, "is_same", lambda self, other: False)
-    job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, max_steps=1))
+    job = toy_job(tmp_path / "run", (Source(data / "text.txt"),), replace(OPTIONS, max_steps=1), block=32)
     with pytest.raises(TokenizerError, match="is not the one in"):
-        finetune(replace(job, block=32), base, is_loss_everywhere=True, report=lambda line: None)
+        finetune(job, base, report=lambda line: None)
     assert not (tmp_path / "run" / "loss.csv").exists()
 
 
@@ -281,7 +281,7 @@ def test_a_text_shorter_than_a_block_is_refused(data: Path, tmp_path: Path) -> N
 
 
 def test_a_block_beyond_the_positions_is_refused(data: Path, tmp_path: Path) -> None:
-    job = replace(toy_job(tmp_path, (Source(data / "text.txt"),), OPTIONS), block=65)
+    job = toy_job(tmp_path, (Source(data / "text.txt"),), OPTIONS, block=65)
     with pytest.raises(InvalidOption, match="--block: must be from 8 to the model's 64 positions"):
         pretrain(job, data / "tokenizer", SHAPE, lambda line: None)
 
@@ -326,7 +326,7 @@ def test_chinese_goes_from_text_to_a_model(tmp_path: Path) -> None:
         .exit_code
         == 0
     )
-    job = replace(toy_job(tmp_path / "run", (Source(text),), replace(OPTIONS, learning_rate=1e-2)), block=32)
+    job = toy_job(tmp_path / "run", (Source(text),), replace(OPTIONS, learning_rate=1e-2), block=32)
     pretrain(job, tmp_path / "t", SHAPE, lambda line: None)
     with (tmp_path / "run" / "loss.csv").open(encoding="utf-8") as stream:
         losses = [float(row["loss"]) for row in csv.DictReader(stream) if row["loss"]]

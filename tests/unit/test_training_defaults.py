@@ -1,6 +1,8 @@
 """What a training run takes where no option says it, and what becomes of runs that go wrong."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +11,16 @@ from store_models import write_config
 from toy import QA, toy_job, toy_records, toy_tokenizer, write_records
 
 from model_store.architecture import Architecture, read_architecture
+from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from model_store.training import reading
 from model_store.training.cli_draft import trained_tasks
-from model_store.training.defaults import choose_block, choose_options
+from model_store.training.dataset import build
+from model_store.training.defaults import choose_options
 from model_store.training.errors import Diverged
-from model_store.training.pipeline import Shape, plan_of, pretrain
+from model_store.training.pipeline import Shape, lines_on, pretrain
 from model_store.training.recipe import Source
+from model_store.training.task_rows import TaskRow
 from model_store.training.train import TrainOptions
 
 SHAPE = Shape(n_embd=32, n_layer=2, n_head=2, n_positions=512)
@@ -36,12 +42,12 @@ def architecture(folder: Path, **values: int) -> Architecture:
 
 def test_the_block_holds_99_of_100_examples(data: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(data / "tokenizer")
-    said: list[str] = []
-    job = replace(toy_job(tmp_path, (Source(data / "qa.jsonl", "examples", "qa"),), TrainOptions()), block=0)
-    plan = plan_of(job, tokenizer, 512, is_loss_everywhere=False, report=said.append)
-    assert plan.block % 32 == 0 and 64 <= plan.block < 512
-    assert said == [f"block {plan.block}: 99 % of 200 examples have at most {_longest(said[0])} tokens"]
-    assert plan.block - 32 < max(64, _longest(said[0])) <= plan.block
+    job = toy_job(tmp_path, (Source(data / "qa.jsonl", "examples", "qa"),), TrainOptions(), block=0)
+    built = build(job.material.plan(512, seed=0), tokenizer, tmp_path / "rows", lambda line: None)
+    said = lines_on(built)
+    assert built.block % 32 == 0 and 64 <= built.block < 512
+    assert said[0] == f"block {built.block}: 99 % of 200 examples have at most {_longest(said[0])} tokens"
+    assert built.block - 32 < max(64, _longest(said[0])) <= built.block
 
 
 def _longest(line: str) -> int:
@@ -50,9 +56,29 @@ def _longest(line: str) -> int:
 
 def test_the_block_of_text_is_the_models(data: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(data / "tokenizer")
-    job = toy_job(tmp_path, (Source(data / "text.txt"),), TrainOptions())
-    plan = plan_of(job, tokenizer, 512, is_loss_everywhere=True, report=lambda line: None)
-    assert choose_block(plan, tokenizer, 128) == (128, "for text")
+    job = toy_job(tmp_path, (Source(data / "text.txt"),), TrainOptions(), block=0)
+    built = build(job.material.plan(128, seed=0), tokenizer, tmp_path / "rows", lambda line: None)
+    assert (built.block, built.why) == (128, "for text")
+
+
+def test_data_is_read_once_whoever_chooses_the_block(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    real = reading.task_rows
+
+    def counted(source: Source, task: Task, file: Path, counts: Counter[str]) -> Iterator[TaskRow]:
+        read.append(file)
+        yield from real(source, task, file, counts)
+
+    monkeypatch.setattr(reading, "task_rows", counted)
+    job = toy_job(tmp_path, (Source(data / "qa.jsonl", "examples", "qa"),), TrainOptions(), block=0)
+    plan, tokenizer = job.material.plan(512, seed=0), Tokenizer.load(data / "tokenizer")
+    first = build(plan, tokenizer, tmp_path / "rows", lambda line: None)
+    assert read == [data / "qa.jsonl"]
+    again = build(plan, tokenizer, tmp_path / "rows", lambda line: None)
+    given = build(replace(plan, block=first.block), tokenizer, tmp_path / "rows", lambda line: None)
+    assert (again, given) == (first, replace(first, why="")) and len(read) == 1
 
 
 @pytest.mark.parametrize("num_words", [30, 400, 3000, 40_000])
@@ -61,9 +87,9 @@ def test_a_short_text_has_short_rows(data: Path, tmp_path: Path, num_words: int)
     text = tmp_path / "short.txt"
     text.write_text(" ".join(["apple"] * num_words), encoding="utf-8")
     ids = len(tokenizer.encode(text.read_text(encoding="utf-8"))) + 1
-    job = replace(toy_job(tmp_path, (Source(text),), TrainOptions()), block=0)
-    plan = plan_of(job, tokenizer, 512, is_loss_everywhere=True, report=lambda line: None)
-    assert plan.block == min(512, max(64, ids // 20 // 32 * 32))
+    job = toy_job(tmp_path, (Source(text),), TrainOptions(), block=0)
+    built = build(job.material.plan(512, seed=0), tokenizer, tmp_path / "rows", lambda line: None)
+    assert built.block == min(512, max(64, ids // 20 // 32 * 32))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +102,7 @@ def test_small_data_is_learned_in_small_batches_and_often(
     chosen, said = choose_options(TrainOptions(), num_rows, architecture(tmp_path / "m"))
     assert (chosen.batch_rows, chosen.epochs) == (batch_rows, epochs)
     assert said.startswith(f"{num_rows:,} rows, {steps:,} steps; chosen: batch rows {batch_rows}, epochs")
+    assert ("the limit; 150 steps would take 75" in said) is (num_rows == 2)
     assert chosen.log_every == max(1, steps // 50) and chosen.eval_every == 5 * chosen.log_every
 
 
@@ -103,7 +130,7 @@ def test_a_run_that_diverges_is_not_exported(data: Path, tmp_path: Path) -> None
     options = TrainOptions(
         max_steps=30, batch_rows=2, learning_rate=1e30, clip=0, precision="fp32", log_every=1
     )
-    job = replace(toy_job(tmp_path, (Source(data / "text.txt"),), options), block=32)
+    job = toy_job(tmp_path, (Source(data / "text.txt"),), options, block=32)
     with pytest.raises(Diverged, match=r"the training diverged: at step \d+ .* Lower --learning-rate"):
         pretrain(job, data / "tokenizer", SHAPE, lambda line: None)
     assert not (tmp_path / "model" / "model.safetensors").exists()
@@ -111,7 +138,7 @@ def test_a_run_that_diverges_is_not_exported(data: Path, tmp_path: Path) -> None
 
 def test_a_run_too_short_for_a_curve_leaves_a_model(data: Path, tmp_path: Path) -> None:
     options = TrainOptions(max_steps=2, batch_rows=2, precision="fp32", log_every=100)
-    job = replace(toy_job(tmp_path, (Source(data / "text.txt"),), options), block=32, valid_share=0.0)
+    job = toy_job(tmp_path, (Source(data / "text.txt"),), options, block=32, valid_share=0.0)
     result = pretrain(job, data / "tokenizer", SHAPE, lambda line: None)
     assert (tmp_path / "model" / "model.safetensors").exists() and math.isfinite(result.loss)
 
@@ -125,7 +152,7 @@ def test_a_curve_that_cannot_be_drawn_costs_no_model(
     monkeypatch.setattr("model_store.training.curve.plot_curve", broken)
     said: list[str] = []
     options = TrainOptions(max_steps=2, batch_rows=2, precision="fp32")
-    job = replace(toy_job(tmp_path, (Source(data / "text.txt"),), options), block=32)
+    job = toy_job(tmp_path, (Source(data / "text.txt"),), options, block=32)
     pretrain(job, data / "tokenizer", SHAPE, said.append)
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert said[-1] == "the model is written; its learning curve is not drawn: no space left"
