@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from service.api.chat_schemas import ChatBody
 from service.api.exchange import exchange_of
+from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
 from service.api.openai import COMPLETION
 from service.api.openai_frames import OpenAIFrames
@@ -20,7 +21,7 @@ from service.api.strict_route import StrictRoute
 from service.tasks.calls import Choice, GenerateResult, TokenScore
 from service.tasks.events import Token
 
-router = APIRouter(prefix="/v1/chat", route_class=StrictRoute)
+router = APIRouter(prefix="/v1/chat", route_class=StrictRoute, default_response_class=CompactResponse)
 
 
 @router.post("/completions", responses={**OPENAI_WORK, **COMPLETION}, response_model=None)

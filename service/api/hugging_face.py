@@ -20,6 +20,7 @@ from service.api.bodies import LARGE_BODY_BYTES
 from service.api.chat_schemas import ChatBody
 from service.api.exchange import Exchange, exchange_of
 from service.api.hugging_face_schemas import GenerationBody, QuestionBody, SummarizationBody
+from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_of
 from service.api.openai_replies import tell_ignored
 from service.api.openai_schemas import CompletionBody
@@ -31,7 +32,7 @@ from service.errors import InvalidRequest
 from service.tasks.calls import Choice, GenerateResult, QaResult, SummarizeResult, TokenScore
 from service.tasks.events import Done, Event, Token
 
-router = APIRouter()
+router = APIRouter(default_response_class=CompactResponse)
 
 _STREAM = {"text/event-stream": {"schema": {"type": "object"}}}
 _ANSWER: dict[int | str, Any] = {

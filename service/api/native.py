@@ -15,6 +15,7 @@ from starlette.responses import Response
 from service.api import hugging_face
 from service.api.description import NATIVE_STREAM
 from service.api.exchange import exchange_of
+from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
 from service.api.replies import NativeFrames, new_id, reply
 from service.api.reply_models import (
@@ -33,7 +34,7 @@ from service.api.strict_route import StrictRoute, speaks_also
 from service.tasks.calls import Origin
 from service.tasks.run import Running, TaskRunner
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=StrictRoute, default_response_class=CompactResponse)
 
 C = TypeVar("C")
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from service.api.description import OPENAI_STREAM
 from service.api.exchange import exchange_of
+from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
 from service.api.openai_frames import OpenAIFrames
 from service.api.openai_replies import check_model, head, tell_ignored, usage_of
@@ -25,7 +26,7 @@ from service.api.strict_route import StrictRoute
 from service.tasks.calls import GenerateResult, TokenScore
 from service.tasks.events import Token
 
-router = APIRouter(prefix="/v1", route_class=StrictRoute)
+router = APIRouter(prefix="/v1", route_class=StrictRoute, default_response_class=CompactResponse)
 
 _JSON_OR_STREAM = {
     "application/json": {"schema": {"type": "object"}},

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
 from service.api.page import is_page, page
 from service.api.reply_models import LOOK
@@ -15,7 +16,7 @@ from service.api.state import ServiceState, service_of
 from service.errors import EngineDead, NotReady
 from service.metrics import CONTENT_TYPE
 
-router = APIRouter()
+router = APIRouter(default_response_class=CompactResponse)
 
 _TEXT: dict[int | str, Any] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}

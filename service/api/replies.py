@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 from service.api.problems import Problem
@@ -35,12 +34,12 @@ def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
         case GenerateResult():
             content: dict[str, Any] = {"choices": map(_choice, result.choices)}
         case SummarizeResult():
-            chunks = [asdict(chunk) for chunk in result.chunks]
+            chunks = [_fields(chunk) for chunk in result.chunks]
             content = {"summary": result.summary, "finish_reason": result.finish_reason, "chunks": chunks}
         case QaResult():
-            content = asdict(result.answers[0])
+            content = _fields(result.answers[0])
             if len(result.answers) > 1:
-                content["answers"] = [asdict(answer) for answer in result.answers]
+                content["answers"] = [_fields(answer) for answer in result.answers]
         case ChoiceResult():
             content = {"label": result.label, "scores": dict(result.scores)}
     return {
@@ -48,9 +47,14 @@ def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
         "model": model,
         "seed": result.seed,
         **content,
-        "usage": asdict(result.usage),
-        "timings": asdict(result.timings),
+        "usage": _fields(result.usage),
+        "timings": _fields(result.timings),
     }
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a record of plain values; `asdict`, which copies deeply, takes ten times as long."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
@@ -89,9 +93,9 @@ class NativeFrames:
                 if event.text:
                     yield frame({"index": event.index, "text": event.text}, "token")
             case Plan():
-                yield frame(asdict(event), "plan")
+                yield frame(_fields(event), "plan")
             case Chunk():
-                yield frame(asdict(event), "chunk")
+                yield frame(_fields(event), "chunk")
             case Done():
                 found = without_text(reply(event.result, self._reply_id, self._model))
                 yield from frame_in_pieces(found, "done")

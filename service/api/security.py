@@ -77,7 +77,9 @@ class Keyring:
         try:
             yield
         finally:
-            self._in_flight -= Counter({key_id: 1})  # keeps no key without requests
+            self._in_flight[key_id] -= 1
+            if not self._in_flight[key_id]:
+                del self._in_flight[key_id]
 
 
 def _digest(key: bytes) -> bytes:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from service.api.chat_schemas import MESSAGES_SCHEMA, Messages, read_messages
 from service.api.exchange import exchange_of
 from service.api.fields import IDS_SCHEMA, body_field, read_ids
+from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_of, json_response
 from service.api.openai_fields import OpenAIBody
 from service.api.openai_replies import check_model, tell_ignored
@@ -23,7 +24,7 @@ from service.api.strict_route import StrictRoute
 from service.errors import InvalidRequest
 from service.tasks.calls import ChatCall
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=StrictRoute, default_response_class=CompactResponse)
 
 _OBJECT: dict[int | str, Any] = {
     200: {"description": "As vLLM's", "content": {"application/json": {"schema": {"type": "object"}}}}
