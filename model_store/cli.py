@@ -154,6 +154,19 @@ def activate(
 
 
 @app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="A model of the store.")],
+    store: StoreFolder = DEFAULT_STORE,
+) -> None:
+    """Make the version active again that was so before; once more, the one before that."""
+    from model_store.golden import check_golden
+
+    with one_line_errors():
+        entry, left = Store(store.expanduser()).rollback(name, check_golden)
+    typer.echo(f"{entry.label} is active again, in the place of {left}")
+
+
+@app.command()
 def remove(
     model: Annotated[str, typer.Argument(help="name@version.")],
     force: Annotated[bool, typer.Option("--force", help="The active version too.")] = False,

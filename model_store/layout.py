@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_store.errors import StoreError
 from model_store.manifest import is_name, is_version, version_key
 
 
@@ -61,6 +62,16 @@ def removed(source: Path, name: str) -> list[str]:
 
 def read_line(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
+
+def check_label(name: str, version: str) -> None:
+    """Raise `StoreError` unless a name and a version, where there is one, are legal."""
+    if not is_name(name):
+        raise StoreError(
+            f"the name {name!r} is not legal: lower-case letters, digits, '.', '_', '-'; at most 64"
+        )
+    if version and not is_version(version):
+        raise StoreError(f"the version {version!r} is not legal: numbers with dots, as 1 or 1.2")
 
 
 def sweep(root: Path) -> None:

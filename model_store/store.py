@@ -31,6 +31,7 @@ from model_store.errors import CorruptEntry, EntryExists, EntryInUse, ModelNotFo
 from model_store.hub import download, is_hub_id
 from model_store.layout import (
     Listing,
+    check_label,
     figures_path,
     history,
     model_names,
@@ -39,7 +40,7 @@ from model_store.layout import (
     sweep,
     versions,
 )
-from model_store.manifest import Draft, is_name, is_version, version_key, write_manifest
+from model_store.manifest import Draft, is_name, version_key, write_manifest
 
 BUILTIN = Path(__file__).parent / "models"
 
@@ -123,7 +124,7 @@ class Store:
             EntryExists: That version is there already, or was.
             StoreError: The name or version is not legal, or what `fill` raises.
         """
-        _check_label(name, version)
+        check_label(name, version)
         with self._changing():
             gone = removed(self.root, name)
             given = [version_key(v)[0] for v in (*versions(self.root, name), *gone)]
@@ -171,6 +172,29 @@ class Store:
                 write_atomically(self.root / "default", name + "\n")
         return entry
 
+    def rollback(self, name: str, check: Check) -> tuple[ModelEntry, str]:
+        """Make the version active that was so before the active one, which leaves the list of these.
+
+        Returns:
+            The version that is active now, and the label of the one that was.
+
+        Raises:
+            StoreError: As `activate`, or no other version was active before.
+        """
+        check_label(name, "")
+        before = history(self.root, name)
+        if not versions(self.root, name):
+            raise ModelNotFound(self._not_found(name, ""))
+        if len(before) < 2:
+            raise StoreError(f"no other version of {name} was active before; activate one by name: {name}@1")
+        entry = self.resolve(f"{name}@{before[1]}")
+        check(entry)
+        with self._changing():
+            if history(self.root, name) != before:
+                raise StoreError(f"another version of {name} became active meanwhile; look, and try again")
+            write_atomically(self.root / name / "active", "\n".join(before[1:]) + "\n")
+        return entry, f"{name}@{before[0]}"
+
     def remove(self, label: str, is_forced: bool = False) -> None:
         """Remove one version; a name without versions goes with its pointers. Its number stays taken.
 
@@ -183,7 +207,7 @@ class Store:
             EntryInUse: The version is active and `is_forced` is false.
         """
         name, _, version = label.partition("@")
-        _check_label(name, version)
+        check_label(name, version)
         folder = self.root / name / version
         with self._changing():
             if not version or not folder.is_dir():
@@ -272,12 +296,3 @@ def resolve(model: str, store: Path) -> ModelEntry:
         raise StoreError(f"{error.filename or store} cannot be read: {error.strerror}") from error
     hint = f"; a model of the hub is written hf:{model}" if is_hub_id(model) else ""
     raise ModelNotFound(f"there is no folder {model}{hint}")
-
-
-def _check_label(name: str, version: str) -> None:
-    if not is_name(name):
-        raise StoreError(
-            f"the name {name!r} is not legal: lower-case letters, digits, '.', '_', '-'; at most 64"
-        )
-    if version and not is_version(version):
-        raise StoreError(f"the version {version!r} is not legal: numbers with dots, as 1 or 1.2")

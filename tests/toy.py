@@ -16,7 +16,7 @@ from model_store.training.bpe import train_tokenizer
 from model_store.training.material import Material
 from model_store.training.pipeline import Job, Shape, finetune, pretrain
 from model_store.training.recipe import Source
-from model_store.training.train import TrainOptions
+from model_store.training.train_options import TrainOptions
 
 NAMES = ("Tom", "Ann", "Bob", "Eve", "Max", "Ida", "Leo", "Mia")
 THINGS = ("apple", "stone", "book", "lamp", "ring", "coin", "shoe", "drum")

@@ -19,10 +19,12 @@ from model_store.task_files import load_tasks
 from model_store.training.cli_data import DataOptions, sources
 from model_store.training.cli_draft import asked_license, trained_tasks
 from model_store.training.cli_options import with_options
+from model_store.training.errors import InvalidOption
 from model_store.training.material import Material
 from model_store.training.recipe import Source
 from model_store.training.text_files import file_lines
-from model_store.training.train import RunResult, TrainOptions
+from model_store.training.train import RunResult
+from model_store.training.train_options import TrainOptions
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure models.")
 
@@ -120,6 +122,7 @@ def finetune(
     keep_tasks: Annotated[
         bool, typer.Option("--keep-tasks", help="Offer the base's tasks, too; check that they still work.")
     ] = False,
+    activate: Annotated[bool, typer.Option("--activate", help="With --name: activate it at once.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, as preview does; train nothing.")
     ] = False,
@@ -132,6 +135,8 @@ def finetune(
     from model_store.training.pipeline import finetune as train
 
     with one_line_errors():
+        if activate and not name:
+            raise InvalidOption("--activate", "needs --name: only a model of the store is active or not")
         entry, material = data.read()
         if dry_run:
             _show(material, options, entry.path)
@@ -146,7 +151,7 @@ def finetune(
         offered = material.tasks if keep_tasks else trained_tasks(material.tasks, read)
         draft = _draft(offered, license or asked_license(entry), about)
         job = Job(out, material, options, dtype, resume, draft)
-        _finish(train(job, entry.path, _report), out, name, data.store)
+        _finish(train(job, entry.path, _report), out, name, data.store, activate)
 
 
 @app.command()
@@ -186,8 +191,9 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _finish(result: RunResult, out: Path, name: str, store: Path) -> None:
-    """Say what came out, and add it to the store."""
+def _finish(result: RunResult, out: Path, name: str, store: Path, is_activated: bool = False) -> None:
+    """Say what came out, add it to the store, and activate it where that is wanted."""
+    from model_store.golden import check_golden
     from model_store.importer import Origin, import_model
     from model_store.store import Store
     from model_store.training.pipeline import is_main_process
@@ -200,4 +206,8 @@ def _finish(result: RunResult, out: Path, name: str, store: Path) -> None:
     )
     if name:
         entry = import_model(Store(store.expanduser()), str(out / "model"), name, "", Origin())
-        typer.echo(f"added {entry.label}; next: textgen model activate {entry.label}")
+        if is_activated:
+            Store(store.expanduser()).activate(entry.label, check_golden)
+            typer.echo(f"added {entry.label}; it is active")
+        else:
+            typer.echo(f"added {entry.label}; next: textgen model activate {entry.label}")

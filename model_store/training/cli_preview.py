@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model_store.training.preview import QUANTILES, Preview, TaskView
+from model_store.training.watching import duration
 
 _MAX_SHOWN = 1200  # characters of a piece of an example
 _SAID_APART = ("longer than a block", "cut to a block")  # in the table
@@ -82,10 +83,3 @@ def _ahead(preview: Preview) -> list[str]:
         f"validation not counted",
         f"ahead: {ahead.peak_bytes / 1e9:.2f} GB of memory at its highest in one step",
     ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

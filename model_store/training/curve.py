@@ -1,6 +1,6 @@
 """The learning curve of a run: `loss.csv`, its plot, and the marks that say which checkpoints are whole.
 
-Callbacks for transformers' Trainer; the loop is in `train.py`.
+Callbacks for transformers' Trainer; the loop is in `train.py`, what a person sees of it in `watching.py`.
 """
 
 import csv
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from model_store.training.errors import Diverged, MissingExtra
 
@@ -71,16 +71,6 @@ class MarkCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK).touch()
-
-
-class BarCallback(ProgressCallback):  # type: ignore[misc]
-    """Trainer's progress bar with the time left, the losses beside it instead of lines between."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None:
-            shown = {key: f"{float(logs[key]):.3f}" for key in ("loss", "eval_loss") if key in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

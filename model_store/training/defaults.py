@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model_store.architecture import Architecture
-from model_store.training.train import TrainOptions, num_steps
+from model_store.training.train import num_steps
+from model_store.training.train_options import TrainOptions
 
 _TEXT_BLOCK = 1024
 _LEAST_BLOCK, _BLOCK_UNIT = 64, 32
@@ -89,6 +90,7 @@ def choose_options(
         log_every=log_every,
         eval_every=options.eval_every or 5 * log_every,
         save_every=options.save_every or 10 * log_every,
+        sample_every=options.sample_every or max(1, steps // 5),
     )
     return chosen, f"{num_rows:,} rows, {steps:,} steps; chosen: {', '.join(said) or 'nothing'}"
 

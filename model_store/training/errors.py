@@ -5,6 +5,8 @@
     ├── InvalidData          a data file is wrong; names the file and the line
     ├── InvalidOption        an option of a training command is not legal, or does not fit the others
     ├── EncodesToNothing     the tokenizer has no token for a text
+    ├── Diverged             a run's loss is no number any more
+    ├── DiskFull             there is too little room for what is to be written
     └── EvaluationFailed     a service that was to be measured did not answer
 
 Apart from `model_store/errors.py` because serving needs none of them.
@@ -74,6 +76,18 @@ class Diverged(StoreError):
             f"the training diverged: at step {step:,} the loss is no number any more; nothing is exported. "
             f"Lower --learning-rate (it was {rate:g}), or look for damaged weights in the base model"
         )
+
+
+class DiskFull(StoreError):
+    """There is not, or no longer, enough room on a disk.
+
+    Args:
+        folder: Where something was to be written.
+        problem: How much is free and how much is needed, and what to do.
+    """
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(f"{folder}: {problem}")
 
 
 class EncodesToNothing(StoreError):

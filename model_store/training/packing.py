@@ -168,6 +168,18 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             "weights": torch.where(is_target, 1.0, self._prompt_weight) * (positions > 0),
         }
 
+    def prompt(self, index: int, num_text: int) -> list[int]:
+        """Give what stands before the answer of a row's first example, or the first tokens of a text.
+
+        Args:
+            index: The row.
+            num_text: Tokens of a text, or of an example that is learned as a whole.
+        """
+        is_target = self._targets[index]
+        end = int(is_target.argmax()) if is_target.any() else 0
+        ids: list[int] = self._ids[index][: end or min(num_text, self.info.block // 2)].tolist()
+        return ids
+
     def _start(self, index: int) -> int:
         if not self._room or not self._share:
             return 0

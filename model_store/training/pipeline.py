@@ -18,12 +18,21 @@ from model_store.manifest import Draft
 from model_store.tokenizer import Tokenizer
 from model_store.training.dataset import BuildPlan, Built, build
 from model_store.training.defaults import choose_options
+from model_store.training.disk import checkpoint_bytes, require_room, told_when_full
 from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.export import export, export_tokenizer
 from model_store.training.material import Material
 from model_store.training.packing import PackedInfo, Rows, require_rows
 from model_store.training.run_folder import Chosen, chosen_before, keep_chosen, prepare_folder
-from model_store.training.train import RunResult, TrainOptions, require_training_extra, run
+from model_store.training.train import (
+    RunResult,
+    Watcher,
+    num_steps,
+    quiet_libraries,
+    require_training_extra,
+    run,
+)
+from model_store.training.train_options import TrainOptions
 
 Report = Callable[[str], None]
 
@@ -82,7 +91,7 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
     Raises:
         StoreError: Something given is wrong; nothing was trained.
     """
-    require_training_extra()
+    require_training_extra(job.options.report_to)
     tokenizer = Tokenizer.load(tokenizer_folder)
     _prepare(job, {"shape": asdict(shape)})
     data = _data(job, tokenizer, shape.n_positions, None, report)
@@ -116,7 +125,7 @@ def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
     Raises:
         StoreError: Something given is wrong; nothing was trained.
     """
-    require_training_extra()
+    require_training_extra(job.options.report_to)
     from model_store.training.lean_gpt2 import LeanGPT2
     from model_store.weights import load_gpt2
 
@@ -128,7 +137,8 @@ def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
     import torch
 
     torch.manual_seed(job.options.seed)  # new adapters are drawn
-    model = load_gpt2(checkpoint, LeanGPT2)
+    with quiet_libraries():
+        model = load_gpt2(checkpoint, LeanGPT2)
     model.config.use_cache = False
     return _train_and_export(job, model, data, model_folder, report)
 
@@ -168,6 +178,7 @@ class _Data:
     train: Rows
     valid: Rows | None
     options: TrainOptions
+    tokenizer: Tokenizer
 
 
 def _prepare(job: Job, inputs: dict[str, Any]) -> None:
@@ -204,18 +215,21 @@ def _data(
     else:
         raise InvalidOption("--resume", "the data is not what it was when the run began; give another --out")
     report(said)
-    return _Data(train, valid if len(valid) else None, options)
+    return _Data(train, valid if len(valid) else None, options, tokenizer)
 
 
 def _train_and_export(job: Job, model: Any, data: _Data, tokenizer: Path, report: Report) -> RunResult:
     if is_main_process():
         export_tokenizer(model, tokenizer, job.out / "model")
+        require_room(job.out, model, data.options, num_steps(len(data.train), data.options), job.dtype)
     from model_store.training.curve import plot_curve
 
-    result = run(model, data.train, data.valid, job.out, data.options)
+    watcher = Watcher(data.tokenizer, report)
+    result = run(model, data.train, data.valid, job.out, data.options, watcher)
     if is_main_process():
         figures = {"training": asdict(result)}
-        full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
+        with told_when_full(job.out, checkpoint_bytes(model, data.options)):
+            full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
         try:  # a picture is worth no model
             plot_curve(job.out / "loss.csv", job.out / "loss.png")
         except (OSError, ValueError, MissingExtra) as error:

@@ -27,7 +27,8 @@ from model_store.training.lean_gpt2 import LeanGPT2, optimizer_for
 from model_store.training.material import Material
 from model_store.training.packing import Rows
 from model_store.training.pipeline import Report, built_valid, lines_on
-from model_store.training.train import TrainOptions, is_bf16, num_steps, with_adapters
+from model_store.training.train import is_bf16, num_steps, with_adapters
+from model_store.training.train_options import TrainOptions
 from model_store.weights import load_gpt2
 
 QUANTILES = (0, 50, 90, 99, 100)

@@ -13,9 +13,10 @@ from typing import Any
 
 from model_store.atomic import write_atomically
 from model_store.training.errors import InvalidOption
-from model_store.training.train import TrainOptions
+from model_store.training.train_options import TrainOptions
 
 _OPTIONS_FILE = "options.json"
+_WATCHING = ("sample_every", "report_to")  # options that decide nothing of what is learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ def prepare_folder(out: Path, options: TrainOptions, inputs: dict[str, Any], is_
     known = json.loads(path.read_text(encoding="utf-8"))
     for part in ("options", "inputs"):
         for key, value in wanted[part].items():
+            if key in _WATCHING:
+                continue
             if known.get(part, {}).get(key) != value:
                 raise InvalidOption(
                     "--resume", f"{key} is {value!r} now and was {known.get(part, {}).get(key)!r} in that run"

@@ -2,10 +2,13 @@
 
 `run` is the same for pretraining and fine-tuning; what differs is the model it is given and which tokens the
 loss counts. Rows come from `dataset.py`, the model from `lean_gpt2.py`, and the
-result leaves through `export.py`. Nothing is printed here but the progress bar.
+result leaves through `export.py`; what a person sees of it is in `watching.py`.
 """
 
 import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,85 +16,13 @@ from typing import Any
 import torch
 
 from model_store.recipes.muon import has_bf16
+from model_store.tokenizer import Tokenizer
+from model_store.training.disk import checkpoint_bytes, told_when_full
 from model_store.training.errors import Diverged, InvalidOption, MissingExtra
 from model_store.training.packing import Rows
+from model_store.training.train_options import TrainOptions
 
-SCHEDULES = ("cosine", "linear", "constant")
-OPTIMIZERS = ("adamw", "muon")
-PRECISIONS = ("auto", "bf16", "fp32")
-_COUNTS = ("batch_rows", "max_steps", "log_every", "eval_every", "save_every", "patience", "lora_rank")
 _TRAINER_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """How to train; what is not about the data.
-
-    Args:
-        batch_rows: Rows in one forward pass on one device; 0 chooses from the number of rows, at most 8.
-        accumulate: Forward passes for one optimizer step.
-        learning_rate: The peak; 0 chooses: 0.0002 to 0.00005 by the model's size, 0.001 for adapters and for
-            new models.
-        schedule: What follows the warm-up: `cosine` or `linear` decay to zero, or `constant`.
-        warmup_share: The share of all steps in which the rate rises from zero, from 0 to below 1.
-        epochs: Times through the rows, ignored where `max_steps` is given; 0 chooses: once for new models,
-            else at least three times, and up to twenty where that makes fewer than 150 steps.
-        max_steps: Optimizer steps; 0 for what `epochs` gives.
-        weight_decay: Of matrices.
-        clip: The largest norm of the gradient; 0 for no clipping.
-        optimizer: `adamw`, or `muon` (Muon for the layers' matrices, AdamW for the rest).
-        precision: `bf16` (autocast), `fp32`, or `auto` for bf16 where the processor or the GPU has it.
-        is_compiled: Use torch.compile; needs a C++ compiler.
-        shifted_share: The share of rows moved to drawn positions; see `packing.Rows`.
-        prompt_weight: How much a prompt's token counts beside an answer's when answers are what is learned,
-            from 0 (not at all) to below 1.
-        log_every: Steps between points of the curve; 0 chooses a fiftieth of all steps.
-        eval_every: Steps between validations; 0 chooses five times `log_every`.
-        save_every: Steps between checkpoints, rounded up to a multiple of `log_every`, and of `eval_every`
-            when there is an early stop; 0 chooses ten times `log_every`.
-        keep: Checkpoints kept.
-        patience: Stop after so many validations without a better loss and take the best checkpoint; 0 never
-            stops.
-        lora_rank: Train adapters of this rank instead of all weights; 0 trains all. They are merged on
-            export.
-        seed: Of the order of rows and of new weights.
-    """
-
-    batch_rows: int = 0
-    accumulate: int = 1
-    learning_rate: float = 0.0
-    schedule: str = "cosine"
-    warmup_share: float = 0.02
-    epochs: float = 0.0
-    max_steps: int = 0
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    optimizer: str = "adamw"
-    precision: str = "auto"
-    is_compiled: bool = False
-    shifted_share: float = 0.0
-    prompt_weight: float = 0.0
-    log_every: int = 0
-    eval_every: int = 0
-    save_every: int = 0
-    keep: int = 2
-    patience: int = 0
-    lora_rank: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, legal in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in legal:
-                raise InvalidOption(name, f"must be one of {', '.join(legal)}, not {getattr(self, name)!r}")
-        for name in ("accumulate", "keep"):
-            if getattr(self, name) < 1:
-                raise InvalidOption(name, f"must be at least 1, not {getattr(self, name)}")
-        for name in (*_COUNTS, "weight_decay", "clip", "learning_rate", "epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InvalidOption(name, f"must be a number from 0, not {getattr(self, name)}")
-        for name in ("warmup_share", "shifted_share", "prompt_weight"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InvalidOption(name, f"must be from 0 to below 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +42,25 @@ class RunResult:
     valid_loss: float | None
 
 
-def require_training_extra() -> None:
-    """Refuse before anything is read when a package of the training extra is missing.
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep warnings and bars of the libraries that train from people who can do nothing about them."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            for name in ("transformers", "torch", "accelerate", "peft"):
+                warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def require_training_extra(report_to: str = "") -> None:
+    """Refuse before anything is read when a package of the training extra, or one to report to, is missing.
 
     Raises:
         MissingExtra: Names the package and the command that installs it.
@@ -122,9 +70,28 @@ def require_training_extra() -> None:
     for module, package in (("accelerate", "accelerate"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise MissingExtra(package)
+    if report_to and find_spec(report_to) is None:
+        raise InvalidOption(
+            "--report-to", f"{report_to} is not installed; run: pip install {report_to}, or leave it out"
+        )
 
 
-def run(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions) -> RunResult:
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Who is told of a run while it goes.
+
+    Args:
+        tokenizer: The model's, for sample texts.
+        report: Gets lines for people.
+    """
+
+    tokenizer: Tokenizer
+    report: Callable[[str], None]
+
+
+def run(
+    model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions, watcher: Watcher
+) -> RunResult:
     """Train `model` in place, going on from the newest whole checkpoint in `out` when there is one.
 
     Args:
@@ -133,17 +100,20 @@ def run(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOp
         valid: Rows for the validation loss, or None.
         out: The run's folder: checkpoints, `loss.csv`.
         options: How, with nothing left to choose.
+        watcher: Is told.
 
     Raises:
+        DiskFull: A checkpoint could not be written.
         InvalidOption: There are fewer rows than one batch, or early stop without validation.
         Diverged: A loss or a weight is no finite number.
     """
     from model_store.training.curve import last_whole_checkpoint
 
     _check_rows(train, valid, options)
-    trainer = _trainer(model, train, valid, out, options)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
-    mean = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
+    with quiet_libraries(), told_when_full(out, checkpoint_bytes(model, options)):
+        trainer = _trainer(model, train, valid, out, options, watcher)
+        mean = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     if options.lora_rank:
         trainer.model.merge_and_unload()
     if not all(weight.isfinite().all() for weight in model.parameters()):
@@ -160,11 +130,14 @@ def _check_rows(train: Rows, valid: Rows | None, options: TrainOptions) -> None:
         raise InvalidOption("--patience", "needs validation data: --valid or --valid-share")
 
 
-def _trainer(model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions) -> Any:
+def _trainer(
+    model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions, watcher: Watcher
+) -> Any:
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
-    from model_store.training.curve import BarCallback, CurveCallback, FiniteCallback, MarkCallback
+    from model_store.training.curve import CurveCallback, FiniteCallback, MarkCallback
     from model_store.training.lean_gpt2 import optimizer_for
+    from model_store.training.watching import SampleCallback, progress
 
     if options.is_compiled:
         model.compile_parts()
@@ -176,10 +149,14 @@ def _trainer(model: Any, train: Rows, valid: Rows | None, out: Path, options: Tr
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     rows_per_step = options.batch_rows * options.accumulate * arguments.world_size
-    trainer.add_callback(CurveCallback(out / "loss.csv", rows_per_step * train.info.block))
+    tokens_per_step = rows_per_step * train.info.block
+    trainer.add_callback(CurveCallback(out / "loss.csv", tokens_per_step))
     trainer.add_callback(FiniteCallback())
     trainer.add_callback(MarkCallback())
-    trainer.add_callback(BarCallback())
+    trainer.add_callback(progress(tokens_per_step, watcher.report))
+    trainer.add_callback(
+        SampleCallback(valid or train, watcher.tokenizer, options.sample_every, watcher.report)
+    )
     if options.patience:
         trainer.add_callback(EarlyStoppingCallback(options.patience))
     return trainer
@@ -213,7 +190,7 @@ def _arguments(train: Rows, valid: Rows | None, out: Path, options: TrainOptions
         prediction_loss_only=True,
         dataloader_drop_last=True,
         label_names=["labels"],
-        report_to=[],
+        report_to=[options.report_to] if options.report_to else [],
         seed=options.seed,
         **(early if options.patience else {}),
     )

@@ -144,6 +144,31 @@ def test_the_default_is_what_an_empty_name_resolves_to(store: Store) -> None:
     assert store.resolve("").label == "story@2"
 
 
+def test_a_rollback_goes_to_the_version_active_before(both_used: Store) -> None:
+    entry, left = both_used.rollback("story", accept)
+    assert (entry.label, left, both_used.resolve("story").version) == ("story@1", "story@2", "1")
+
+
+def test_rollbacks_go_further_back_each_time(both_used: Store) -> None:
+    both_used.add("story", fill_with(b"3"))
+    both_used.activate("story@3", accept)
+    both_used.rollback("story", accept)
+    assert both_used.rollback("story", accept)[0].label == "story@1"
+    with pytest.raises(StoreError, match="no other version of story was active before"):
+        both_used.rollback("story", accept)
+
+
+def test_a_rollback_to_what_fails_its_golden_prompts_changes_nothing(both_used: Store) -> None:
+    with pytest.raises(GoldenMismatch):
+        both_used.rollback("story", reject)
+    assert both_used.resolve("story").version == "2"
+
+
+def test_a_rollback_of_an_unknown_model_names_those_there_are(store: Store) -> None:
+    with pytest.raises(ModelNotFound, match="did you mean story"):
+        store.rollback("stori", accept)
+
+
 def test_many_activations_at_once_leave_one_whole_pointer(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: store.activate(f"story@{n % 2 + 1}", accept), range(40)))

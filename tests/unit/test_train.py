@@ -27,7 +27,7 @@ from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.lean_gpt2 import LeanGPT2, new_model
 from model_store.training.pipeline import Shape, finetune, pretrain
 from model_store.training.recipe import Source
-from model_store.training.train import TrainOptions
+from model_store.training.train_options import TrainOptions
 
 SHAPE = Shape(n_embd=32, n_layer=2, n_head=2, n_positions=64)
 OPTIONS = TrainOptions(

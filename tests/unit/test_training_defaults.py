@@ -21,7 +21,7 @@ from model_store.training.errors import Diverged
 from model_store.training.pipeline import Shape, lines_on, pretrain
 from model_store.training.recipe import Source
 from model_store.training.task_rows import TaskRow
-from model_store.training.train import TrainOptions
+from model_store.training.train_options import TrainOptions
 
 SHAPE = Shape(n_embd=32, n_layer=2, n_head=2, n_positions=512)
 
