@@ -170,8 +170,8 @@ class Scheduler:
         count = min(room.rows, sequence.num_uncomputed_tokens)
         if sequence.next_scored is not None:
             num_plain = max(sequence.next_scored - 1 - sequence.num_computed_tokens, 0)
-            num_scored = room.count(max(count - num_plain, 0), self.cost.score_s())
-            count = min(count, max(num_plain + num_scored, 1))
+            num_scored = room.count_scored(max(count - num_plain, 0), self.cost.score_s())
+            count = min(count, num_plain + num_scored)
         if count == sequence.num_uncomputed_tokens and not room.admits(self.cost.draw_s(sequence)):
             count -= 1
         room.rows -= max(count, 0)
@@ -208,7 +208,8 @@ class Scheduler:
 
     def _admit(self, room: Room, now: float) -> list[Scheduled]:
         """Start waiting sequences in the order of their turns; one that waits for a block which another is
-        just computing is passed over.
+        just computing is passed over, and so is one to be scored while there is no time left for that: it
+        would hold blocks and a place that others could use.
         """
         items: list[Scheduled] = []
         while room.rows > 0:
@@ -216,6 +217,7 @@ class Scheduler:
                 (s, self.prefix_cache.match(s))
                 for s in self.waiting.candidates()
                 if s.job.num_running < self.places.share and self.places.excess(s.job.tenant) <= 0
+                if s.next_scored is None or room.scores(self.cost.score_s())
             )
             sequence, cached = next((found for found in matches if found[1] is not None), (None, None))
             if sequence is None or cached is None or not self._start(sequence, cached, now):

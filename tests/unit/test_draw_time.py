@@ -43,6 +43,7 @@ class TimedRunner(FakeRunner):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
+        self.score_s = SCORE_S
         self.behind_s: list[float] = []  # of each step
         self.given_s: Counter[str] = Counter()  # by tenant
 
@@ -55,7 +56,7 @@ class TimedRunner(FakeRunner):
             draw_s = item.num_drawn * DRAW_S[item.sequence.kind_of_draw]
             row_s = (0.01 + 0.001 * batch.num_rows) / batch.num_rows
             self.given_s[item.sequence.job.tenant] += item.num_rows * row_s + draw_s
-            score_s = len(scores) * SCORE_S
+            score_s = len(scores) * self.score_s
             self.clock.now += draw_s + score_s
             results.append(replace(result, prompt_logprobs=scores, draw_s=draw_s, score_s=score_s))
         self.behind_s.append(sum(result.draw_s + result.score_s for result in results))
@@ -245,6 +246,21 @@ def test_scores_of_a_prompt_have_their_share_of_a_step() -> None:
     runner.behind_s.clear()
     steps(watch, 20)
     assert 0.01 < max(runner.behind_s) <= 1.5 * (0.01 + 0.001 * 4) + SCORE_S
+
+
+def test_prompts_that_wait_to_be_scored_hold_no_places_and_no_blocks() -> None:
+    watch, runner = timed()
+    runner.score_s = 0.01  # 256 rows take 0.27 s, and their scores 2.6: a step scores 40 of them
+    asked = [ask([i, 1, 2, *[3] * 200], max_new_tokens=1, score_from=0, logprobs=0) for i in range(12)]
+    outcomes = watch.add(sequences(asked, Job("large")))
+    for _ in range(30):
+        watch.step()
+        assert sum(s.next_scored is not None for s in watch.engine.scheduler.running) <= 2
+    [neighbour] = job(1, "small", num_tokens=8)
+    watch.add([neighbour])
+    assert seconds_until_done(watch, neighbour, runner.clock) < 1.0  # 13 s if it waited for the others
+    watch.finish()
+    assert {outcome.finish_reason for outcome in outcomes} == {FinishReason.LENGTH}
 
 
 def test_everything_comes_to_an_end_however_it_is_drawn() -> None:
