@@ -31,6 +31,11 @@ class ChatFormat(Protocol):
     """Renders conversations for one model."""
 
     @property
+    def way(self) -> str:
+        """`template`, `task` or `turns`: how."""
+        ...
+
+    @property
     def task(self) -> Task | None:
         """The task whose defaults and stop strings apply, if it is one."""
         ...
@@ -53,6 +58,7 @@ class TemplateChat:
         special_tokens: The texts of all tokens that would be recognised.
     """
 
+    way = "template"
     task = None
 
     def __init__(self, template: ChatTemplate, special_tokens: Sequence[str]) -> None:
@@ -107,6 +113,7 @@ class JoinedChat:
         end: The text of the token that ends a turn.
     """
 
+    way = "turns"
     task = None
 
     def __init__(self, end: str) -> None:
@@ -123,6 +130,8 @@ class TaskChat:
     Args:
         task: Of kind generate with the field `history`, and perhaps `speaker`, whose turn it is.
     """
+
+    way = "task"
 
     def __init__(self, task: Task) -> None:
         self.task = task

@@ -24,6 +24,7 @@ from service.errors import (
 )
 
 Body = Mapping[str, Any]
+CHAT = "/v1/chat/completions"
 
 _OF_FIELD = {"invalid_request": InvalidRequest, "prompt_too_long": PromptTooLong, "not_found": NotFound}
 _LONGER = {"context_length_exceeded": "prompt_too_long"}  # OpenAI's names for ours
@@ -43,19 +44,28 @@ def get(http: httpx.Client, path: str) -> dict[str, Any]:
     return reply
 
 
-def post(http: httpx.Client, path: str, body: Body) -> dict[str, Any]:
+def post(http: httpx.Client, path: str, body: Body, is_strict: bool = False) -> dict[str, Any]:
     """Ask and wait for the whole reply.
+
+    Args:
+        http: whom.
+        path: where.
+        body: what, as JSON.
+        is_strict: refuse a field that the service tells it did not read, as OpenAI's dialect does.
 
     Raises:
         RequestError: a field is wrong; `param` names it.
         Refused: the right request at the wrong time.
         Unauthorized, Unreachable, DeadlineExceeded, EngineFault: see there.
     """
-    reply: dict[str, Any] = _checked(_sent(http, http.build_request("POST", path, json=body))).json()
-    return reply
+    reply = _checked(_sent(http, http.build_request("POST", path, json=body)), is_strict)
+    given: dict[str, Any] = reply.json()
+    return given
 
 
-def events(http: httpx.Client, path: str, body: Body) -> Iterator[tuple[str, dict[str, Any]]]:
+def events(
+    http: httpx.Client, path: str, body: Body, is_strict: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Ask and give the events of the reply as they come, each as (type, data); the last one is `done`.
 
     Closing the iterator early ends the request. OpenAI's streams have the type `message` throughout.
@@ -68,7 +78,7 @@ def events(http: httpx.Client, path: str, body: Body) -> Iterator[tuple[str, dic
     try:
         if reply.status_code != 200:
             reply.read()
-            _checked(reply)
+        _checked(reply, is_strict)
         yield from _frames(reply)
     except httpx.TransportError as error:
         raise Unreachable("the connection ended before the answer was complete") from error
@@ -100,9 +110,12 @@ def _sent(http: httpx.Client, request: httpx.Request, is_streamed: bool = False)
         raise Unreachable(f"nobody answers at {http.base_url}") from error
 
 
-def _checked(reply: httpx.Response) -> httpx.Response:
+def _checked(reply: httpx.Response, is_strict: bool = False) -> httpx.Response:
     """The reply, unless it is a refusal."""
     if reply.is_success:
+        ignored = reply.headers.get("X-Ignored-Fields")
+        if is_strict and ignored:
+            raise InvalidRequest(f"no such field: {ignored}", ignored.split(", ")[0])
         return reply
     try:
         error = reply.json()["error"]

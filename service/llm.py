@@ -14,8 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from service.api.reply_models import Choice, ChoiceReply, QaReply, SummarizeReply
-from service.client import events, get, post
-from service.conversation import Message, chat_request, chat_text
+from service.client import CHAT, events, get, post
 from service.local import LocalService, local_settings
 from service.logs import stay_quiet
 
@@ -113,20 +112,21 @@ class LLM:
         logprobs = post(self._service.http, "/v1/completions", body)["choices"][0]["logprobs"]
         return Score(tuple(logprobs["tokens"]), tuple(logprobs["token_logprobs"]))
 
-    def chat(self, messages: str | Sequence[Message], **sampling: Any) -> str:
+    def chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:
         """Reply to a message, or to a conversation whose last message is the user's.
 
         Args:
-            messages: a text, or `{"role": "user" | "assistant" | …, "content": …}`, oldest first.
+            messages: a text, or `{"role": "system" | "user" | "assistant", "content": …}`, oldest first.
+            sampling: `max_new_tokens`, `temperature`, `seed` and so on; `overflow="drop_oldest"` leaves out
+                the oldest turns of a conversation that does not fit.
 
         Raises:
-            NotFound: the model has no task for conversations.
+            InvalidRequest: the model has no way to hold a conversation.
         """
-        turns: list[Message] = (
-            [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        )
-        path, body = chat_request(get(self._service.http, "/tasks")["tasks"], turns)
-        return chat_text(post(self._service.http, path, {**body, **sampling})).strip()
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        reply = post(self._service.http, CHAT, {"messages": turns, **sampling}, is_strict=True)
+        text: str = reply["choices"][0]["message"]["content"]
+        return text
 
     @property
     def info(self) -> dict[str, Any]:

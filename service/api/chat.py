@@ -39,7 +39,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     reply = {
         **head("chatcmpl", "chat.completion", served.name),
         "choices": (_choice(choice, body) for choice in result.choices),
-        "usage": usage_of(result.usage, body.n),
+        "usage": usage_of(result, body.n),
     }
     return tell_ignored(await json_response(reply), body, exchange)
 

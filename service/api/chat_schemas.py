@@ -14,6 +14,7 @@ from service.api.problems import HttpProblem
 from service.api.structured import StructuredFields
 from service.errors import InvalidRequest
 from service.tasks.calls import ChatCall, Origin
+from service.tasks.fitting import check_unicode
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGES = (
@@ -40,7 +41,11 @@ Messages = tuple[dict[str, str], ...]
 
 
 def read_messages(value: object) -> Messages:
-    """Read a conversation; stops at the first wrong message."""
+    """Read a conversation; stops at the first wrong message.
+
+    Raises:
+        HttpProblem, InvalidRequest: a message is none that a model of text can read; names it.
+    """
     if not isinstance(value, list) or not value:
         raise PydanticCustomError("messages", "not messages")
     return tuple(_message(each, f"messages.{index}") for index, each in enumerate(value))
@@ -54,9 +59,12 @@ def _message(value: object, at: str) -> dict[str, str]:
             raise _refusal(f"{at}.{key} is not supported: this model only takes text", f"{at}.{key}")
     if value.get("role") not in _ROLES:
         raise _refusal(f"{at}.role must be {', '.join(_ROLES)}", f"{at}.role")
-    name = value.get("name")
     message = {"role": _ROLES[value["role"]], "content": _content(value.get("content"), f"{at}.content")}
-    return {**message, "name": name} if isinstance(name, str) else message
+    if isinstance(name := value.get("name"), str):
+        message["name"] = name
+    for key, text in message.items():
+        check_unicode(f"{at}.{key}", text)
+    return message
 
 
 def _content(value: object, at: str) -> str:

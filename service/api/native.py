@@ -71,9 +71,11 @@ async def qa(body: QaBody, request: Request) -> Response:
 
 @router.get("/tasks", responses={**LOOK, 200: {"model": TaskList}, 503: WORK[503]})
 async def tasks(request: Request) -> dict[str, Any]:
-    """List the tasks of the served model with their fields."""
-    served_tasks = service_of(request).require_served().tasks
+    """List the tasks of the served model with their fields, and say whether it holds conversations."""
+    served = service_of(request).require_served()
+    chat_format = served.runner.chat_format
     return {
+        "chat": chat_format.way if chat_format is not None else None,
         "tasks": [
             {
                 "name": task.name,
@@ -82,8 +84,8 @@ async def tasks(request: Request) -> dict[str, Any]:
                 "labels": list(task.labels),
                 "description": task.description,
             }
-            for task in served_tasks.values()
-        ]
+            for task in served.tasks.values()
+        ],
     }
 
 

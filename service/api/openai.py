@@ -57,7 +57,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         _choice(choice.index, choice.text, _scores(list(choice.logprobs or ()), body), choice.finish_reason)
         for choice in result.choices
     )
-    reply = {**beginning, "choices": choices, "usage": usage_of(result.usage, body.n)}
+    reply = {**beginning, "choices": choices, "usage": usage_of(result, body.n)}
     return tell_ignored(await json_response(reply), body, exchange)
 
 

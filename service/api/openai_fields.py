@@ -19,7 +19,11 @@ from service.tasks.calls import SamplingFields
 
 MAX_TOLD = 32  # ignored fields that a reply names
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_SPELLINGS = {"logitBias": "logit_bias"}
+_SPELLINGS = {
+    "logitBias": "logit_bias",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+}
 
 # What is understood and not done, with the values that ask for nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -91,7 +95,7 @@ def legal_of(body: type[Body]) -> Mapping[str, str]:
 
 
 # What the fields of the table are called here.
-OURS = {name: name for name in SAMPLING if name != "no_repeat_ngram_size"}
+OURS = {name: name for name in SAMPLING}
 OURS |= {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 DEFAULTS = {name: field.neutral for name, field in SAMPLING.items()}
 

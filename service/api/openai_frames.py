@@ -10,6 +10,7 @@ from service.api.openai_fields import StreamOptions
 from service.api.openai_replies import usage_of
 from service.api.problems import Problem
 from service.api.sse import frame
+from service.tasks.calls import GenerateResult
 from service.tasks.events import Done, Event, Token
 
 
@@ -60,7 +61,8 @@ class OpenAIFrames(ABC):
                 yield frame({**self._head, "choices": [choice], **running})
         if isinstance(event, Done):
             if self._has_usage:
-                yield frame({**self._head, "choices": [], "usage": usage_of(event.result.usage, self._n)})
+                assert isinstance(event.result, GenerateResult), "texts are generated"
+                yield frame({**self._head, "choices": [], "usage": usage_of(event.result, self._n)})
             yield b"data: [DONE]\n\n"
 
     def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:

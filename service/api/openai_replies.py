@@ -13,7 +13,7 @@ from service.api.replies import new_id
 from service.api.state import Served, ServiceState
 from service.errors import NotFound
 from service.logs import get_logger
-from service.tasks.calls import Usage
+from service.tasks.calls import GenerateResult
 
 _ANY = ("tgi", "dummy")  # what huggingface_hub calls a model of which it knows nothing but an address
 _MOST_LOGGED = 1000  # names of ignored fields: clients choose them
@@ -34,14 +34,16 @@ def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
 
 
-def usage_of(usage: Usage, n: int) -> dict[str, Any]:
-    """Tokens as OpenAI counts them: a prompt once, however many samples it has."""
-    prompt_tokens = usage.prompt_tokens // n
+def usage_of(result: GenerateResult, n: int) -> dict[str, Any]:
+    """Tokens as OpenAI counts them: a prompt once, however many samples it has; messages left out, if any."""
+    usage, prompt_tokens = result.usage, result.usage.prompt_tokens // n
+    dropped = {"dropped_messages": result.dropped_messages} if result.dropped_messages else {}
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": min(usage.cached_tokens, prompt_tokens)},
+        **dropped,
     }
 
 

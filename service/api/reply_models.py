@@ -93,9 +93,10 @@ class TaskInfo(_Shape):
 
 
 class TaskList(_Shape):
-    """All tasks of the served model."""
+    """All tasks of the served model, and how it holds a conversation: template, task, turns or not at all."""
 
     tasks: list[TaskInfo]
+    chat: str | None
 
 
 class Error(_Shape):

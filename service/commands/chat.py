@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,9 +20,6 @@ from service.commands.options import (
     Url,
     fields_of,
 )
-
-if TYPE_CHECKING:
-    from service.conversation import Message
 
 
 def chat(
@@ -45,23 +41,23 @@ def chat(
         set_, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
     with asking(url, key_file, model) as http:
-        from service.client import events, get
-        from service.conversation import chat_request
+        from service.client import CHAT, events
 
-        tasks = get(http, "/tasks")["tasks"]
-        turns: list[Message] = []
+        options = {"overflow": "drop_oldest", "stream_options": {"include_usage": True}}
+        turns: list[dict[str, str]] = []
         for line in _lines():
             turns.append({"role": "user", "content": line})
-            path, body = chat_request(tasks, turns)
-            reply = ""
-            for kind, data in events(http, path, {"overflow": "truncate_left", **body, **fields}):
-                if kind == "token":
-                    piece = data["text"] if reply else data["text"].lstrip()
+            reply, num_dropped = "", 0
+            body = {"messages": turns, **options, **fields}
+            for _, chunk in events(http, CHAT, body, is_strict=True):
+                num_dropped = (chunk.get("usage") or {}).get("dropped_messages", 0)
+                for choice in chunk["choices"]:
+                    piece = choice["delta"].get("content", "")
                     typer.echo(piece, nl=False)
                     reply += piece
-                elif kind == "done" and data["usage"]["dropped_tokens"]:
-                    say(f"the first {data['usage']['dropped_tokens']} tokens no longer fit and were left out")
             typer.echo()
+            if num_dropped:
+                say(f"{num_dropped} messages at the beginning no longer fit and were left out")
             turns.append({"role": "assistant", "content": reply})
 
 

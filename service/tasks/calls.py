@@ -204,6 +204,7 @@ class GenerateResult:
     choices: tuple[Choice, ...]
     usage: Usage
     timings: Timings
+    dropped_messages: int = 0  # of a conversation, by `overflow: drop_oldest`
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from service.errors import InvalidRequest
 from service.tasks.calls import ChatCall, GenerateCall, GenerateResult, ModelLimits, SamplingFields
 from service.tasks.constraints import Grammar, constrained_sampling
 from service.tasks.events import Done, Event, Token
-from service.tasks.fitting import check_can_fit, check_unicode, fit_ids
+from service.tasks.fitting import check_can_fit, fit_ids
 from service.tasks.generate import Generation
 from service.tasks.rendering import encode
 from service.tasks.sampling import Decoding
@@ -54,11 +54,12 @@ class Turn:
     Args:
         generation: with the one prompt.
         is_trimmed: whether the space between prompt and answer is the format's, and none of the answer.
+        num_dropped: messages that did not fit.
     """
 
-    def __init__(self, generation: Generation, is_trimmed: bool) -> None:
+    def __init__(self, generation: Generation, is_trimmed: bool, num_dropped: int) -> None:
         self.requests = generation.requests
-        self._generation, self._is_trimmed = generation, is_trimmed
+        self._generation, self._is_trimmed, self._num_dropped = generation, is_trimmed, num_dropped
 
     async def events(self, job: JobStream) -> AsyncGenerator[Event]:
         """Yield what `Generation.events` yields."""
@@ -68,16 +69,16 @@ class Turn:
                 event = replace(event, text=event.text.lstrip())
                 if event.text:
                     begun.add(event.index)
-            elif self._is_trimmed and isinstance(event, Done):
-                event = _trimmed(event)
+            elif isinstance(event, Done):
+                event = self._done(event)
             yield event
 
-
-def check_messages(messages: Messages) -> None:
-    """Raise `InvalidRequest` where a message holds lone surrogates, which no UTF-8 has."""
-    for index, message in enumerate(messages):
-        for key, text in message.items():
-            check_unicode(f"messages.{index}.{key}", text)
+    def _done(self, event: Done) -> Done:
+        assert isinstance(event.result, GenerateResult), "a turn is generated"
+        choices = event.result.choices
+        if self._is_trimmed:
+            choices = tuple(replace(choice, text=choice.text.lstrip()) for choice in choices)
+        return Done(replace(event.result, choices=choices, dropped_messages=self._num_dropped))
 
 
 def plan(
@@ -94,26 +95,25 @@ def plan(
         PromptTooLong: it does not fit, and nothing may be dropped or the last turn alone is too long.
         InvalidRequest: the model's format has no place for these messages.
     """
-    check_messages(call.messages)
+    num_dropped = 0
     if call.overflow == "error":
         text = "\n".join(message["content"] for message in call.messages)
         yield from check_can_fit(tokenizer, text, limits.n_positions, "messages")
         ids = yield from render(call.messages, chat, tokenizer)
-        kept = ids
     else:
-        kept = yield from _fitting(call.messages, chat, tokenizer, decoding, limits)
-    fitted = fit_ids(kept, decoding, limits.n_positions, "error", "messages")
+        ids, num_dropped = yield from _fitting(call.messages, chat, tokenizer, decoding, limits)
+    fitted = fit_ids(ids, decoding, limits.n_positions, "error", "messages")
     inner = GenerateCall(("",), call.n, logprobs=call.logprobs, origin=call.origin)
     generation = Generation(inner, tokenizer, decoding, grammar)
     generation.add(fitted, None)
-    return Turn(generation, is_trimmed=chat.task is not None)
+    return Turn(generation, chat.task is not None, num_dropped)
 
 
 def _fitting(
     messages: Messages, chat: ChatFormat, tokenizer: Tokenizer, decoding: Decoding, limits: ModelLimits
-) -> Steps[list[int]]:
-    """The ids of as many of the newest turns as fit. A turn begins with a user's message; what the system
-    says stays, and so does the last turn.
+) -> Steps[tuple[list[int], int]]:
+    """The ids of as many of the newest turns as fit, and how many messages do not. A turn begins with a
+    user's message; what the system says stays, and so does the last turn.
     """
     wanted = decoding.max_new_tokens
     if not decoding.is_explicit:
@@ -124,7 +124,7 @@ def _fitting(
         rest = [m for at, m in enumerate(messages) if at >= start or m["role"] == "system"]
         ids = yield from render(rest, chat, tokenizer)
         if len(ids) + wanted <= limits.n_positions or start == starts[-1]:
-            return ids
+            return ids, len(messages) - len(rest)
     raise AssertionError("there is a last turn")
 
 
@@ -154,9 +154,3 @@ def render(messages: Messages, chat: ChatFormat, tokenizer: Tokenizer) -> Steps[
         ids += (yield from encode(tokenizer, text)) if is_user_text else tokenizer.encode_specials(text)
         yield
     return ids or [tokenizer.eos_id]
-
-
-def _trimmed(event: Done) -> Done:
-    assert isinstance(event.result, GenerateResult), "a turn is generated"
-    choices = tuple(replace(choice, text=choice.text.lstrip()) for choice in event.result.choices)
-    return Done(replace(event.result, choices=choices))

@@ -136,7 +136,6 @@ class TaskRunner:
         """Give the ids of a conversation's prompt. Raises as `chat`."""
         if self.chat_format is None:
             raise InvalidRequest(chat.NO_FORMAT, "messages")
-        chat.check_messages(call.messages)
         texts = [message["content"] for message in call.messages]
         work = chat.render(call.messages, self.chat_format, self.tokenizer)
         return await self._offloader.run(size_of(texts), work, call.origin)

@@ -90,7 +90,34 @@ def test_ask_lists_candidates_with_scores(run: Callable[..., Result], live: Live
 
 def test_chat_says_when_the_model_cannot(run: Callable[..., Result]) -> None:
     result = run("chat", stdin="Hello\n")
-    assert result.exit_code == 2 and "history" in result.stderr
+    assert result.exit_code == 2 and "TEXTGEN_CHAT_TEMPLATE" in result.stderr
+
+
+def test_chat_speaks_as_the_models_template_has_it(serve: Callable[..., Live], tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:")
+    live = serve(chat_template=template)
+    fields = {"max_tokens": 20, "temperature": 0, "stop": ["\n"]}
+    lines, messages, told = ["Hello", "x" * 150, "And " * 20], list[dict[str, str]](), list[str]()
+    for line in lines:
+        messages.append({"role": "user", "content": line.strip()})
+        body = {"messages": messages, "overflow": "drop_oldest", **fields}
+        reply = live.post("/v1/chat/completions", body).json()
+        told.append(reply["choices"][0]["message"]["content"])
+        messages.append({"role": "assistant", "content": told[-1]})
+    arguments = ["--max-new-tokens", "20", "--temperature", "0", "--set", 'stop=["\n"]', "--url", live.url]
+    result = CliRunner().invoke(app, ["chat", *arguments], input="\n\n".join(lines))
+    assert (result.exit_code, result.stdout) == (0, "".join(f"{text}\n" for text in told))
+    dropped = reply["usage"]["dropped_messages"]
+    assert f"{dropped} messages at the beginning no longer fit" in result.stderr and dropped > 0
+
+
+def test_chat_refuses_a_field_that_nobody_reads(serve: Callable[..., Live], tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages[-1].content }}")
+    url = serve(chat_template=template).url
+    result = CliRunner().invoke(app, ["chat", "--set", "temprature=1", "--url", url], input="Hello\n")
+    assert (result.exit_code, result.stdout) == (2, "") and "no such field: temprature" in result.stderr
 
 
 @pytest.mark.parametrize(

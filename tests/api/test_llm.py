@@ -16,7 +16,7 @@ import pytest
 from live_service import Live, expect
 
 from service import LLM
-from service.errors import InvalidRequest, NotFound, PromptTooLong, SettingsError
+from service.errors import InvalidRequest, PromptTooLong, SettingsError
 
 TEXT = "The lighthouse was built by two brothers in 1894. It burned down in 1921. " * 8
 QUESTION = {"question": "Who built it?", "context": TEXT}
@@ -99,9 +99,37 @@ def test_an_error_names_its_field_as_over_http(
     assert (str(caught.value), caught.value.param) == (refusal["message"], refusal["param"])  # type: ignore[attr-defined]
 
 
-def test_a_model_without_a_task_for_conversations_says_so(llm: LLM) -> None:
-    with pytest.raises(NotFound, match="history"):
+def test_a_model_without_a_way_to_talk_says_how_to_give_one(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match=r"TEXTGEN_CHAT_TEMPLATE.*history"):
         llm.chat("Hello")
+
+
+@pytest.fixture(scope="module")
+def talkative(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    template = tmp_path_factory.mktemp("templates") / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:")
+    with LLM(str(tiny_model), threads=1, speculation=False, chat_template=template) as model:
+        yield model
+
+
+def test_chat_renders_messages_as_the_service_does(talkative: LLM) -> None:
+    prompt = "system: Be brief.\nuser: Hello\nassistant:"
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert talkative.chat(messages, **SAMPLED) == talkative.generate(prompt, **SAMPLED)[0].text
+    assert talkative.chat("Hello", temperature=0, max_new_tokens=3) == talkative.chat(
+        [messages[1]], temperature=0, max_tokens=3
+    )
+
+
+def test_chat_refuses_a_field_that_nobody_reads_and_a_history_that_does_not_fit(talkative: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="temprature") as refused:
+        talkative.chat("Hello", temprature=1, max_new_tokens=2)
+    assert refused.value.param == "temprature"
+    history = [{"role": "user", "content": "long " * 30}, {"role": "user", "content": "short"}] * 2
+    with pytest.raises(PromptTooLong):
+        talkative.chat(history)
+    fields = {"max_new_tokens": 4, "seed": 1, "overflow": "drop_oldest"}
+    assert talkative.chat(history, **fields) == talkative.chat(history[1:], max_new_tokens=4, seed=1)
 
 
 def test_many_threads_may_ask_at_once(llm: LLM) -> None:

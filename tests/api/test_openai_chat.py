@@ -167,6 +167,8 @@ def test_the_oldest_turns_are_dropped_whole_and_the_system_message_stays(client:
     dropped = ask(client, LONG, temperature=0, extra_body={"overflow": "drop_oldest"})
     assert dropped.choices == ask(client, kept, temperature=0).choices
     assert dropped.usage.prompt_tokens == ask(client, kept).usage.prompt_tokens
+    assert dropped.usage.dropped_messages == len(LONG) - len(kept)
+    assert not hasattr(ask(client, kept, extra_body={"overflow": "drop_oldest"}).usage, "dropped_messages")
 
 
 def test_a_last_turn_that_does_not_fit_is_refused(client: openai.OpenAI) -> None:

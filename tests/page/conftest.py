@@ -12,13 +12,14 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from model_store.chat import ChatFormat
 from model_store.task import Task
 from service.settings import Settings
 
@@ -92,6 +93,23 @@ def hold_engine(live: Live) -> Iterator[Callable[[], None]]:
     yield lambda: commands.put(hold)
     is_over.set()
     commands.put(let_go)
+
+
+@pytest.fixture
+def talks_by(live: Live) -> Callable[[ChatFormat | None], AbstractContextManager[None]]:
+    """Let the model of `live` hold conversations in another way for a while."""
+
+    @contextmanager
+    def talks_by(chat_format: ChatFormat | None) -> Iterator[None]:
+        assert live.state.served is not None
+        runner = live.state.served.runner
+        before, runner.chat_format = runner.chat_format, chat_format
+        try:
+            yield
+        finally:
+            runner.chat_format = before
+
+    return talks_by
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,9 @@ from conftest import ROOT, Live
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from model_store.chat import TemplateChat
+from model_store.chat_template import ChatTemplate
+
 LIGHTHOUSE = "The lighthouse was built by two brothers in 1894. It burned down in 1921."
 
 
@@ -184,51 +187,37 @@ def test_a_conversation_goes_on(page: Any) -> None:
     assert who == ["turn you", "turn model"] * 2
     page.one("#chat .code summary").click()
     code = page.text("#chat .code code")
-    assert "A: Hello, how are you?" in code and code.count("\\nB: ") == 1
+    assert code.count('"role":"user"') == 2 and code.count('"role":"assistant"') == 1
     page.one("#chat .new").click()
     assert page.all("#chat .turn") == []
 
 
-CHAT_ENDPOINT = """
-const real = window.fetch;
-const properties = { messages: { type: "array" }, temperature: { type: "number" } };
-const schema = { type: "object", properties };
-const chunks = ["Good ", "day"].map((content) => ({ choices: [{ index: 0, delta: { content } }] }));
-const last = { choices: [], usage: { completion_tokens: 2 } };
-window.fetch = async (url, options) => {
-  if (url.endsWith("/v1/chat/completions")) {
-    window.asked = JSON.parse(options.body);
-    const frames = [...chunks, last].map((each) => `data: ${JSON.stringify(each)}\\n\\n`).join("");
-    return new Response(`${frames}data: [DONE]\\n\\n`, { headers: { "Content-Type": "text/event-stream" } });
-  }
-  const reply = await real(url, options);
-  if (!url.endsWith("/openapi.json") && !url.endsWith("/tasks")) return reply;
-  const body = await reply.json();
-  if (body.tasks) body.tasks = body.tasks.filter(({ name }) => name !== "dialogue");
-  const route = { requestBody: { content: { "application/json": { schema } } } };
-  if (body.paths) body.paths["/v1/chat/completions"] = { post: route };
-  return Response.json(body);
-};
-"""
-
-
-def test_a_chat_endpoint_is_used_where_no_task_holds_a_history(
-    live: Live, start_browser: Callable[..., Any]
+def test_a_model_with_a_template_is_talked_to_by_it(
+    live: Live, start_browser: Callable[..., Any], talks_by: Callable[..., Any]
 ) -> None:
-    with start_browser("about:blank") as page:
-        page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": CHAT_ENDPOINT})
-        page.open(live.url)
+    template = "{{ raise_exception('enough') if messages[1:] }}{{ messages[0].content }}"
+    with talks_by(TemplateChat(ChatTemplate(template, {}), ())), start_browser(live.url) as page:
         page.wait_for_state("ready")
         page.tab("chat")
-        page.one("#chat-message").send_keys("Hello", Keys.ENTER)
-        page.wait_until_done("chat")
-        assert page.text("#chat .status").startswith("first token")
-        assert page.text("#chat .turn.model p") == "Good day"
-        asked = page.driver.execute_script("return window.asked")
-        assert asked["messages"] == [{"role": "user", "content": "Hello"}]
-        assert (asked["model"], asked["stream"]) == ("textgen-7m", True)
-        shown = {control.get_attribute("name") for control in page.all("#chat .settings [name]")}
-        assert shown == {"temperature"}
+        for name, value in {"max_tokens": "8", "temperature": "0"}.items():
+            page.write(f"#chat [name={name}]", value)
+        for message in ("Once upon a time", "More"):
+            page.one("#chat-message").send_keys(message, Keys.ENTER)
+            page.wait_until_done("chat")
+        body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+        (choice,) = live.post("/v1/completions", body).json()["choices"]
+        assert page.one("#chat .turn.model p").get_attribute("textContent") == choice["text"]
+        assert page.text("#chat .paper > .problem").endswith("does not take these messages: enough")
+        assert len(page.all("#chat .turn")) == 2
+        assert page.one("#chat-message").get_attribute("value") == "More"
+
+
+def test_a_model_that_holds_no_conversation_has_no_tab_for_it(
+    live: Live, start_browser: Callable[..., Any], talks_by: Callable[..., Any]
+) -> None:
+    with talks_by(None), start_browser(live.url) as page:
+        page.wait_for_state("ready")
+        assert page.one("#tab-write").is_displayed() and not page.one("#tab-chat").is_displayed()
 
 
 def test_every_declared_task_has_a_form(page: Any, live: Live) -> None:

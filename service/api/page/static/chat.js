@@ -1,77 +1,60 @@
-// The tab "Chat": a conversation, by the chat endpoint where there is one, else by a task that takes a history.
+// The tab "Chat": a conversation. How the model holds one is the service's business; here it is a list of messages.
 
 import { h, part } from "./dom.js";
 import { runs } from "./run.js";
 import { GrowingText } from "./stream.js";
 
-const ENDPOINT = "/v1/chat/completions";
-
-/** How this service can chat: { path, body(turns), text(event) }, or null. */
-export function dialectOf({ openapi, tasks, model }) {
-  const task = tasks.find(({ kind, fields }) => kind === "generate" && fields.every((field) => ["history", "speaker"].includes(field)) && fields.includes("history"));
-  if (task) return taskDialect(task);
-  if (!openapi?.paths[ENDPOINT]) return null;
-  return {
-    path: ENDPOINT,
-    schema: ENDPOINT,
-    hidden: ["messages", "model"],
-    body: (turns) => ({ model, messages: turns.map(({ by, text }) => ({ role: by === "you" ? "user" : "assistant", content: text })) }),
-    text: ({ data }) => data.choices?.[0]?.delta?.content ?? "",
-  };
-}
-
-/** A history in lines "A: …" and "B: …", and whose turn it is: what the built-in task takes. */
-function taskDialect(task) {
-  const line = ({ by, text }) => `${by === "you" ? "A" : "B"}: ${text.replace(/\s+/g, " ").trim()}`;
-  return {
-    path: `/tasks/${task.name}`,
-    schema: "/tasks/{name}",
-    hidden: ["n", "echo", "strategy", "num_answers", "no_answer", "grounded"],
-    body: (turns) => ({
-      history: turns.map(line).join("\n"),
-      ...(task.fields.includes("speaker") ? { speaker: "B" } : {}),
-    }),
-    text: ({ type, data }) => (type === "token" ? data.text : ""),
-  };
-}
+const PATH = "/v1/chat/completions";
+const MAIN = ["max_tokens", "temperature", "top_p", "top_k", "seed"];
+// What the page sends itself, what is about other kinds of answers, and second names of the same thing.
+const HIDDEN = ["messages", "model", "n", "stream_options", "overflow", "user", "max_completion_tokens", "top_logprobs",
+  "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"];
 
 export function chatPanel(panel) {
   const message = panel.querySelector("[name=message]");
   const list = part(panel, "turns");
-  let turns = [];
-  let dialect, reply;
+  let turns = []; // { role, content }
+  let model, asked, reply;
 
   const running = runs(panel, {
     verb: "Send",
     request(read) {
-      const text = message.value.trim();
-      if (text === "") throw Object.assign(new Error("Write a message first."), { param: "message" });
-      return { path: dialect.path, body: { ...dialect.body([...turns, { by: "you", text }]), ...read } };
+      const content = message.value.trim();
+      if (content === "") throw Object.assign(new Error("Write a message first."), { param: "message" });
+      const messages = [...turns, { role: "user", content }];
+      const ours = { overflow: "drop_oldest", stream_options: { include_usage: true } };
+      return { path: PATH, body: { model, messages, ...ours, ...read } };
     },
-    begin() {
-      say({ by: "you", text: message.value.trim() });
+    begin({ body }) {
+      turns = asked = body.messages;
+      list.append(bubble("you", turns.at(-1).content));
       message.value = "";
       reply = new GrowingText();
       list.append(bubble("model", reply.element));
-    },
-    show(event) {
-      const text = dialect.text(event);
-      reply.append(reply.text ? text : text.trimStart()); // the space after "B:"
       list.scrollTop = list.scrollHeight;
     },
-    end() {},
+    show({ data }) {
+      reply.append(data.choices[0]?.delta.content ?? "");
+      list.scrollTop = list.scrollHeight;
+    },
+    end({ usage }) {
+      const count = usage.dropped_messages;
+      if (count) list.append(h("p", { class: "hint" }, `${count} messages at the beginning no longer fit and were left out.`));
+    },
     ended() {
       reply.seal();
-      if (reply.text.trim() === "") list.lastElementChild.remove(); // nothing was said: stopped, or refused
-      else turns.push({ by: "model", text: reply.text });
+      if (turns !== asked) return; // a new conversation was begun
+      if (reply.text.trim() === "") takeBack();
+      else turns = [...turns, { role: "assistant", content: reply.text }];
       message.focus();
     },
   });
 
-  function say(turn) {
-    turns.push(turn);
-    list.append(bubble("you", turn.text));
-    list.scrollTop = list.scrollHeight;
+  /** Nothing was said, because it was stopped or refused: the message is the person's again. */
+  function takeBack() {
+    turns = asked.slice(0, -1);
+    for (const each of [...list.querySelectorAll(".turn")].slice(-2)) each.remove();
+    if (message.value === "") message.value = asked.at(-1).content;
   }
 
   message.addEventListener("keydown", (event) => {
@@ -89,8 +72,8 @@ export function chatPanel(panel) {
   return {
     ...running,
     update(facts) {
-      dialect = dialectOf(facts);
-      if (dialect) running.useFields(facts, dialect.schema, { hidden: dialect.hidden });
+      model = facts.model;
+      running.useFields(facts, PATH, { main: MAIN, hidden: HIDDEN });
     },
   };
 }

@@ -37,7 +37,7 @@ export function control(field, limits = {}) {
 }
 
 function legalText({ legal, max, name }) {
-  return name === "max_new_tokens" && max < 2 ** 20 ? `1 to ${max}` : legal;
+  return ["max_new_tokens", "max_tokens"].includes(name) && max < 2 ** 20 ? `1 to ${max}` : legal;
 }
 
 function inputFor({ type, min, max, isOpenMin, choices, name, initial }, id) {

@@ -2,7 +2,7 @@
 
 import { getJson, useKey } from "./api.js";
 import { askPanel } from "./ask.js";
-import { chatPanel, dialectOf } from "./chat.js";
+import { chatPanel } from "./chat.js";
 import { watch } from "./live.js";
 import { summarizePanel } from "./summarize.js";
 import { tabs } from "./tabs.js";
@@ -21,15 +21,15 @@ const panels = {
 const { show } = tabs(by("tabs"));
 let retry = null;
 
-/** What the service says of itself: { openapi, info, tasks, model }; the first two are null where a proxy keeps them. */
+/** What the service says of itself: { openapi, info, tasks, chat, model }; the first two are null where a proxy keeps them. */
 async function askFacts() {
-  const [openapi, info, { tasks }, models] = await Promise.all([
+  const [openapi, info, { tasks, chat }, models] = await Promise.all([
     unlessKept("/openapi.json"),
     unlessKept("/info"),
     getJson("/tasks"),
     getJson("/v1/models"),
   ]);
-  return { openapi, info, tasks, model: models.data[0].id };
+  return { openapi, info, tasks, chat, model: models.data[0].id };
 }
 
 /** A page of operations, or null where a proxy in front keeps those inside. */
@@ -46,7 +46,7 @@ const canFill = {
   write: ({ tasks }) => tasks.some(({ name, kind }) => name === "generate" && kind === "generate"),
   summarize: ({ tasks }) => tasks.some(({ name, kind }) => name === "summarize" && kind === "summarize"),
   ask: ({ tasks }) => tasks.some(({ name, kind }) => name === "qa" && kind === "qa"),
-  chat: (facts) => dialectOf(facts) !== null,
+  chat: ({ chat }) => Boolean(chat),
   tasks: ({ tasks }) => tasks.length > 0,
 };
 

@@ -129,7 +129,8 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
     /** Make the controls: `main` ones in sight, `hidden` ones not at all; `values` are there at first. */
     useFields(facts, path, { main = MAIN, hidden = [], values = {} } = {}) {
       const fields = fieldsOf(facts.openapi, path);
-      const limits = { max_new_tokens: facts.info?.limits.n_positions };
+      const window = facts.info?.limits.n_positions;
+      const limits = { max_new_tokens: window, max_tokens: window };
       const shown = [...fields.keys()].filter((name) => ![...OURS, ...hidden].includes(name));
       const more = shown.filter((name) => !main.includes(name));
       const isFirst = controls.size === 0;
