@@ -1,6 +1,6 @@
 """The engine without HTTP: tokens/s at 1, 8 and 32 sequences, and what speculation changes. JSON last.
 
-    python bench/engine.py FOLDER [--precision int8] [--rounds 3]
+    python bench/engine.py FOLDER [--precision int8] [--rounds 3] [--only-bare 64]
 
 `bare` is what the served figures are to be compared with: same prompts' lengths (90 tokens in, 64 out,
 greedy), a sequence that ends is replaced at once. `sampled` is the same with the fields that people set, as a
@@ -16,6 +16,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,12 @@ def requests_for(prompts: list[tuple[int, ...]], temperature: float, **fields: A
     return [SequenceRequest(prompt, params, i) for i, prompt in enumerate(prompts)]
 
 
-def bare(engine: Engine, vocab_size: int, rounds: int) -> dict[int, float]:
+def bare(
+    engine: Engine, vocab_size: int, rounds: int, levels: Iterable[int] = (1, 8, 32)
+) -> dict[int, float]:
     """Median tokens/s by sequences in flight."""
     found: dict[int, float] = {}
-    for clients in (1, 8, 32):
+    for clients in levels:
         rates = []
         for seed in range(rounds):
             prompts = random_prompts(max(3, 2 * clients), vocab_size, 100 * clients + seed)
@@ -127,11 +130,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-bare", type=int, metavar="N", help="nothing but `bare`, N in flight")
     args = parser.parse_args()
     vocab_size = read_architecture(args.folder).vocab_size
     config = EngineConfig(args.folder, precision=args.precision, report=print)
     tokenizer = Tokenizer.load(args.folder)
     plain = build_engine(EngineConfig(args.folder, precision=args.precision, speculation=False), tokenizer)
+    if args.only_bare:
+        bare(plain, vocab_size, args.rounds, [args.only_bare])
+        return
     figures: dict[str, object] = {"facts": plain.facts, "bare": bare(plain, vocab_size, args.rounds)}
     figures["sampled"] = sampled(plain, vocab_size, args.rounds)
     del plain
