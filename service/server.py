@@ -115,7 +115,12 @@ class Server(uvicorn.Server):
     def _begin_drain(self, signal_name: str) -> None:
         num_running = len(self.life.state.in_flight)
         get_logger().info("draining", signal=signal_name, requests_in_flight=num_running)
-        self._tasks.append(asyncio.create_task(self._drain()))
+
+        async def drain() -> None:
+            await self.life.drain()
+            self.should_exit = True
+
+        self._tasks.append(asyncio.create_task(drain()))
 
     def _hurry(self, signal_name: str) -> None:
         get_logger().warning("not waiting any longer", signal=signal_name)
@@ -126,10 +131,6 @@ class Server(uvicorn.Server):
 
         get_logger().info("reading the keys again", signal="SIGHUP")
         self._tasks.append(asyncio.create_task(reload_keys(self.life.state)))
-
-    async def _drain(self) -> None:
-        await self.life.drain()
-        self.should_exit = True
 
     async def _watch(self) -> None:
         """End the process when the application cannot go on."""

@@ -73,7 +73,8 @@ def run(
     from service.bench.prompts import parse_mix
     from service.bench.summary import Objective
 
-    _check_plot(plot)
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise typer.BadParameter("--plot needs matplotlib: pip install matplotlib")
     target, is_native = dialect_of(url)
     try:
         plan = Plan(
@@ -129,11 +130,6 @@ def _fields(text: str) -> dict[str, object]:
     if not isinstance(fields, dict):
         raise typer.BadParameter('--extra must be a JSON object, as {"top_k": 5}')
     return fields
-
-
-def _check_plot(path: Path | None) -> None:
-    if path is not None and importlib.util.find_spec("matplotlib") is None:
-        raise typer.BadParameter("--plot needs matplotlib: pip install matplotlib")
 
 
 @app.command()

@@ -136,8 +136,8 @@ class Scheduler:
         """
         self.started.clear()
         decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
-        room = Room(self.max_rows)
-        items = self._schedule_decodes(self.time_share.choose(decoding, room), room)
+        room = Room(self.max_rows, self.cost.drawing_s(len(decoding), self.budget.max_rows))
+        items = self._schedule_decodes(self.time_share.choose(decoding, room), room) if decoding else []
         if len(items) < len(self.running) or self.waiting:
             rows, draw_s = self.max_rows - room.rows, room.spent_s + room.owed_s
             room.rows = min(room.rows, self.cost.prefill_rows(rows, draw_s, self.budget.max_rows))

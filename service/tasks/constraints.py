@@ -220,14 +220,12 @@ class Grammars:
 
 
 def constrained_sampling(call: GenerateCall | ChatCall) -> SamplingFields:
-    """The sampling fields of a call. A constraint says where a text ends: the task's own stop strings do not
-    apply beside it, only the caller's.
+    """The sampling fields of a call with a constraint, which says where a text ends: the task's own
+    stop strings do not apply beside it, only the caller's.
 
     Raises:
         InvalidRequest: the end of the text is to be ignored.
     """
-    if call.constraint is None:
-        return call.sampling
     check_neutral(call.sampling, ["ignore_eos"], "with constraint")
     return {"stop": (), **call.sampling, "ignore_eos": False}
 

@@ -106,7 +106,10 @@ class _Run:
             plotted = await self._plot(joined)
             is_last = plotted is not None and len(plotted.spans) == 1
             if plotted is None or (not is_last and plotted.num_text_tokens > num_tokens * _SHRINKS):
-                yield self._keep(joined, final)
+                # The joined summaries themselves: another round would not shorten them.
+                final.text = joined.strip()
+                final.finish_reason = FinishReason.LENGTH if joined else FinishReason.STOP
+                yield Token(0, final.text, finish_reason=final.finish_reason)
                 return
             num_tokens = plotted.num_text_tokens
             first_index = self._job.extend(plotted.requests).start
@@ -124,9 +127,3 @@ class _Run:
             return None
         work = self._summarizer.plot_round(joined, self._job.num_submitted)
         return await self._offloader.run(size_of([joined]), work, self._origin, is_admitted=True)
-
-    def _keep(self, joined: str, final: Summary) -> Token:
-        """Give the joined summaries themselves: another round would not shorten them."""
-        final.text = joined.strip()
-        final.finish_reason = FinishReason.LENGTH if joined else FinishReason.STOP
-        return Token(0, final.text, finish_reason=final.finish_reason)

@@ -83,7 +83,7 @@ class TaskRunner:
             Refused: the engine takes no more work now.
         """
         task, limit = self._task("generate"), self.limits.max_job_sequences
-        sampling = constrained_sampling(call)
+        sampling = call.sampling if call.constraint is None else constrained_sampling(call)
         decoding = resolve(
             sampling, task, self.tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
         )
@@ -211,7 +211,7 @@ class TaskRunner:
     async def _continue(
         self, task: Task, call: GenerateCall, fields: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        sampling = constrained_sampling(call)
+        sampling = call.sampling if call.constraint is None else constrained_sampling(call)
         decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
         grammar = await self._grammar(call)
         work = generate.plan_task(call, task, fields, self.tokenizer, decoding, self.limits, grammar)

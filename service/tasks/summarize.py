@@ -85,7 +85,10 @@ class Summarizer:
         """
         if strategy == "single":
             return (yield from self._plot_single(text, overflow))
-        document = yield from read_document(text, self._tokenizer, self._most_tokens())
+        # What a job's chunks can hold: their capacity and, of each, a token that begins in the white space
+        # before it.
+        max_tokens = self._limits.max_job_sequences * (max(self._room(), MIN_CHUNK_TOKENS) + 1)
+        document = yield from read_document(text, self._tokenizer, max_tokens)
         if document is None:
             raise too_many_sequences(self._limits, self._field)
         is_short = document.num_tokens(0, len(text)) <= self._n_positions
@@ -98,12 +101,6 @@ class Summarizer:
         document = yield from read_document(text, self._tokenizer)
         assert document is not None, "no round is refused for its length"
         return (yield from self._plot_chunks(document, first_ordinal))
-
-    def _most_tokens(self) -> int:
-        """What a job's chunks can hold: their capacity and, of each, a token that begins in the white space
-        before it.
-        """
-        return self._limits.max_job_sequences * (max(self._room(), MIN_CHUNK_TOKENS) + 1)
 
     def _plot_chunks(self, document: Document, first_ordinal: int, most: int | None = None) -> Steps[Plotted]:
         text = document.text

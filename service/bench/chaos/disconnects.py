@@ -57,14 +57,10 @@ async def _text(client: httpx.AsyncClient, url: str, body: bytes) -> str:
     response = await client.post(
         f"{url}/generate", content=body, headers={"Content-Type": "application/json"}
     )
-    frames = [_data(frame) for frame in response.text.split("\n\n") if frame.startswith("event: ")]
+    events = [event for event in response.text.split("\n\n") if event.startswith("event: ")]
+    frames: list[dict[str, Any]] = [json.loads(event[event.index("data: ") + 6 :]) for event in events]
     broken = [frame for frame in frames if "error" in frame]
     return f"<{broken[0]}>" if broken else "".join(frame.get("text", "") for frame in frames)
-
-
-def _data(frame: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(frame[frame.index("data: ") + 6 :])
-    return found
 
 
 async def _repeat(server: Server, body: bytes, storm: asyncio.Task[int]) -> list[str]:

@@ -57,6 +57,7 @@ def _refusal_checks(samples: list[Sample]) -> list[Check]:
     refused = [sample for sample in samples if sample.status == 429]
     times = sorted(sample.e2e_s for sample in refused)
     waits = Counter(sample.retry_after for sample in refused)
+    bad_waits = {w: count for w, count in waits.items() if not (w.isdigit() and 1 <= int(w) <= 600)}
     strange = Counter(
         f"{s.status} {s.error}"
         for s in samples
@@ -67,13 +68,9 @@ def _refusal_checks(samples: list[Sample]) -> list[Check]:
         Check("requests", f"{len(samples)}, {len(refused)} refused", "most are refused", bool(refused)),
         nothing("answers other than 200, 429 and 504", dict(strange)),
         at_most("429 takes, p99", 1000 * percentile(times or [9.9], 99), 50, " ms"),
-        nothing("429 without a whole number of seconds in Retry-After", _bad_waits(waits)),
+        nothing("429 without a whole number of seconds in Retry-After", bad_waits),
         at_most("the longest accepted request", late[-1] if late else 999.0, _TIMEOUT_S + 1, " s"),
     ]
-
-
-def _bad_waits(waits: Counter[str]) -> dict[str, int]:
-    return {wait: count for wait, count in waits.items() if not (wait.isdigit() and 1 <= int(wait) <= 600)}
 
 
 async def _closed(server: Server, options: ChaosOptions, seconds: float) -> float:
@@ -146,11 +143,8 @@ class _Probe:
             took_s = time.monotonic() - began_at
             self.livez_s.append(took_s if response.status_code == 200 else 9.9)
             if count % _SCRAPE_EVERY == 0:  # a scrape is work for the server: not twenty times a second
-                await self._scrape()
+                levels = await self._server.metrics()
+                here = sum(total(levels, f"textgen_requests_{where}") for where in ("running", "waiting"))
+                self.most_in_flight = max(self.most_in_flight, here)
             count += 1
             await asyncio.sleep(_PROBE_EVERY_S)
-
-    async def _scrape(self) -> None:
-        levels = await self._server.metrics()
-        here = sum(total(levels, f"textgen_requests_{where}") for where in ("running", "waiting"))
-        self.most_in_flight = max(self.most_in_flight, here)
