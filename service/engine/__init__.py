@@ -10,8 +10,8 @@ it on tensors, `backends` with one wing for each kind of processor. In an hour, 
           4     95  block_pool     who holds which block of the KV cache
           6    125  prefix_cache   sequences that begin alike share blocks: match, claim, publish, forget
           4     95  fair_queue     whose turn it is
-         15    290  scheduler      what the next step computes
-          9    205  engine         one step: schedule, execute, commit
+         15    300  scheduler      what the next step computes
+          9    220  engine         one step: schedule, execute, commit
           9    260  async_engine   the thread that steps, and the event loop's side of it
 
 An example, which a test carries out. A prompt of 5 tokens comes to a cache with blocks of 4 slots whose

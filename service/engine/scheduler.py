@@ -148,9 +148,8 @@ class Scheduler:
 
     def _schedule_decodes(self, decoding: list[Sequence], room: Room) -> list[Scheduled]:
         drafts = self.speculator.draft(decoding) if self.speculator else {}
-        block_size = self.pool.block_size
         for sequence in decoding:
-            has_room = sequence.num_computed_tokens < len(sequence.block_table) * block_size
+            has_room = sequence.num_computed_tokens < len(sequence.block_table) * self.pool.block_size
             if not has_room and sequence.status is Status.RUNNING:
                 self._reserve(sequence, 1)
         kept = [sequence for sequence in decoding if sequence.status is Status.RUNNING]
@@ -264,10 +263,8 @@ class Scheduler:
         drawn_s: dict[str, float] = {}
         num_scored, score_s = 0, 0.0
         for item, result in zip(batch.items, results, strict=True):
-            sequence, draw_s, num_drafts = item.sequence, result.draw_s, len(item.draft_ids)
-            job, kind = sequence.job, sequence.kind_of_draw
-            seconds = (item.num_tokens + num_drafts) * row_s + draw_s + result.score_s
-            given[job] = given.get(job, 0.0) + seconds
+            job, kind, draw_s = item.sequence.job, item.sequence.kind_of_draw, result.draw_s
+            given[job] = given.get(job, 0.0) + item.num_rows * row_s + draw_s + result.score_s
             if draw_s:
                 drawn_rows[kind] = drawn_rows.get(kind, 0) + item.num_drawn
                 drawn_s[kind] = drawn_s.get(kind, 0.0) + draw_s

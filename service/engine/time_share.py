@@ -69,8 +69,8 @@ class TimeShare:
             del self._jobs[job.tenant], self._tenants.given_s[job.tenant]
 
     def choose(self, decoding: list[Sequence], room: Room) -> list[Sequence]:
-        """The sequences whose next token can be drawn in this step; all of them, mostly. `room` has the seconds
-        of a step with all of them.
+        """The sequences whose next token can be drawn in this step; all of them, mostly. `room` has the
+        seconds of a step with all of them.
 
         Where there is not time for all, what a step may draw follows from its rows. Those who were given less
         time than whoever is quickly drawn get a row, or `_OWED_S` of them, besides.
