@@ -115,11 +115,13 @@ class Life:
         own = tasks["generate"].sampling
         facts["sampling"] = {name: value for name, value in own.items() if name != "max_new_tokens"}
         facts.update(self._engine.facts)
-        # More than `most` would never fit. A key file may get more keys at any time.
+        # More sequences than that would never fit. A key file may get more keys at any time.
         is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
-        most = self._engine.quota.share if is_shared else self._engine.quota.limit
+        max_sequences = self._engine.quota.share if is_shared else self._engine.quota.limit
         limits = ModelLimits(
-            facts["n_positions"], min(settings.max_job_sequences, most), settings.parse_special_tokens
+            facts["n_positions"],
+            min(settings.max_job_sequences, max_sequences),
+            settings.parse_special_tokens,
         )
         chat_format = await asyncio.to_thread(find_chat, entry.path, tokenizer, tasks, settings.chat_template)
         runner = TaskRunner(self._engine, tokenizer, tasks, limits, chat_format)

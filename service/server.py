@@ -211,10 +211,8 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         settings: validated settings.
         engine: see `create_app`.
     """
-    from service.api.protocol import (
-        in_small_reads,
-        protocol_for,
-    )  # the web framework takes most of a second: see above
+    # The web framework takes most of a second: see above.
+    from service.api.protocol import in_small_reads, protocol_for
     from service.app import create_app
 
     app = create_app(settings, engine)

@@ -24,9 +24,8 @@ from service.api.security import request_id_from
 
 CLOSE_TIMEOUT_S = 30.0
 MAX_PIPELINED = 100  # requests behind the one that is answered
-READ_BYTES = (
-    16 * 1024
-)  # at a time, and of bodies that a connection may have brought before they are asked for
+# At a time, and of bodies that a connection may have brought before they are asked for.
+READ_BYTES = 16 * 1024
 
 
 def protocol_for(header_timeout_s: float) -> type[Protocol]:

@@ -107,9 +107,8 @@ def read_body(body: bytes, model: type[BaseModel], legal: Mapping[str, str]) -> 
         HttpProblem: it is no JSON, or the first value of it that is not legal.
     """
     value = parse_json(body)
-    return (
-        None if value is None else _validated(value, model, legal)
-    )  # None: the framework takes it for no body
+    # None: the framework takes it for no body.
+    return None if value is None else _validated(value, model, legal)
 
 
 def _validated(value: Any, model: type[BaseModel], legal: Mapping[str, str]) -> Any:

@@ -24,7 +24,7 @@ Model = Annotated[
     ),
 ]
 MaxNewTokens = Annotated[
-    int | None, typer.Option(help="Most tokens of the answer.", rich_help_panel=_SAMPLING)
+    int | None, typer.Option(help="Maximum tokens of the answer.", rich_help_panel=_SAMPLING)
 ]
 Temperature = Annotated[float | None, typer.Option(help="0 (greedy) to 2.", rich_help_panel=_SAMPLING)]
 TopP = Annotated[float | None, typer.Option(help="Above 0, up to 1.", rich_help_panel=_SAMPLING)]

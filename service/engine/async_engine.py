@@ -3,7 +3,7 @@
     submit() -> commands -> [engine thread: drain commands, step, repeat] -> one call per step -> JobStream
 
 Everything but `_run` and what it calls runs on the event loop. The thread sleeps while there is nothing to
-do. A thread that died, or that hangs in a step, is reported by `died`; the process is then to be restarted.
+do. A thread that died, or that hangs in a step, is reported by `died`; the process should then be restarted.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Plan:
 
 @dataclass(slots=True)  # not frozen, which takes four times as long; nobody changes it all the same
 class Token:
-    """New text of a choice. `text` may be empty when only `logprobs` or `finish_reason` are news."""
+    """New text of a choice. `text` may be empty when only `logprobs` or `finish_reason` are new."""
 
     index: int
     text: str

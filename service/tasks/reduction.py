@@ -30,7 +30,7 @@ class Summary:
         self._trimmer = Trimmer()
 
     def push(self, output: SequenceOutput) -> str:
-        """Take the engine's news; return what can be shown now."""
+        """Take an output of the engine; return what can be shown now."""
         delta = self._trimmer.push(output.text)
         self.text += delta
         self.finish_reason = output.finish_reason or ""

@@ -69,7 +69,7 @@ class Rollout:
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def push(self, output: SequenceOutput) -> None:
-        """Take the engine's news."""
+        """Take an output of the engine."""
         self.output_ids += output.token_ids
         self.logprobs += output.logprobs
 
