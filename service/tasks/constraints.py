@@ -8,8 +8,10 @@ works on bytes, and so do we: each token is told to it as the bytes that it writ
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import llguidance
@@ -39,6 +41,10 @@ _LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
+# llguidance goes down by some calls for each rule that stands in another, and the process ends where its
+# stack does: 8 MB are too few for 3,700 rules, half of this is enough for the 8,000 that fit into MAX_CHARS.
+# What is not used costs nothing.
+_STACK_BYTES = 256 << 20
 # One space or line break at most where JSON lets any number stand: a model may never come to an end of them.
 _JSON_STYLE = {"whitespace_pattern": "[ \n]?"}
 
@@ -205,14 +211,14 @@ class Grammars:
     def _compile(self, constraint: Constraint) -> Steps[Grammar]:
         words = self._words
         yield
+        before = threading.stack_size(_STACK_BYTES)
         try:
-            text = _grammar_text(constraint)
-        except (ValueError, RecursionError) as error:
-            raise _refusal(constraint.kind, str(error)) from None
-        matcher = llguidance.LLMatcher(words.backend, text, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            raise _refusal(constraint.kind, matcher.get_error())
-        return Grammar(matcher, words)
+            deep = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+            compiled = deep.submit(_matcher, constraint, words)
+        finally:
+            threading.stack_size(before)
+        with deep:
+            return Grammar(compiled.result(), words)
 
     @cached_property
     def _words(self) -> Words:
@@ -228,6 +234,22 @@ def constrained_sampling(call: GenerateCall | ChatCall) -> SamplingFields:
     """
     check_neutral(call.sampling, ["ignore_eos"], "with constraint")
     return {"stop": (), **call.sampling, "ignore_eos": False}
+
+
+def _matcher(constraint: Constraint, words: Words) -> llguidance.LLMatcher:
+    """Compile a constraint; needs a deep stack.
+
+    Raises:
+        InvalidRequest: it cannot be followed.
+    """
+    try:
+        text = _grammar_text(constraint)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(constraint.kind, str(error)) from None
+    matcher = llguidance.LLMatcher(words.backend, text, log_level=0, limits=_LIMITS)
+    if matcher.is_error():
+        raise _refusal(constraint.kind, matcher.get_error())
+    return matcher
 
 
 def _grammar_text(constraint: Constraint) -> str:

@@ -42,6 +42,26 @@ def text_of(name: str, size: int) -> str:
     return f"Who {unit * ((size - 200) // len(unit.encode()))} end"
 
 
+def form(**constraint: Any) -> tuple[str, Any]:
+    """A request for a text of a form."""
+    parts = ",".join(f"{json.dumps(name)}:{written(value)}" for name, value in constraint.items())
+    return "/generate", {"prompt": "a", "constraint": Raw("{" + parts + "}"), **SHORT}
+
+
+def parts(count: int) -> list[dict[str, str]]:
+    """A message's content in parts."""
+    return [{"type": "text", "text": "a"}] * count
+
+
+class Raw(str):
+    """JSON as it stands."""
+
+
+def written(value: Any) -> str:
+    """Compact JSON."""
+    return value if isinstance(value, Raw) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 Body = Callable[[int], tuple[str, Any]]
 SHORT: dict[str, Any] = {"max_new_tokens": 2, "timeout_s": 20}
 BODIES: dict[str, Body] = {
@@ -135,6 +155,49 @@ BODIES: dict[str, Body] = {
         "/v1/completions",
         {"prompt": "a", "max_tokens": 4, "logit_bias": {str(i): 1 for i in range(1024)}},
     ),
+    "messages to count": lambda size: (
+        "/tokenize",
+        {"messages": [{"role": "user", "content": "a"}] * min(size // 30, 6_000)},
+    ),
+    "parts of a message": lambda size: (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "a"}] * min(size // 25, 6_000)}
+            ],
+            "max_tokens": 2,
+        },
+    ),
+    "choices": lambda size: form(choice=[f"{i} choice" for i in range(min(size, 60_000) // 14)]),
+    "choices too large": lambda size: form(choice=[text_of("prose", size)]),
+    "a schema of names": lambda size: form(
+        json_schema={"enum": [f"{i} name" for i in range(min(size, 60_000) // 14)]}
+    ),
+    "schemas in schemas": lambda size: form(json_schema=Raw('{"items":' * (size // 12) + "{}")),
+    "schemas in schemas, not too deep": lambda size: form(
+        json_schema=Raw('{"items":' * 60 + "{}" + "}" * 60)
+    ),
+    "schemas that stand for themselves": lambda size: form(
+        json_schema={
+            "$defs": {
+                f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{(i + 1) % 400}"}] * min(size // 8_000 + 1, 4)}
+                for i in range(400)
+            },
+            "$ref": "#/$defs/d0",
+        }
+    ),
+    "properties": lambda size: form(
+        json_schema={"properties": {f"p{i}": {"type": "string"} for i in range(min(size, 60_000) // 30)}}
+    ),
+    "an expression of many ways": lambda size: form(regex="(a|aa|[a-z]{1,3})*" * (min(size, 60_000) // 20)),
+    "an expression of many times": lambda size: form(regex="((a{1,100}){1,100}){1,100}b"),
+    "an expression of groups": lambda size: form(regex="(" * (min(size, 60_000) // 2 - 10)),
+    "an expression too large": lambda size: form(regex="a?" * (size // 2 - 50)),
+    "a grammar": lambda size: form(grammar="start: " + '"a" ' * (min(size, 60_000) // 4)),
+    "a grammar of rules": lambda size: form(
+        grammar="start: r0\n" + "".join(f'r{i}: "a" r{i + 1}\n' for i in range(min(size, 60_000) // 16))
+    ),
+    "a grammar too large": lambda size: form(grammar="start: " + '"a" ' * (size // 4 - 50)),
     "a number": lambda size: ("/generate", {"prompt": "a", "seed": Raw("9" * (size - 100))}),
     "floats": lambda size: ("/generate", {"prompt": Raw("[" + "1.5," * (size // 4 - 20) + "1]")}),
     "arrays in arrays": lambda size: ("/generate", {"prompt": Raw("[" * (size - 100))}),
@@ -142,17 +205,9 @@ BODIES: dict[str, Body] = {
 }
 
 
-class Raw(str):
-    """JSON as it stands."""
-
-
 def encoded(body: dict[str, Any]) -> bytes:
     """Compact JSON in UTF-8."""
-    parts = (
-        f"{json.dumps(name)}:"
-        + (value if isinstance(value, Raw) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-        for name, value in body.items()
-    )
+    parts = (f"{json.dumps(name)}:{written(value)}" for name, value in body.items())
     return ("{" + ",".join(parts) + "}").encode()
 
 

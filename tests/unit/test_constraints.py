@@ -219,6 +219,29 @@ async def test_what_cannot_be_followed_is_refused_with_the_reason(
     assert refused.value.param == "constraint"
 
 
+def chain(count: int) -> str:
+    """A grammar of rules that stand in one another."""
+    return "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(count)) + f'r{count}: "a"\n'
+
+
+def references(count: int) -> str:
+    """A schema of schemas that stand in one another."""
+    ways = {str(i): {"anyOf": [{"$ref": f"#/$defs/{i + 1}"}, {"type": "null"}]} for i in range(count)}
+    schema = {"$defs": {**ways, str(count): {"type": "boolean"}}, "$ref": "#/$defs/0"}
+    return json.dumps(schema, separators=(",", ":"))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "constraint",
+    [Constraint("grammar", chain(4200)), Constraint("json_schema", references(1100))],
+    ids=["rules", "references"],
+)
+async def test_no_depth_ends_the_process(tokenizer: Tokenizer, constraint: Constraint) -> None:
+    assert 50_000 < len(constraint.text) < MAX_CHARS
+    assert allowed((await follower_of(tokenizer, constraint))([]))
+
+
 @pytest.mark.asyncio
 async def test_the_end_is_not_ignored_beside_a_constraint(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match="ignore_eos"):
