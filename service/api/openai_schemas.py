@@ -73,7 +73,7 @@ class CompletionBody(StructuredFields, OpenAISampling):
     best_of: int = body_field(None, "left out, or equal to n")
     suffix: str = body_field("", "left out, or empty")
     parse_special_tokens: bool = body_field(None, "true or false")
-    add_special_tokens: bool = body_field(None, "true or false")
+    add_special_tokens: bool = body_field(True, "true or false")
     truncate_prompt_tokens: int = body_field(
         None, "an integer from 1: so many of its last tokens are read", ge=1
     )

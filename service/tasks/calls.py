@@ -49,7 +49,7 @@ class GenerateCall:
     overflow: Overflow = "error"
     parses_special: bool | None = None  # special tokens in a prompt; None: as the service is set
     keeps_last: int | None = None  # tokens of a prompt, without those put around it; None: all
-    adds_special: bool | None = None  # around a prompt; None: what belongs before a text that is to go on
+    adds_special: bool = True  # the tokenizer's own special tokens around a prompt that is a text
     sampling: SamplingFields = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
 

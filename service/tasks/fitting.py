@@ -120,7 +120,7 @@ def fit_text(
     overflow: Overflow,
     param: str,
     parses_special: bool = False,
-    adds_special: bool | None = None,
+    adds_special: bool = True,
     keeps_last: int | None = None,
 ) -> Steps[Fitted]:
     """Fit a prompt that is a user's text; an empty one is the beginning of text, or its end.
@@ -133,8 +133,7 @@ def fit_text(
         overflow: whether the prompt's beginning may go.
         param: the field that holds it, for errors.
         parses_special: whether special tokens in it are recognised.
-        adds_special: whether the tokenizer puts all its special tokens around it; None: what belongs before a
-            text that is to go on.
+        adds_special: whether the tokenizer puts its own special tokens around it, as transformers does.
         keeps_last: so many of its tokens are read, the others are dropped; None: all are read.
 
     Raises:
@@ -146,9 +145,7 @@ def fit_text(
     ids = yield from encode(tokenizer, text, parses_special)
     num_left_out = max(len(ids) - keeps_last, 0) if keeps_last is not None else 0
     ids = ids[num_left_out:]
-    frame = (
-        (tokenizer.bos_ids, ()) if adds_special is None else tokenizer.frame_ids if adds_special else ((), ())
-    )
+    frame = tokenizer.frame_ids if adds_special else ((), ())
     if not ids and not any(frame):
         ids = [tokenizer.eos_id]
     fitted = fit_ids(ids, decoding, n_positions, overflow, param, frame)

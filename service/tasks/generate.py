@@ -117,7 +117,8 @@ class Generation:
 
     def _has_marks(self, prompt: Fitted) -> bool:
         """Whether special tokens stand in the prompt that the text would show and a reply leaves out."""
-        ids = prompt.prompt_ids[len(self._tokenizer.bos_ids) :]
+        before, after = self._tokenizer.frame_ids if self._call.adds_special else ((), ())
+        ids = prompt.prompt_ids[len(before) : len(prompt.prompt_ids) - len(after)]
         skips = self._decoding.params.skip_special_tokens
         return skips and len(ids) > 1 and any(map(self._tokenizer.is_special, ids))
 

@@ -15,7 +15,10 @@ from transformers import AutoTokenizer
 
 from model_store.steps import finish
 from model_store.tokenizer import Tokenizer
+from service.engine.sequence import SamplingParams
+from service.tasks.fitting import fit_text
 from service.tasks.rendering import SLICE, encode
+from service.tasks.sampling import Decoding
 
 WORDS = [
     " the king",
@@ -100,6 +103,23 @@ def test_random_mixtures_have_the_ids_of_transformers(
     texts = mixtures(marks, 500)
     expected = [theirs.encode(text, add_special_tokens=False) for text in texts]
     assert [finish(encode(ours, text, parses_special=True)) for text in texts] == expected
+
+
+@pytest.mark.parametrize("write", VOCABULARIES)
+def test_a_prompt_has_the_ids_of_transformers_pipeline(
+    tmp_path: Path, write: Callable[[Path], list[str]]
+) -> None:
+    """`TextGenerationPipeline.preprocess` calls the tokenizer with its own defaults."""
+    marks = write(tmp_path)
+    ours, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    decoding = Decoding(SamplingParams(max_new_tokens=1), 1, is_explicit=True)
+    for text in filter(None, mixtures(marks, 50)):
+        for adds in (True, False):
+            work = fit_text(ours, text, decoding, 10**4, "error", "prompt", True, adds)
+            wanted = (
+                theirs(text)["input_ids"] if adds else theirs(text, add_special_tokens=False)["input_ids"]
+            )
+            assert list(finish(work).prompt_ids) == (wanted or [ours.eos_id])
 
 
 @pytest.mark.parametrize("write", VOCABULARIES)
