@@ -61,7 +61,7 @@ class Tokenizer:
         self._cleans_up = loaded.cleans_up
         self.named_specials = loaded.named_specials
         self.bos_ids: tuple[int, ...] = loaded.bos_ids
-        self.frame_ids = loaded.frame_ids
+        self.frame_ids = loaded.frame_ids if any(loaded.frame_ids) else (self.bos_ids, ())
         self.eos_token_ids: tuple[int, ...] = loaded.eos_token_ids
         num_tokens: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.vocab_size = num_embeddings or num_tokens
