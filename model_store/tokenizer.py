@@ -167,15 +167,12 @@ class Tokenizer:
         return character_normalizer(self._backend)
 
     def piece(self, previous_id: int | None, token_id: int) -> bytes:
-        """Give the bytes that a token adds to the text.
+        """Give the bytes that a token adds to the text: UTF-8, maybe a part of a character.
 
         Args:
             previous_id: The last token of text before it, in the prompt, too; None at the start
                 of a text. Matters where spaces are implied.
             token_id: The token; special tokens and ids out of the vocabulary add nothing.
-
-        Returns:
-            Bytes of UTF-8, maybe a part of a character.
         """
         own = self._own_piece(token_id)
         if self._style == "byte_level" or not own:
@@ -186,8 +183,7 @@ class Tokenizer:
         if own.startswith(b"##") and len(own) > 2:
             return own[2:]
         is_joined = not before or is_cjk(before.decode()[-1]) or is_cjk(own.decode()[0])
-        is_clean = self._cleans_up and own.startswith(_NO_SPACE_BEFORE)
-        return own if is_joined or is_clean else b" " + own
+        return own if is_joined or (self._cleans_up and own.startswith(_NO_SPACE_BEFORE)) else b" " + own
 
     def name_of(self, token_id: int) -> str:
         """Give what the vocabulary calls a token; "" where it knows none."""
