@@ -13,7 +13,7 @@ from service.engine.config import Precision
 from service.engine.model.attention import Attention, Forward, KVCache
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.linear import Packer
-from service.engine.model.sampler import Draw
+from service.engine.model.sampler import Sampler
 
 
 class Declined(Exception):
@@ -26,7 +26,7 @@ class Backend(Packer, Protocol):
     name: str  # for people, in `/info` and the log
     precision: Precision
     layout: str  # the device where a step's batch is laid out
-    draw: Draw
+    sampler: Sampler
     speculates: bool  # whether a longer step with drafts in it can pay
     min_prefill_rows: int  # rows of prefill that every step has room for
     num_scratch_blocks: int  # blocks at the end of the cache that belong to no sequence
@@ -51,7 +51,7 @@ class Backend(Packer, Protocol):
 class Reference(Packer, Protocol):
     """What fast kernels are compared with. It is handed in, so that no wing enters another."""
 
-    draw: Draw
+    sampler: Sampler
 
     def attention(self, cache: KVCache, scales: Sequence[float]) -> Attention:
         """Causal attention through the cache, one scale per layer."""

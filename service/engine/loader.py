@@ -53,7 +53,7 @@ def build_engine(
         cache = allocate_cache(config, model.architecture, backend)
         forward = backend.forward(model, cache, config.max_running)
         cost = StepCost(backend.min_prefill_rows)
-        runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.draw, cost)
+        runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.sampler, cost)
         speculates = config.speculation and backend.speculates
         speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
         scheduler = Scheduler(

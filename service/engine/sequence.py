@@ -88,6 +88,8 @@ class SamplingParams:
             words.append("penalised")
         if self.no_repeat_ngram_size:
             words.append("no_repeat_ngram")
+        if self.min_new_tokens:
+            words.append("held_open")
         if self.logit_bias:
             words.append("biased")
         if self.allowed_next is not None:
@@ -188,6 +190,13 @@ class DraftHistory:
 
 
 @dataclass(eq=False, slots=True)
+class DrawMemo:
+    """Room for what a sampler makes of a sequence once and keeps from token to token."""
+
+    kept: object | None = None
+
+
+@dataclass(eq=False, slots=True)
 class Sequence:
     """Tokens and state of one sequence inside the engine. Owned by the engine thread once added."""
 
@@ -212,6 +221,7 @@ class Sequence:
     promised_keys: set[bytes] = field(default_factory=set)  # of blocks that others wait for it to compute
     num_preemptions: int = 0
     last_turn: int = 0  # number of its last turn where there was not time for everybody: `TimeShare`
+    draw_memo: DrawMemo = field(default_factory=DrawMemo)  # the sampler's
     # its drafts: `Speculator`
     drafts: DraftHistory = field(default_factory=DraftHistory)
     # its account: `Reporter`; seconds on the engine's clock

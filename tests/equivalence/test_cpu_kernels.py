@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llvmlite.binding import FeatureMap, get_host_cpu_features, get_host_cpu_name
 
 from model_store.architecture import Architecture
-from service.engine.backends.cpu import draw, processor, self_check
+from service.engine.backends.cpu import processor, self_check
 from service.engine.backends.cpu.attention import CpuAttention
 from service.engine.backends.cpu.backend import CpuBackend
+from service.engine.backends.cpu.draw import CpuSampler
 from service.engine.backends.cpu.forward import FusedForward, can_fuse
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import set_threads
@@ -27,8 +31,9 @@ from service.engine.devices import DEVICES
 from service.engine.model.attention import ForwardBatch, KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.linear import Packer, UnsupportedLinear
-from service.engine.model.sampler import draw_rows
-from service.engine.sequence import SamplingParams
+from service.engine.model.logits_processors import SampleRow
+from service.engine.model.sampler import TorchSampler, draw_rows
+from service.engine.sequence import DrawMemo, SamplingParams, TokenMask
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}
@@ -43,6 +48,14 @@ def randoms(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
 # ---- drawing ----
 
 
+def draw_natively(
+    logits: torch.Tensor, places: Sequence[int], params: Sequence[SamplingParams], draws: np.ndarray
+) -> list[int]:
+    """`sampler.draw_rows` by the kernels."""
+    rows, units = [SampleRow(row, [0], []) for row in params], [int(number * 2.0**53) for number in draws]
+    return [row.token_id for row in CpuSampler().draw(logits, places, rows, [0], units)]
+
+
 @pytest.mark.parametrize("vocabulary", [1, 15, 64, 65, 700, 50257])
 @pytest.mark.parametrize("floor", [0.0, 0.1])
 def test_draws_are_those_of_the_running_sum(vocabulary: int, floor: float) -> None:
@@ -53,7 +66,7 @@ def test_draws_are_those_of_the_running_sum(vocabulary: int, floor: float) -> No
     temperatures = [0.3 + i / 10 for i in range(rows)]
     draws = torch.rand(rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
     params = [SamplingParams(temperature=temperature, min_p=floor) for temperature in temperatures]
-    found = draw.draw_rows(logits, places, params, draws)
+    found = draw_natively(logits, places, params, draws)
     for token_id, place, temperature, number in zip(found, places, temperatures, draws, strict=True):
         weights = (logits[place].double() / temperature).softmax(-1)
         weights[weights < floor * weights.max() * (1 - 1e-4)] = 0
@@ -67,8 +80,8 @@ def test_a_draw_is_the_same_alone_and_among_others() -> None:
     logits = randoms((40, 3000))[0]
     draws = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64).numpy()
     params = [SamplingParams(temperature=0.9, top_p=(1.0, 0.9)[i % 2]) for i in range(40)]
-    together = draw.draw_rows(logits, range(40), params, draws)
-    alone = [draw.draw_rows(logits, [i], params[i : i + 1], draws[i : i + 1])[0] for i in range(40)]
+    together = draw_natively(logits, range(40), params, draws)
+    alone = [draw_natively(logits, [i], params[i : i + 1], draws[i : i + 1])[0] for i in range(40)]
     assert together == alone == draw_rows(logits, range(40), params, draws)
 
 
@@ -87,21 +100,21 @@ def test_top_k_top_p_and_min_p_draw_what_the_reference_draws(vocabulary: int, sc
     logits[:, : vocabulary // 10] = -torch.inf
     draws = torch.rand(len(params), generator=torch.Generator().manual_seed(3), dtype=torch.float64).numpy()
     asked = (logits, range(len(params)), params, draws)
-    assert draw.draw_rows(*asked) == draw_rows(*asked)
+    assert draw_natively(*asked) == draw_rows(*asked)
 
 
 def test_what_is_as_strong_as_the_last_token_kept_is_kept() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
     draws = np.linspace(0, 1, 200, endpoint=False)
     params = [SamplingParams(temperature=1.0, top_k=3)] * len(draws)
-    assert set(draw.draw_rows(logits.expand(200, -1), range(200), params, draws)) == {1, 2, 3, 4}
+    assert set(draw_natively(logits.expand(200, -1), range(200), params, draws)) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_range_draw_tokens_that_are_possible(number: float) -> None:
     logits = torch.full((1, 200), -torch.inf)
     logits[0, [70, 130]] = 0.0
-    found = draw.draw_rows(logits, [0], [SamplingParams(temperature=1.0)], np.array([number]))
+    found = draw_natively(logits, [0], [SamplingParams(temperature=1.0)], np.array([number]))
     assert found == [70 if number == 0 else 130]
 
 
@@ -110,9 +123,110 @@ def test_a_row_of_nan_draws_an_id_and_leaves_the_others_alone(cut: dict[str, Any
     params = [SamplingParams(temperature=1.0, **cut)] * 2
     logits = randoms((2, 300))[0]
     logits[0] = torch.nan
-    (spoilt, found) = draw.draw_rows(logits, [0, 1], params, np.array([0.5, 0.5]))
+    (spoilt, found) = draw_natively(logits, [0, 1], params, np.array([0.5, 0.5]))
     assert 0 <= spoilt < 300
-    assert [found] == draw.draw_rows(logits, [1], params[:1], np.array([0.5]))
+    assert [found] == draw_natively(logits, [1], params[:1], np.array([0.5]))
+
+
+LEGAL: dict[str, Any] = {
+    "temperature": st.sampled_from([0.0, 0.3, 0.8, 1.7]),
+    "top_k": st.sampled_from([0, 0, 1, 50]),
+    "top_p": st.sampled_from([1.0, 0.95, 0.3]),
+    "min_p": st.sampled_from([0.0, 0.05]),
+    "repetition_penalty": st.sampled_from([1.0, 1.2, 0.5, 1e-300, 1e6]),
+    "frequency_penalty": st.sampled_from([0.0, 0.3, -2.0]),
+    "presence_penalty": st.sampled_from([0.0, 0.7, -1.1]),
+    "no_repeat_ngram_size": st.sampled_from([0, 0, 1, 2, 3, 30]),
+    "min_new_tokens": st.sampled_from([0, 3, 100]),
+    "stop_token_ids": st.sampled_from([(), (3, 7)]),
+    "logit_bias": st.sampled_from([(), ((2, 3.5), (11, -100.0)), ((0, 100.0),)]),
+    "logprobs": st.sampled_from([None, 0, 1, 10]),
+    "seed": st.integers(0, 2**63 - 1),
+}
+
+
+def constraint(kind: str, vocabulary: int) -> Any:
+    """What a row may go on with: anything, some ids, or the same as bits; the bits may end early."""
+    ids = list(range(1, vocabulary, 3))
+    if kind == "ids":
+        return lambda output_ids: ids
+    flags = np.zeros(vocabulary, np.bool_)
+    flags[ids] = True
+    bits = np.packbits(flags, bitorder="little")[: 2 if kind == "few bits" else None]
+    return None if kind == "none" else lambda output_ids: TokenMask(bits)
+
+
+@settings(deadline=None, derandomize=True, max_examples=120)
+@given(
+    scale=st.sampled_from([0.0, 0.3, 3.0, 20.0]),
+    vocabulary=st.sampled_from([13, 64, 300, 4000]),
+    texts=st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 12), min_size=1, max_size=30),
+            st.lists(st.integers(0, 12), max_size=40),
+            st.integers(0, 5),
+            st.sampled_from(["none", "none", "ids", "bits", "few bits"]),
+            st.fixed_dictionaries(LEGAL),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+)
+def test_any_mixture_of_fields_gives_the_ids_and_log_probabilities_of_the_reference(
+    scale: float, vocabulary: int, texts: list[Any]
+) -> None:
+    count = len(texts)
+    logits = scale * randoms((count + 1, vocabulary), seed=count)[0]
+    rows = []
+    for prompt, output, ordinal, kind, params in texts:
+        asked = SamplingParams(**params, allowed_next=constraint(kind, vocabulary))
+        rows.append(SampleRow(asked, prompt, output, ordinal))
+    before = logits.clone()
+    ours = CpuSampler().draw(logits, range(1, count + 1), rows, [0])
+    assert torch.equal(logits, before)
+    for row, found, expected in zip(
+        rows, ours, TorchSampler().draw(logits, range(1, count + 1), rows, [0]), strict=True
+    ):
+        assert found.token_id == expected.token_id, row
+        assert (found.logprob is None) == (expected.logprob is None)
+        if found.logprob is not None and expected.logprob is not None:
+            assert found.logprob.logprob == pytest.approx(expected.logprob.logprob, abs=1e-5)
+            ours_of_top, theirs = (
+                [value for _, value in one.top] for one in (found.logprob, expected.logprob)
+            )
+            assert ours_of_top == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_text_is_read_on_from_where_it_was_drafts_or_not() -> None:
+    """One memo for all steps, as a sequence has it: what grows, and guesses that turn out wrong."""
+    logits, sampler, memo = randoms((3, 40))[0], CpuSampler(), DrawMemo()
+    params = SamplingParams(
+        temperature=0.0, repetition_penalty=1.3, frequency_penalty=0.5, no_repeat_ngram_size=2
+    )
+    output: list[int] = []
+    for step in range(150):
+        drafts = [step % 7, 5][: step % 3]
+        texts = [[*output, *drafts[:count]] for count in range(len(drafts) + 1)]
+        rows = [SampleRow(params, [4, 2], text, 0, count, memo) for count, text in enumerate(texts)]
+        alone = [SampleRow(params, [4, 2], text) for text in texts]
+        places = range(len(rows))
+        found = [row.token_id for row in sampler.draw(logits, places, rows, [0])]
+        assert found == [row.token_id for row in TorchSampler().draw(logits, places, alone, [0])]
+        output.append(found[0])
+
+
+def test_an_id_that_is_none_of_the_vocabulary_is_refused() -> None:
+    params = SamplingParams(logit_bias=((40, 1.0),))
+    with pytest.raises(IndexError, match="40 of the vocabulary"):
+        CpuSampler().draw(torch.zeros(1, 40), [0], [SampleRow(params, [0], [])], [0])
+
+
+def test_scores_of_given_ids_are_those_of_the_reference() -> None:
+    logits = randoms((6, 1000))[0]
+    asked = (logits, [1, 4, 5], [7, 999, 0], 6)
+    for found, expected in zip(CpuSampler().score(*asked), TorchSampler().score(*asked), strict=True):
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert [token_id for token_id, _ in found.top] == [token_id for token_id, _ in expected.top]
 
 
 # ---- linear ----

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.sequence import SamplingParams, TokenMask
+from service.engine.sequence import DrawMemo, SamplingParams, TokenMask
 
 _STRONGEST = 1e30  # stands for infinity; divided by any temperature it stays finite
 
@@ -28,6 +28,8 @@ class SampleRow:
     prompt_ids: Sequence[int]
     output_ids: Sequence[int]
     ordinal: int = 0
+    num_drafts: int = 0  # how many of the last output ids are guesses
+    memo: DrawMemo = field(default_factory=DrawMemo)  # its sequence's
 
 
 def is_plain(params: SamplingParams, num_output: int) -> bool:
@@ -129,5 +131,5 @@ def _allow_bits(logits: Tensor, mask: TokenMask) -> None:
     flags = np.unpackbits(mask.bits, count=len(logits), bitorder="little").view(np.bool_)
     allowed = torch.from_numpy(flags).to(logits.device)
     logits.masked_fill_(~allowed, -torch.inf)
-    if float(logits.max()) == -torch.inf:
+    if not bool((logits > -torch.inf).any()):
         logits.masked_fill_(allowed, 0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.model.attention import Forward, ForwardBatch
 from service.engine.model.logits_processors import SampleRow
-from service.engine.model.sampler import Draw, logprobs_of, sample
+from service.engine.model.sampler import Drawn, Sampler, TorchSampler
 from service.engine.sequence import TokenLogprob
 from service.engine.step_cost import StepCost
 
@@ -34,7 +34,7 @@ class ModelRunner:
         block_size: tokens in a KV block.
         end_ids: ids that end a text.
         layout: the device where a step is laid out.
-        draw: see `sampler.sample`.
+        sampler: takes ids and log probabilities from logits.
         cost: knows how long a draw takes, so that one is not made of too many at once.
     """
 
@@ -44,7 +44,7 @@ class ModelRunner:
         block_size: int,
         end_ids: Sequence[int],
         layout: str = "cpu",
-        draw: Draw = Draw(),  # noqa: B008 - frozen
+        sampler: Sampler | None = None,
         cost: StepCost | None = None,
     ) -> None:
         self.on_progress: Callable[[], None] = lambda: None  # called whenever a part of a step is done
@@ -54,7 +54,7 @@ class ModelRunner:
         self._is_on_host = self._layout.type == "cpu"  # there `Tensor.to` costs time and does nothing
         self._block_size = block_size
         self._end_ids = tuple(end_ids)
-        self._draw = draw
+        self._sampler = sampler or TorchSampler()
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[StepOutput]:
@@ -125,48 +125,38 @@ class ModelRunner:
     ) -> list[StepOutput]:
         """Draw from all rows that want a token, then give each item what is its own."""
         score_at, draw_at = _split(scored, sampled)
-        drawn, draw_s = self._draw_rows(batch, logits, draw_at)
+        drawn = self._draw_rows(batch, logits, draw_at)
         outputs = []
-        for index, item in enumerate(batch.items):
-            new_ids, wanted = _verified(item.draft_ids, drawn[index]), item.sequence.params.logprobs
-            is_scored = wanted is not None or bool(score_at[index])
-            started = time.monotonic() if is_scored else 0.0
-            logprobs: list[TokenLogprob] = []
-            if wanted is not None and new_ids:
-                logprobs = logprobs_of(logits[draw_at[index][: len(new_ids)]], new_ids, wanted)
-            scores = self._score_prompt(item, logits, score_at[index])
-            score_s = time.monotonic() - started if is_scored else 0.0
-            outputs.append(StepOutput(new_ids, tuple(logprobs), scores, draw_s[index], score_s))
+        for item, rows, of_item in zip(batch.items, score_at, drawn, strict=True):
+            new_ids = _verified(item.draft_ids, [row.token_id for row in of_item])
+            logprobs = tuple(row.logprob for row in of_item[: len(new_ids)] if row.logprob is not None)
+            draw_s, score_s = sum(row.draw_s for row in of_item), sum(row.score_s for row in of_item)
+            started = time.monotonic() if rows else 0.0
+            scores = self._score_prompt(item, logits, rows)
+            score_s += time.monotonic() - started if rows else 0.0
+            outputs.append(StepOutput(new_ids, logprobs, scores, draw_s, score_s))
         return outputs
 
-    def _draw_rows(
-        self, batch: Batch, logits: Tensor, draw_at: list[list[int]]
-    ) -> tuple[list[list[int]], list[float]]:
-        """Draw kind by kind, some milliseconds' worth of rows at a time.
-
-        Returns:
-            For each item the ids, one for each of its rows, and the seconds they took.
-        """
-        ids: list[list[int]] = [[] for _ in batch.items]
-        seconds = [0.0] * len(batch.items)
-        by_kind: dict[str, list[tuple[int, int, SampleRow]]] = {}  # index of item, index of logits, row
-        for index, (item, draw) in enumerate(zip(batch.items, draw_at, strict=True)):
+    def _draw_rows(self, batch: Batch, logits: Tensor, draw_at: list[list[int]]) -> list[list[Drawn]]:
+        """Draw for each item from each of its rows, some milliseconds' worth of rows at a time."""
+        drawn: list[list[Drawn]] = [[] for _ in batch.items]
+        owners: list[list[Drawn]] = []
+        places: list[int] = []
+        rows: list[SampleRow] = []
+        kinds: list[str] = []
+        for item, draw, of_item in zip(batch.items, draw_at, drawn, strict=True):
             if draw:
-                rows = zip([index] * len(draw), draw, _sample_rows(item), strict=True)
-                by_kind.setdefault(item.sequence.kind_of_draw, []).extend(rows)
-        for kind, rows_of_kind in by_kind.items():
-            size = self._cost.rows_at_once(kind)
-            for start in range(0, len(rows_of_kind), size):
-                part = rows_of_kind[start : start + size]
-                started = time.monotonic()
-                of_part = _rows_of(logits, [at for _, at, _ in part])
-                drawn = sample(of_part, [row for _, _, row in part], self._end_ids, self._draw)
-                each_s = (time.monotonic() - started) / len(part)
-                for (index, _, _), token_id in zip(part, drawn, strict=True):
-                    ids[index].append(token_id)
-                    seconds[index] += each_s
-                self.on_progress()
-        return ids, seconds
+                owners += [of_item] * len(draw)
+                kinds += [item.sequence.kind_of_draw] * len(draw)
+                places += draw
+                rows += _sample_rows(item)
+        for part in self._cost.parts(kinds) if rows else ():
+            at = slice(part.start, part.stop)
+            found = self._sampler.draw(logits, places[at], rows[at], self._end_ids)
+            for of_item, row in zip(owners[at], found, strict=True):
+                of_item.append(row)
+            self.on_progress()
+        return drawn
 
     def _score_prompt(self, item: Scheduled, logits: Tensor, rows: list[int]) -> tuple[TokenLogprob, ...]:
         """Log probabilities of the prompt tokens that this step's rows predict."""
@@ -180,17 +170,9 @@ class ModelRunner:
             part = rows[at : at + _SCORED_AT_ONCE]
             assert position is not None, "scored rows without a position to score"
             ids = sequence.token_ids[position + at : position + at + len(part)]
-            logprobs += logprobs_of(logits[part], ids, sequence.params.logprobs or 0)
+            logprobs += self._sampler.score(logits, part, ids, sequence.params.logprobs or 0)
             self.on_progress()
         return tuple(logprobs)
-
-
-def _rows_of(logits: Tensor, places: Sequence[int]) -> Tensor:
-    """Some rows, in rising order; a view where they stand side by side."""
-    first, last = places[0], places[-1]
-    if len(places) == len(logits):
-        return logits
-    return logits[first : last + 1] if last - first + 1 == len(places) else logits[list(places)]
 
 
 def _scored_rows(item: Scheduled) -> range:
@@ -245,7 +227,12 @@ class OutputView(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        return [*self][index]
+        if not isinstance(index, slice) or index.step is not None:
+            return [*self][index]
+        start, stop, _ = index.indices(len(self))
+        known = self._end - self._start
+        ids = self._token_ids[self._start + min(start, known) : self._start + min(stop, known)]
+        return ids + list(self._drafts[max(start - known, 0) : max(stop - known, 0)])
 
     def __iter__(self) -> Iterator[int]:
         return iter([*self._token_ids[self._start : self._end], *self._drafts])
@@ -254,9 +241,12 @@ class OutputView(Sequence[int]):
 def _sample_rows(item: Scheduled) -> list[SampleRow]:
     """What the sampler sees at the last known token and after each draft."""
     sequence, request = item.sequence, item.sequence.request
-    prompt, drafts = request.prompt_ids, item.draft_ids
-    views = [OutputView(sequence.token_ids, len(prompt), drafts[:count]) for count in range(len(drafts) + 1)]
-    return [SampleRow(sequence.params, prompt, view, request.ordinal) for view in views]
+    prompt, drafts, memo = request.prompt_ids, item.draft_ids, sequence.draw_memo
+    rows = []
+    for count in range(len(drafts) + 1):
+        view = OutputView(sequence.token_ids, len(prompt), drafts[:count])
+        rows.append(SampleRow(sequence.params, prompt, view, request.ordinal, count, memo))
+    return rows
 
 
 def _verified(draft_ids: tuple[int, ...], drawn: list[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Logits to ids: greedy or drawn, one result per row whatever the rows beside it.
+"""Logits to ids and log probabilities: greedy or drawn, one result per row whatever the rows beside it.
 
 Greedy rows take the argmax. Drawn rows are filtered (top-k, top-p, min-p, as in transformers) and drawn by
 inverse CDF from the row's own uniform number, so the same request gives the same token in any batch.
@@ -7,8 +7,10 @@ inverse CDF from the row's own uniform number, so the same request gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,7 +30,45 @@ _COLDEST = 1e-5
 # the vocabulary is searched in two levels of running sums, over chunks of so many tokens
 _CHUNK = 256
 
-DrawRows = Callable[[Tensor, Sequence[int], Sequence[SamplingParams], NDArray[np.float64]], Sequence[int]]
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a row gave: its next id, its log probabilities if they are wanted, and the seconds of each."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+    draw_s: float = 0.0
+    score_s: float = 0.0
+
+
+class Sampler(Protocol):
+    """How ids and log probabilities are taken from rows of logits on one processor."""
+
+    def draw(
+        self, logits: Tensor, places: Sequence[int], rows: Sequence[SampleRow], end_ids: Sequence[int]
+    ) -> list[Drawn]:
+        """Choose the next id of some rows.
+
+        Args:
+            logits: (R, vocab) float32; left as they are.
+            places: where the rows are in it, rising.
+            rows: one for each place.
+            end_ids: ids that end a text.
+        """
+        ...
+
+    def score(
+        self, logits: Tensor, places: Sequence[int], ids: Sequence[int], num_top: int
+    ) -> list[TokenLogprob]:
+        """Log probabilities of given ids and of the strongest alternatives, from raw logits.
+
+        Args:
+            logits: (R, vocab) float32.
+            places: where the rows are in it.
+            ids: one for each place.
+            num_top: alternatives of each.
+        """
+        ...
 
 
 def draw_rows(
@@ -106,30 +146,53 @@ def _strongest_masses(logits: Tensor, weights: Tensor, count: int) -> tuple[Tens
 
 
 def strongest(logits: Tensor) -> list[int]:
-    """The first of the strongest ids of each row."""
-    ids: list[int] = logits.argmax(-1).tolist()
+    """The first of the strongest ids of each row; numpy searches ten times as fast as torch."""
+    ids: list[int] = (logits.numpy() if logits.is_cpu else logits).argmax(-1).tolist()
     return ids
 
 
-def strongest_on_host(logits: Tensor) -> list[int]:
-    """As `strongest`, by numpy, whose search is ten times torch's on a processor."""
-    ids: list[int] = logits.numpy().argmax(-1).tolist()
-    return ids
+class TorchSampler:
+    """The reference, on any processor. Rows of one kind are drawn together, and timed together."""
+
+    def draw(
+        self, logits: Tensor, places: Sequence[int], rows: Sequence[SampleRow], end_ids: Sequence[int]
+    ) -> list[Drawn]:
+        """See `Sampler`."""
+        by_kind: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            by_kind.setdefault(row.params.kind_of_draw(), []).append(index)
+        drawn: dict[int, Drawn] = {}
+        for indices in by_kind.values():
+            started = time.monotonic()
+            ids = sample(_rows_of(logits, [places[i] for i in indices]), [rows[i] for i in indices], end_ids)
+            each_s = (time.monotonic() - started) / len(indices)
+            for index, token_id in zip(indices, ids, strict=True):
+                started, logprob, num_top = time.monotonic(), None, rows[index].params.logprobs
+                if num_top is not None:
+                    logprob = self.score(logits, [places[index]], [token_id], num_top)[0]
+                score_s = 0.0 if logprob is None else time.monotonic() - started
+                drawn[index] = Drawn(token_id, logprob, each_s, score_s)
+        return [drawn[index] for index in range(len(rows))]
+
+    def score(
+        self, logits: Tensor, places: Sequence[int], ids: Sequence[int], num_top: int
+    ) -> list[TokenLogprob]:
+        """See `Sampler`."""
+        return logprobs_of(logits[list(places)], ids, num_top)
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How ids are taken from whole rows of logits on one processor; by default in torch, on any."""
-
-    strongest: Callable[[Tensor], list[int]] = strongest
-    from_rows: DrawRows = draw_rows
+def _rows_of(logits: Tensor, places: Sequence[int]) -> Tensor:
+    """Some rows, in rising order; a view where they stand side by side."""
+    first, last = places[0], places[-1]
+    if len(places) == len(logits):
+        return logits
+    return logits[first : last + 1] if last - first + 1 == len(places) else logits[list(places)]
 
 
 def sample(
     logits: Tensor,
     rows: Sequence[SampleRow],
     end_ids: Sequence[int],
-    draw: Draw = Draw(),
 ) -> list[int]:
     """Choose the next id of every row.
 
@@ -137,7 +200,6 @@ def sample(
         logits: (R, vocab) float32; left as they are.
         rows: one per row of logits.
         end_ids: ids that end a text.
-        draw: takes the ids.
 
     Returns:
         R ids.
@@ -146,12 +208,12 @@ def sample(
         logits = logits.clone()
         process(logits, rows, end_ids)
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-    ids = draw.strongest(logits) if len(drawn) < len(rows) else [0] * len(rows)
+    ids = strongest(logits) if len(drawn) < len(rows) else [0] * len(rows)
     if drawn:
         params = [rows[i].params for i in drawn]
         ordinals, positions = [rows[i].ordinal for i in drawn], [len(rows[i].output_ids) for i in drawn]
         draws = uniforms([row.seed for row in params], ordinals, positions)
-        for index, token_id in zip(drawn, draw.from_rows(logits, drawn, params, draws), strict=True):
+        for index, token_id in zip(drawn, draw_rows(logits, drawn, params, draws), strict=True):
             ids[index] = token_id
     return ids
 

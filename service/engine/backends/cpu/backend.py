@@ -7,8 +7,9 @@ from functools import partial
 from torch import Tensor
 
 from service.engine.backend import Reference
-from service.engine.backends.cpu import draw, kernels, self_check
+from service.engine.backends.cpu import kernels, self_check
 from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.draw import CpuSampler
 from service.engine.backends.cpu.forward import FusedForward, can_fuse
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import pool, set_threads
@@ -16,7 +17,7 @@ from service.engine.config import EngineConfig, Precision
 from service.engine.devices import DEVICES
 from service.engine.model.attention import Forward, KVCache
 from service.engine.model.gpt2 import GPT2
-from service.engine.model.sampler import Draw, strongest_on_host
+from service.engine.model.sampler import Sampler
 
 
 class CpuBackend:
@@ -30,7 +31,6 @@ class CpuBackend:
     name = "cpu"
     device = DEVICES["cpu"]
     layout = "cpu"
-    draw = Draw(strongest_on_host, draw.draw_rows)
     speculates = True
     min_prefill_rows = 16
     num_scratch_blocks = 0
@@ -38,6 +38,7 @@ class CpuBackend:
 
     def __init__(self, precision: Precision, num_threads: int | None = None) -> None:
         self.precision: Precision = precision
+        self.sampler: Sampler = CpuSampler()
         set_threads(num_threads)
 
     @classmethod

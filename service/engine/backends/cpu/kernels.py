@@ -19,7 +19,7 @@ from service.engine.container import memory_left_bytes, usable_processors
 # in two parts that take equally long to compile
 PARTS = (
     ("forward_task", "attention_task", "linear_task", "multiply_one"),
-    ("attend_rows", "draw_task", "work", "run", "initialise", "close"),
+    ("attend_rows", "draw_task", "score_task", "work", "run", "initialise", "close"),
 )
 NAMES = tuple(name for part in PARTS for name in part)
 _COMPILER = "service.engine.backends.cpu.native.compiler"

@@ -43,14 +43,35 @@ M_FIELDS = 20
 L_NORM_1_WEIGHT, L_NORM_1_BIAS, L_QKV, L_ATTENTION_OUT, L_NORM_2_WEIGHT, L_NORM_2_BIAS = range(0, 48, 8)
 L_INNER_IN, L_INNER_OUT, L_SCALE, L_BYTES = 48, 56, 64, 80
 
-# rows to draw from
-D_LOGITS, D_ROW_BYTES, D_COUNT, D_WIDTH, D_ROWS, D_INVERSE, D_OFFSET, D_TOP_K, D_TOP_P = range(0, 72, 8)
-D_DRAWS, D_IDS, D_SCRATCH, D_SCRATCH_BYTES = range(72, 104, 8)
+# rows to draw from, or to score
+D_LOGITS, D_ROW_BYTES, D_WIDTH, D_COUNT, D_TURNS, D_OUT, D_END = range(
+    0, 56, 8
+)  # D_END: an id that ends a text
+D_TOP_IDS, D_TOP_LOGITS, D_NUM_TOP = 56, 64, 72  # int32 and float32, so many for each row
+D_SCRATCH, D_SCRATCH_BYTES, D_COPY, D_MARKS, D_BITS, D_MATCHES = range(
+    80, 128, 8
+)  # the last four: places in it
+
+# what a sequence asks of all its draws
+R_IS_DRAWN, R_INVERSE, R_OFFSET, R_TOP_K, R_TOP_P, R_SEED, R_ORDINAL = range(0, 56, 8)
+R_REPETITION, R_FREQUENCY, R_PRESENCE, R_NGRAM, R_LEAST, R_NUM_TOP = range(56, 104, 8)  # R_NUM_TOP: -1 is off
+R_BANNED, R_NUM_BANNED, R_BIASED, R_BIASES, R_NUM_BIASED = range(104, 144, 8)
+R_IDS, R_NUM_PROMPT = 144, 152  # its text as int64; how many of it are the prompt
+R_FIELDS = 20
+
+# one row of a step: its rules, where its logits are, how long the text before it is; a number to draw by
+# (-1: by seed and position) or an id to score; what its constraint allows, as bits or (no bytes) as int64 ids
+T_RULES, T_ROW, T_LENGTH, T_GIVEN, T_ALLOWED, T_ALLOWED_BYTES, T_NUM_ALLOWED = range(0, 56, 8)
+T_FIELDS = 7
+
+# what comes of it: an id, nanoseconds, and of the raw logits the sum of exp(x - largest) and two of them
+O_ID, O_DRAW_NS, O_SCORE_NS, O_SUM, O_LARGEST, O_CHOSEN = 0, 8, 16, 24, 32, 36
+O_FIELDS = 5
+
 UNIT_BITS = 53  # numbers from 0 to 1 travel as multiples of 2^-53
 CUT_BINS = 1024
-CUT_BYTES = (
-    16 * CUT_BINS
-)  # a count and a mass for each bin; a row of masses (int64) and of values (float32) follow
+# a count and a mass for each bin; a row of masses (int64) and of values (float32) follow
+CUT_BYTES = 16 * CUT_BINS
 
 # the pool of threads
 P_TASK, P_ARGS, P_COUNT, P_FIRST_PHASE, P_PINS = range(0, 40, 8)  # written between tasks

@@ -11,14 +11,16 @@ import time
 import torch
 
 from service.engine.backend import Reference
-from service.engine.backends.cpu import draw, processor
+from service.engine.backends.cpu import processor
 from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.draw import CpuSampler
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import pool
 from service.engine.backends.kernel_check import KernelMismatch, compare, ragged_batch
 from service.engine.config import Precision
 from service.engine.devices import DEVICES
 from service.engine.model.attention import KVCache, cache_dtype
+from service.engine.model.logits_processors import SampleRow
 from service.engine.sequence import SamplingParams
 
 # largest difference allowed, relative to the largest result (torch rounds bfloat16 results, too)
@@ -99,22 +101,40 @@ def check_attention(
 
 
 def check_draws(generator: torch.Generator, reference: Reference) -> None:
-    """Ids drawn with and without top-k, top-p and min-p, some of the vocabulary banned, against the
-    reference.
+    """Ids taken with and without each field, some of the vocabulary banned, and their log probabilities,
+    against the reference.
     """
-    rows, vocabulary = 16, 700
-    logits = 3 * torch.randn(rows, vocabulary, generator=generator)
+    count, vocabulary = 32, 700
+    logits = 3 * torch.randn(count, vocabulary, generator=generator)
     logits[:, :100] = -torch.inf
-    params = [
-        SamplingParams(
-            temperature=0.5 + i / 8,
-            top_k=(0, 0, 40, 300)[i % 4],
-            top_p=(1.0, 0.9, 1.0, 0.5)[i % 4],
-            min_p=0.05 if i % 8 == 0 else 0.0,
-        )
-        for i in range(rows)
-    ]
-    draws = torch.rand(rows, generator=generator, dtype=torch.float64).numpy()
-    asked = (logits, range(rows), params, draws)
-    if draw.draw_rows(*asked) != reference.draw.from_rows(*asked):
-        raise KernelMismatch("drawing: an id differs from torch's")
+    words = torch.randint(100, 110, (count, 40), generator=generator).tolist()
+    rows = [SampleRow(_checked_params(i), words[i][:20], words[i][20:]) for i in range(count)]
+    asked = (logits, range(count), rows, [0])
+    for found, expected in zip(CpuSampler().draw(*asked), reference.sampler.draw(*asked), strict=True):
+        if found.token_id != expected.token_id:
+            raise KernelMismatch("drawing: an id differs from torch's")
+        if found.logprob is not None and expected.logprob is not None:
+            ours, theirs = (
+                torch.tensor([logprob.logprob, *(value for _, value in logprob.top)])
+                for logprob in (found.logprob, expected.logprob)
+            )
+            compare("log probabilities", ours, theirs, 1e-5)
+
+
+def _checked_params(i: int) -> SamplingParams:
+    """Fields in many combinations; each with 32 rows."""
+    return SamplingParams(
+        temperature=0.5 + i / 16 if i % 5 else 0.0,
+        top_k=(0, 0, 40, 300)[i % 4],
+        top_p=(1.0, 0.9, 1.0, 0.5)[i % 4],
+        min_p=0.05 if i % 8 == 0 else 0.0,
+        repetition_penalty=(1.0, 1.3, 0.7)[i % 3],
+        frequency_penalty=0.4 if i % 7 == 1 else 0.0,
+        presence_penalty=0.6 if i % 7 == 2 else 0.0,
+        no_repeat_ngram_size=(0, 0, 2)[i // 3 % 3],
+        min_new_tokens=40 if i % 9 == 0 else 0,
+        stop_token_ids=(130, 140),
+        logit_bias=((120, 5.0), (121, -5.0)) if i % 6 == 4 else (),
+        logprobs=(None, 0, 5)[i % 3],
+        seed=i,
+    )

@@ -14,7 +14,7 @@ from service.engine.devices import DEVICES, Device
 from service.engine.model.attention import KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.linear import UnsupportedLinear
-from service.engine.model.sampler import Draw
+from service.engine.model.sampler import Sampler, TorchSampler
 
 
 class CudaBackend:
@@ -31,7 +31,7 @@ class CudaBackend:
 
     name = "cuda"
     layout = "cpu"  # a whole step crosses to the device in one copy
-    draw = Draw()
+    sampler: Sampler = TorchSampler()
     speculates = False  # a replayed step beats a longer eager one
     min_prefill_rows = 512  # an eager step costs about the same up to there
     num_scratch_blocks = 1  # padded rows of replayed steps write there

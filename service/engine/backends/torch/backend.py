@@ -16,7 +16,7 @@ from service.engine.devices import DEVICES, Device
 from service.engine.model.attention import Forward, KVCache
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.linear import Linear
-from service.engine.model.sampler import Draw, strongest_on_host
+from service.engine.model.sampler import Sampler, TorchSampler
 
 
 class TorchBackend:
@@ -33,6 +33,7 @@ class TorchBackend:
     speculates = True
     min_prefill_rows = 16
     num_scratch_blocks = 0
+    sampler: Sampler = TorchSampler()
 
     def __init__(
         self,
@@ -45,7 +46,6 @@ class TorchBackend:
         self.precision: Precision = precision
         self.device, self.layout = device, device.name
         self.is_exact = is_exact
-        self.draw = Draw(strongest_on_host) if device.name == "cpu" else Draw()
         self.num_torch_threads = self.num_threads = num_threads
 
     @classmethod

@@ -9,8 +9,6 @@ torch reference is `sampler.kept_weights`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from service.engine.backends.cpu.native import vectors as vec
@@ -30,12 +28,6 @@ _SPAN = np.float32(32)  # what is further below the largest, in units of the tem
 _MASS_UNITS = np.float32(2.0**40)
 _LOWEST, _ZERO, _ONE = np.float32(-np.inf), np.float32(0), np.float32(1)
 _ROOM = 64
-
-
-@vec.numba_intrinsic(vec.MASK, vec.FLOATS, vec.FLOATS)
-def at_least(builder: Any, a: Any, b: Any) -> Any:
-    """Lanes where a >= b; none where either is NaN."""
-    return builder.fcmp_ordered(">=", a, b)
 
 
 @native
@@ -93,8 +85,8 @@ def _collect(row, width, largest, inverse, scale, wanted, scratch):
     for at in range(0, width, 16):
         mask = vec.first_lanes(width - at)
         x = vec.load_floats_where(row + 4 * at, mask)
-        is_near = vec.where(at_least(x, vec.floats(low)), vec.floats(_ONE), vec.floats(_ZERO))
-        is_near = vec.where(at_least(vec.floats(high), x), is_near, vec.floats(_ZERO))
+        is_near = vec.where(vec.at_least(x, vec.floats(low)), vec.floats(_ONE), vec.floats(_ZERO))
+        is_near = vec.where(vec.at_least(vec.floats(high), x), is_near, vec.floats(_ZERO))
         if vec.max_lane(is_near) == _ZERO:
             continue
         _store_weights(row, at, width, largest, inverse, room)

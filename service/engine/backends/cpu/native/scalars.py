@@ -52,6 +52,24 @@ def store_long(builder: Any, address: Any, x: Any) -> None:
     store(builder, x, address, 8)
 
 
+@numba_intrinsic(types.void, types.int64, types.float64)
+def store_double(builder: Any, address: Any, x: Any) -> None:
+    """One float64."""
+    store(builder, x, address, 8)
+
+
+@numba_intrinsic(types.int64, types.int64)
+def load_byte(builder: Any, address: Any) -> Any:
+    """One byte, from 0 to 255."""
+    return builder.zext(load(builder, address, I8, 1), I64)
+
+
+@numba_intrinsic(types.void, types.int64, types.int64)
+def store_byte(builder: Any, address: Any, x: Any) -> None:
+    """The low byte of a number."""
+    store(builder, builder.trunc(x, I8), address, 1)
+
+
 @intrinsic
 def stack_bytes(typingctx: Any, size: Any) -> Any:
     """Address of `size` (a constant) bytes on this function's stack, 64-byte aligned."""

@@ -196,6 +196,30 @@ def first_lanes(builder: Any, count: Any) -> Any:
     return builder.icmp_signed("<", lanes, splat(builder, count))
 
 
+@numba_intrinsic(MASK, types.int64)
+def lanes_of_bits(builder: Any, bits: Any) -> Any:
+    """Lanes whose bit is set, lane 0 by the lowest."""
+    return builder.bitcast(builder.trunc(bits, I16), VM)
+
+
+@numba_intrinsic(MASK, FLOATS, FLOATS)
+def at_least(builder: Any, a: Any, b: Any) -> Any:
+    """Lanes where a >= b; none where either is NaN."""
+    return builder.fcmp_ordered(">=", a, b)
+
+
+@numba_intrinsic(MASK, FLOATS, FLOATS)
+def above(builder: Any, a: Any, b: Any) -> Any:
+    """Lanes where a > b; none where either is NaN."""
+    return builder.fcmp_ordered(">", a, b)
+
+
+@numba_intrinsic(types.boolean, MASK)
+def any_lane(builder: Any, mask: Any) -> Any:
+    """Whether a lane is set."""
+    return builder.icmp_unsigned("!=", builder.bitcast(mask, I16), ir.Constant(I16, 0))
+
+
 @numba_intrinsic(FLOATS, MASK, FLOATS, FLOATS)
 def where(builder: Any, mask: Any, a: Any, b: Any) -> Any:
     """a in the masked lanes, b elsewhere."""
