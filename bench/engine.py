@@ -40,7 +40,23 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "temperature 0.8, top_k 50, top_p 0.95": {"top_k": 50, "top_p": 0.95},
     "the same, repetition_penalty 1.2": {"top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2},
     "temperature 0.8, no_repeat_ngram_size 3": {"no_repeat_ngram_size": 3},
-    "temperature 0.8, logprobs 5": {"logprobs": 5},
+    "temperature 0.8, logit_bias, min_new_tokens": {
+        "logit_bias": ((11, 2.0), (13, -5.0)),
+        "min_new_tokens": 64,
+    },
+    "temperature 0.8, logprobs 10": {"logprobs": 10},
+    "all of them": {
+        "top_k": 50,
+        "top_p": 0.95,
+        "min_p": 0.02,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.3,
+        "no_repeat_ngram_size": 3,
+        "logit_bias": ((11, 2.0), (13, -5.0)),
+        "min_new_tokens": 64,
+        "logprobs": 10,
+    },
 }
 
 

@@ -31,7 +31,7 @@ _COLDEST = 1e-5
 _CHUNK = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drawn:
     """What a row gave: its next id, its log probabilities if they are wanted, and the seconds of each."""
 
