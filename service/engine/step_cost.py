@@ -8,7 +8,6 @@ be drawn from in one step, and whether drafts pay (`speculator`).
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
 from itertools import accumulate
 
 from service.engine.sequence import Sequence
@@ -20,7 +19,6 @@ _SHORTEST_S = 1e-9  # a clock too coarse to see the step
 # many times the two together.
 _MAX_STALL = 1.5
 _PART_S = 0.02  # of drawing between two signs of life, about
-_FULL = 1 + 1e-9  # of a part, by shares that are not quite exact
 _LIGHT = 0.25  # a draw that takes no more than this share of a pass with one row holds nobody up
 _UNKNOWN_S = float("inf")
 _SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
@@ -125,18 +123,6 @@ class StepCost:
         """How many rows to draw from before a sign of life is due."""
         row_s = self._row_s.get(kind_of_draw, _PART_S)
         return max(int(_PART_S / row_s), 1)
-
-    def parts(self, kinds: Iterable[str]) -> list[range]:
-        """Divide rows of these kinds, in their order, so that a sign of life is due after each part."""
-        parts: list[range] = []
-        start, filled, end = 0, 0.0, 0
-        for end, kind in enumerate(kinds):
-            share = 1 / self.rows_at_once(kind)
-            if end > start and filled + share > _FULL:
-                parts.append(range(start, end))
-                start, filled = end, 0.0
-            filled += share
-        return [*parts, range(start, end + 1)]
 
 
 def _averaged(known: float | None, seconds: float) -> float:

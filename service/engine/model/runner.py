@@ -24,6 +24,7 @@ from service.engine.step_cost import StepCost
 _NUMPY = {torch.int64: np.int64, torch.int32: np.int32}
 # rows of log probabilities held at a time
 _SCORED_AT_ONCE = 64
+_FULL = 1 + 1e-9  # of a part, by shares that are not quite exact
 
 
 class ModelRunner:
@@ -150,13 +151,24 @@ class ModelRunner:
                 kinds += [item.sequence.kind_of_draw] * len(draw)
                 places += draw
                 rows += _sample_rows(item)
-        for part in self._cost.parts(kinds) if rows else ():
-            at = slice(part.start, part.stop)
+        for at in self._parts(kinds):
             found = self._sampler.draw(logits, places[at], rows[at], self._end_ids)
             for of_item, row in zip(owners[at], found, strict=True):
                 of_item.append(row)
             self.on_progress()
         return drawn
+
+    def _parts(self, kinds: list[str]) -> Iterator[slice]:
+        """Divide rows of these kinds, in their order, so that a sign of life is due after each part."""
+        start, filled = 0, 0.0
+        for end, kind in enumerate(kinds):
+            share = 1 / self._cost.rows_at_once(kind)
+            if end > start and filled + share > _FULL:
+                yield slice(start, end)
+                start, filled = end, 0.0
+            filled += share
+        if kinds:
+            yield slice(start, len(kinds))
 
     def _score_prompt(self, item: Scheduled, logits: Tensor, rows: list[int]) -> tuple[TokenLogprob, ...]:
         """Log probabilities of the prompt tokens that this step's rows predict."""
