@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.detokenizer import Detokenizer
+from service.engine.draw_memo import DrawMemo
 
 
 class FinishReason(StrEnum):
@@ -187,13 +188,6 @@ class DraftHistory:
     num_indexed: int = 0
     acceptance: float = 0.6  # share of drafts accepted, exponentially averaged; starts hopeful
     since_probe: int = 0  # chances let pass since a draft was tried in spite of its cost
-
-
-@dataclass(eq=False, slots=True)
-class DrawMemo:
-    """Room for what a sampler makes of a sequence once and keeps from token to token."""
-
-    kept: object | None = None
 
 
 @dataclass(eq=False, slots=True)

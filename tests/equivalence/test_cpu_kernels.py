@@ -28,12 +28,13 @@ from service.engine.backends.torch.backend import TorchBackend
 from service.engine.backends.torch.linear import pack_linear
 from service.engine.config import Precision
 from service.engine.devices import DEVICES
+from service.engine.draw_memo import DrawMemo
 from service.engine.model.attention import ForwardBatch, KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.linear import Packer, UnsupportedLinear
 from service.engine.model.logits_processors import SampleRow
 from service.engine.model.sampler import TorchSampler, draw_rows
-from service.engine.sequence import DrawMemo, SamplingParams, TokenMask
+from service.engine.sequence import SamplingParams, TokenMask
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-5}

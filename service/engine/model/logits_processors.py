@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.sequence import DrawMemo, SamplingParams, TokenMask
+from service.engine.draw_memo import DrawMemo
+from service.engine.sequence import SamplingParams, TokenMask
 
 _STRONGEST = 1e30  # stands for infinity; divided by any temperature it stays finite
 
