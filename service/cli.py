@@ -57,6 +57,7 @@ def serve(
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or int8.")] = None,
     dtype: Annotated[str | None, typer.Option(hidden=True)] = None,  # old, as is the next: see `precision`
     quantization: Annotated[str | None, typer.Option(hidden=True)] = None,
+    draft_model: Annotated[str | None, typer.Option(help="Small model that guesses; as MODEL.")] = None,
     deterministic: Annotated[bool | None, typer.Option(help="Same text in every batch.")] = None,
     threads: Annotated[str | None, typer.Option(help="Compute threads.")] = None,
     max_running: Annotated[str | None, typer.Option(help="Maximum sequences per forward pass.")] = None,

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store.checkpoint import read_checkpoint
+from model_store.errors import StoreError
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
 from service.errors import SettingsError
 from service.logs import get_logger
 from service.metrics import Metrics
 from service.settings import Settings, with_variables
+from service.settings_text import variable_name
 from service.start_up import StartUp
 
 if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
@@ -36,6 +38,7 @@ def make_engine(
         from service.engine.async_engine import AsyncEngine
 
         config = engine_config(settings, folder)
+        config = replace(config, draft_folder=draft_folder(settings, tokenizer))
 
         def fall_back(why: str) -> None:
             config.fall_back(why)
@@ -89,7 +92,8 @@ def warm_up(settings: Settings) -> dict[str, str | int]:
     """
     entry = resolve(settings.model, settings.store)
     tokenizer = Tokenizer.load(entry.path, read_checkpoint(entry.path).architecture.vocab_size)
-    engine = _build_engine(engine_config(settings, entry.path), tokenizer)
+    config = replace(engine_config(settings, entry.path), draft_folder=draft_folder(settings, tokenizer))
+    engine = _build_engine(config, tokenizer)
     return {"model": entry.label, **engine.facts}
 
 
@@ -122,6 +126,31 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
         warn=get_logger().warning,
         fall_back=partial(_fall_back, settings),
     )
+
+
+def draft_folder(settings: Settings, tokenizer: Tokenizer) -> Path | None:
+    """Where the draft model lies, if there is to be one.
+
+    Args:
+        settings: name it.
+        tokenizer: the served model's; what the draft model guesses are its ids.
+
+    Raises:
+        SettingsError: nothing whole answers to that name, or its tokenizer is another one.
+    """
+    if not settings.draft_model:
+        return None
+    variable = variable_name("draft_model")
+    try:
+        entry = resolve(settings.draft_model, settings.store)
+    except StoreError as error:
+        raise SettingsError(f"{variable}: {error}") from error
+    own = Tokenizer.load(entry.path, read_checkpoint(entry.path).architecture.vocab_size)
+    if own.vocab_size != tokenizer.vocab_size or not own.is_same(tokenizer):
+        raise SettingsError(
+            f"{variable} has another vocabulary than the served model: it must have the same tokenizer"
+        )
+    return entry.path
 
 
 def _fall_back(settings: Settings, why: str) -> None:

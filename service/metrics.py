@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import platform
 import re
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import product
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -26,6 +26,8 @@ from prometheus_client.metrics_core import (
     HistogramMetricFamily,
     Metric,
 )
+
+from service.histogram import Histogram
 
 _BUILD = {"version": version("textgen-service"), "python": platform.python_version()}
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -59,8 +61,8 @@ COUNTERS = {
     "textgen_generation_tokens_total": "tokens generated",
     "textgen_prefix_cache_queries_total": "prompt blocks looked up in the prefix cache",
     "textgen_prefix_cache_hits_total": "prompt blocks found there",
-    "textgen_draft_tokens_total": "draft tokens proposed",
-    "textgen_accepted_tokens_total": "draft tokens accepted",
+    "textgen_draft_tokens_total": "draft tokens proposed, by source: the prompt or a draft model",
+    "textgen_accepted_tokens_total": "draft tokens accepted, by source",
     "textgen_preemptions_total": "sequences whose blocks were taken for another's",
     "textgen_tenant_requests_total": "requests finished, by the tenant named beside their key",
     "textgen_tenant_prompt_tokens_total": "prompt tokens of finished sequences, by tenant",
@@ -77,34 +79,8 @@ HISTOGRAMS = {
 NAMES = {**INFO, **GAUGES, **COUNTERS, **HISTOGRAMS}
 
 
-class Histogram:
-    """Counts by bucket and a sum. One thread writes; a reader may be one observation behind.
-
-    Args:
-        bounds: upper bounds of the buckets, rising; one more bucket takes what is larger.
-    """
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value, in the unit of the bounds."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Pairs of (upper bound, how many values are not above it), as Prometheus wants them."""
-        total, found = 0, []
-        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts.copy(), strict=True):
-            total += count
-            found.append((bound, float(total)))
-        return found
-
-
 class StepNumbers(Protocol):
-    """What a step tells: the engine's `StepStats`. The last five are counts that only grow."""
+    """What a step tells: the engine's `StepStats`. The last seven are counts that only grow."""
 
     @property
     def duration_s(self) -> float: ...
@@ -118,6 +94,10 @@ class StepNumbers(Protocol):
     def num_drafted(self) -> int: ...
     @property
     def num_accepted(self) -> int: ...
+    @property
+    def num_model_drafted(self) -> int: ...
+    @property
+    def num_model_accepted(self) -> int: ...
     @property
     def num_preemptions(self) -> int: ...
 
@@ -158,7 +138,8 @@ class Metrics:
         self.prompt_tokens_of: Counter[str] = Counter()
         self.generation_tokens_of: Counter[str] = Counter()
         self.gauges = dict.fromkeys(GAUGES, 0.0)
-        labelled = ("textgen_requests_", "textgen_tenant_")
+        self.drafts = dict.fromkeys(product(("draft", "accepted"), ("prompt", "model")), 0)
+        labelled = ("textgen_requests_", "textgen_tenant_", "textgen_draft_", "textgen_accepted_")
         self.counters = dict.fromkeys((name for name in COUNTERS if not name.startswith(labelled)), 0.0)
         self.received = Counter(dict.fromkeys(ENDPOINTS, 0))
         self.finished: Counter[tuple[str, str]] = Counter({(name, "ok"): 0 for name in ENDPOINTS})
@@ -229,8 +210,10 @@ class Metrics:
         self.histograms["textgen_step_tokens"].observe(stats.num_rows)
         self.counters["textgen_prefix_cache_queries_total"] = stats.num_cache_queries
         self.counters["textgen_prefix_cache_hits_total"] = stats.num_cache_hits
-        self.counters["textgen_draft_tokens_total"] = stats.num_drafted
-        self.counters["textgen_accepted_tokens_total"] = stats.num_accepted
+        self.drafts["draft", "prompt"] = stats.num_drafted - stats.num_model_drafted
+        self.drafts["draft", "model"] = stats.num_model_drafted
+        self.drafts["accepted", "prompt"] = stats.num_accepted - stats.num_model_accepted
+        self.drafts["accepted", "model"] = stats.num_model_accepted
         self.counters["textgen_preemptions_total"] = stats.num_preemptions
 
     # ---- the scrape -------------------------------------------------------------------------------------
@@ -260,17 +243,21 @@ class Metrics:
             yield counter
         yield from self._histogram_families()
 
+    def _labelled(
+        self, name: str, labels: Sequence[str], counts: Mapping[tuple[str, ...], int]
+    ) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, COUNTERS[name], labels=["model", *labels])
+        for values, count in counts.items():
+            family.add_metric([self.model, *values], count)
+        return family
+
     def _request_counters(self) -> Iterator[Metric]:
-        name = "textgen_requests_received_total"
-        received = CounterMetricFamily(name, COUNTERS[name], labels=["model", "endpoint"])
-        for endpoint, count in self.received.items():
-            received.add_metric([self.model, endpoint], count)
-        yield received
-        name = "textgen_requests_finished_total"
-        finished = CounterMetricFamily(name, COUNTERS[name], labels=["model", "endpoint", "outcome"])
-        for (endpoint, outcome), count in self.finished.items():
-            finished.add_metric([self.model, endpoint, outcome], count)
-        yield finished
+        received = {(endpoint,): count for endpoint, count in self.received.items()}
+        yield self._labelled("textgen_requests_received_total", ["endpoint"], received)
+        yield self._labelled("textgen_requests_finished_total", ["endpoint", "outcome"], self.finished)
+        for kind in ("draft", "accepted"):
+            by_source = {(source,): count for (of, source), count in self.drafts.items() if of == kind}
+            yield self._labelled(f"textgen_{kind}_tokens_total", ["source"], by_source)
 
     def _tenant_counters(self) -> Iterator[Metric]:
         """Usage by tenant: several keys may have one name, while one takes the other's place, say."""
@@ -282,10 +269,8 @@ class Metrics:
             by_tenant: Counter[str] = Counter()
             for key, count in by_key.copy().items():
                 by_tenant[key and (self.tenants.get(key) or UNNAMED)] += count
-            family = CounterMetricFamily(name, COUNTERS[name], labels=["model", "tenant"])
-            for tenant, count in (by_tenant or {"": 0}).items():
-                family.add_metric([self.model, tenant], count)
-            yield family
+            counts = {(tenant,): count for tenant, count in (by_tenant or {"": 0}).items()}
+            yield self._labelled(name, ["tenant"], counts)
 
     def _histogram_families(self) -> Iterator[Metric]:
         for name, histogram in self.histograms.items():

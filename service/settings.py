@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     speculation: bool = setting(
         True, "Guess tokens from the prompt and verify them in one pass; no text changes", "`0` or `1`"
     )
+    draft_model: str = setting(
+        "",
+        "A small model with the same tokenizer that guesses tokens for the served one to verify in one pass; "
+        "no text changes; empty: none",
+        "as `TEXTGEN_MODEL`",
+    )
     kernel_fallback: bool = setting(
         True,
         "Let torch compute, about a hundred times slower and with other texts for a seed, where the fast "
@@ -233,6 +239,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         self.keys()  # raises unless the file can be read and holds keys
+        if self.draft_model and not self.speculation:
+            raise ValueError(
+                f"{variable_name('draft_model')} needs {variable_name('speculation')}=1; unset one of the two"
+            )
         return self
 
     def notices(self) -> list[str]:

@@ -244,7 +244,7 @@ def fake_engine(
 class Guesses:
     """A drafter that proposes what a test wants."""
 
-    num_drafted = num_accepted = 0
+    num_drafted = num_accepted = num_model_drafted = num_model_accepted = 0
 
     def __init__(self, draft: Callable[[list[Sequence]], dict[Sequence, tuple[int, ...]]]) -> None:
         self.draft = draft

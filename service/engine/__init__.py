@@ -30,6 +30,7 @@ Another prompt with the same 5 tokens claims block 1 and computes position 4 alo
 is always computed, since the next one is drawn from what the model says there.
 
 To look up when a question leads there: `step_cost` (what steps take), `time_share` and `quota` (fair shares
-of time and of places), `speculator` (drafts), `job_stream` (what a caller holds), `observer` and `pulse` (who
+of time and of places), `speculator`, `draft_model` and `followers` (drafts), `job_stream` (what a caller
+holds), `observer` and `pulse` (who
 watches), `loader` (puts it all together); then `model.runner` and `backend`.
 """

@@ -31,6 +31,8 @@ class EngineConfig:
     # 0: one for each processor that this process may use
     num_threads: int = 0
     speculation: bool = True
+    # of a small model of the same vocabulary that proposes drafts; None: there is none
+    draft_folder: Path | None = None
     # told of progress, one line each
     report: Callable[[str], None] = field(default=lambda line: None)
     # told of what an operator should look at

@@ -6,6 +6,7 @@ Runs on the engine thread, so that whatever compiles, compiles where it will run
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,9 @@ from service.engine.block_pool import BlockPool
 from service.engine.config import EngineConfig
 from service.engine.detokenizer import TokenPieces
 from service.engine.devices import DEVICES
+from service.engine.draft_model import DraftModel
 from service.engine.engine import Engine
+from service.engine.followers import NEAR, Followers
 from service.engine.memory import give_back_free_memory
 from service.engine.model.attention import KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
@@ -30,6 +33,7 @@ from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 
 BLOCK_SIZE = 16
+_DRAFT_WINDOWS = 8  # full texts that a draft model's cache holds: a batch of more is wide enough
 
 
 def build_engine(
@@ -65,6 +69,10 @@ def build_engine(
         engine = Engine(scheduler, runner, pieces, on_fault=on_fault)
         runner.on_progress = engine.pulse.beat
         engine.facts = describe(backend, cache)
+        if speculator is not None and config.draft_folder is not None:
+            load_draft_model(config.draft_folder, engine, speculator, model.architecture, backend, config)
+        elif config.draft_folder is not None:
+            config.warn("the draft model is not used: drafts cannot pay with these kernels")
         with config.step("warming up"):
             warm_up(engine, model.architecture, config)
         engine.reporter.observer = observer or NullObserver()
@@ -110,6 +118,62 @@ def allocate_cache(config: EngineConfig, architecture: Architecture, backend: Ba
             f"legal here and now is auto, or {min_bytes} … {free}"
         )
     return KVCache.allocate(a.n_layer, num_blocks + scratch, a.n_head, BLOCK_SIZE, a.head_dim, dtype, device)
+
+
+def load_draft_model(
+    folder: Path,
+    engine: Engine,
+    lookup: Speculator,
+    served: Architecture,
+    backend: Backend,
+    config: EngineConfig,
+) -> None:
+    """Let a small model propose drafts beside prompt lookup, with a cache of its own for a few long texts.
+
+    Raises:
+        UnsupportedCheckpoint: it does not go with the served one, or memory does not suffice.
+    """
+    a = read_checkpoint(folder).architecture
+    if a.vocab_size != served.vocab_size:
+        raise UnsupportedCheckpoint(
+            f"`draft_model` has {a.vocab_size} tokens, the served model {served.vocab_size}: "
+            "it must have the same vocabulary"
+        )
+    if a.n_positions < served.n_positions:
+        raise UnsupportedCheckpoint(
+            f"`draft_model` has a window of {a.n_positions} tokens, the served model of "
+            f"{served.n_positions}: it must be at least as long"
+        )
+    with config.step("reading the draft model"):
+        model = GPT2.load(folder, backend)
+        give_back_free_memory()
+    scheduler, dtype = engine.scheduler, cache_dtype(backend.precision)
+    num_windows = min(_DRAFT_WINDOWS, config.max_running)
+    num_blocks = num_windows * -(-served.n_positions // BLOCK_SIZE)
+    num_bytes = num_blocks * BLOCK_SIZE * a.kv_bytes_per_token(dtype.itemsize)
+    if num_bytes > backend.device.free_bytes():
+        raise UnsupportedCheckpoint(
+            f"`draft_model` needs {num_bytes >> 20} MiB for keys and values, and less is free; "
+            "lower `max_running` or `kv_cache_bytes`, or serve without it"
+        )
+    scratch = backend.num_scratch_blocks
+    cache = KVCache.allocate(
+        a.n_layer, num_blocks + scratch, a.n_head, BLOCK_SIZE, a.head_dim, dtype, backend.device
+    )
+    forward = backend.forward(model, cache, config.max_running)
+    runner = ModelRunner(
+        forward, BLOCK_SIZE, [engine.pieces.eos_id], backend.layout, backend.draw, scheduler.cost
+    )
+    runner.on_progress = engine.pulse.beat
+    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    followers = Followers(runner.execute, pool, config.max_batch_tokens, engine.on_fault)
+    scheduler.speculator = DraftModel(
+        lookup, followers, scheduler.cost, config.max_batch_tokens, scheduler.time_share
+    )
+    engine.facts |= {"draft_model": folder.name, "draft_kv_cache_bytes": num_bytes}
+    longest = min(config.max_batch_tokens, served.n_positions)
+    for length, copies in ((1, 1), (1, 2), (1, 8), (NEAR, 1), (longest, 1)) * 2:
+        followers.measure(length, copies)
 
 
 def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) -> None:

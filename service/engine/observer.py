@@ -21,6 +21,8 @@ class StepStats:
     num_cache_hits: int  # ever
     num_drafted: int  # ever
     num_accepted: int  # ever
+    num_model_drafted: int  # ever: of those, by a draft model
+    num_model_accepted: int  # ever
     num_preemptions: int  # ever
 
 
@@ -111,6 +113,8 @@ class Reporter:
                 num_cache_hits=scheduler.prefix_cache.num_hits,
                 num_drafted=speculator.num_drafted if speculator else 0,
                 num_accepted=speculator.num_accepted if speculator else 0,
+                num_model_drafted=speculator.num_model_drafted if speculator else 0,
+                num_model_accepted=speculator.num_model_accepted if speculator else 0,
                 num_preemptions=scheduler.num_preemptions,
             )
         )

@@ -29,18 +29,18 @@ from service.engine.time_share import TimeShare
 
 
 class Drafter(Protocol):
-    """What proposes drafts and learns what became of them; see `Speculator`."""
+    """What proposes drafts and learns what became of them; see `Speculator`, `DraftModel`."""
 
     num_drafted: int
     num_accepted: int
+    num_model_drafted: int  # of these, by a draft model
+    num_model_accepted: int
 
     def draft(self, decoding: list[Sequence]) -> dict[Sequence, tuple[int, ...]]:
         """Choose drafts for some of the decoding sequences."""
-        ...
 
     def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Learn from a verified draft."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

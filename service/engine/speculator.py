@@ -37,6 +37,8 @@ class Speculator:
         max_rows: rows a step may have in all.
     """
 
+    num_model_drafted = num_model_accepted = 0  # see `DraftModel`
+
     def __init__(self, cost: StepCost, max_rows: int) -> None:
         self._cost = cost
         self._max_rows = max_rows

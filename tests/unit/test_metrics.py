@@ -20,6 +20,8 @@ STEP = SimpleNamespace(
     num_cache_hits=3,
     num_drafted=2,
     num_accepted=1,
+    num_model_drafted=1,
+    num_model_accepted=1,
     num_preemptions=6,
 )
 
@@ -125,3 +127,13 @@ def test_the_process_and_what_it_runs_are_told() -> None:
     found = samples(Metrics("m"))
     assert found["textgen_build_info"] == 1
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= found.keys()
+
+
+def test_drafts_are_counted_by_source() -> None:
+    metrics = Metrics("m")
+    metrics.on_step(STEP)
+    text = metrics.render().decode()
+    assert 'textgen_draft_tokens_total{model="m",source="prompt"} 1.0' in text
+    assert 'textgen_draft_tokens_total{model="m",source="model"} 1.0' in text
+    assert 'textgen_accepted_tokens_total{model="m",source="prompt"} 0.0' in text
+    assert 'textgen_accepted_tokens_total{model="m",source="model"} 1.0' in text

@@ -1,0 +1,173 @@
+"""What a small model knows of the sequences that a large one decodes: their tokens, in blocks of its own.
+
+Each sequence that is drafted for has a twin here, the same request whose keys and values are the small
+model's. It is brought level before it guesses, and what it guessed wrong is forgotten then. Whether guessing
+pays is `draft_model`'s business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from service.engine.batch import Batch, Scheduled, StepOutput
+from service.engine.block_pool import BlockPool
+from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest, Status
+from service.engine.step_cost import StepCost
+
+NEAR = 16  # tokens that are computed together with a draft; more are caught up with before
+
+
+@dataclass(slots=True, eq=False)
+class Follower:
+    """A sequence as the small model knows it."""
+
+    sequence: Sequence
+    twin: Sequence  # the same request; its own blocks, and drafts behind the tokens
+    acceptance: float
+    num_known: int = 0  # tokens that the sequence had when its twin was last level with it
+    has_failed: bool = False
+
+
+class Followers:
+    """The small model's side of all sequences that are drafted for.
+
+    Args:
+        execute: the small model's runner; draws what the sequences' requests say.
+        pool: blocks of its cache.
+        max_rows: rows of a pass at most.
+        on_fault: told of every exception of a pass; the sequences go on without drafts.
+    """
+
+    def __init__(
+        self,
+        execute: Callable[[Batch], list[StepOutput]],
+        pool: BlockPool,
+        max_rows: int,
+        on_fault: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.cost = StepCost()  # of the small model's passes
+        self._execute, self._pool, self._max_rows, self._on_fault = execute, pool, max_rows, on_fault
+        self._all: dict[Sequence, Follower] = {}
+
+    def get(self, sequence: Sequence) -> Follower | None:
+        """A sequence's follower, if it has one."""
+        return self._all.get(sequence)
+
+    def follow(self, sequence: Sequence, acceptance: float) -> Follower | None:
+        """A sequence's follower, level with its tokens: what it guessed wrong is forgotten."""
+        follower = self._all.get(sequence)
+        if follower is None:
+            follower = self._all[sequence] = Follower(sequence, _twin_of(sequence), acceptance)
+        twin, ids = follower.twin, sequence.token_ids
+        at = follower.num_known
+        while at < min(len(twin.token_ids), len(ids)) and twin.token_ids[at] == ids[at]:
+            at += 1
+        del twin.token_ids[at:]
+        twin.token_ids += ids[at:]
+        twin.num_computed_tokens = min(twin.num_computed_tokens, at, len(ids) - 1)
+        follower.num_known = len(ids)
+        return follower if self._reserve(twin, 1) else None
+
+    def catch_up(
+        self, followers: list[Follower], limit_s: float, is_worth: Callable[[Follower, float], bool]
+    ) -> list[Follower]:
+        """Compute what the small model lacks of prompts.
+
+        Args:
+            followers: those that would guess.
+            limit_s: seconds of it in this step, about; at least some rows are computed.
+            is_worth: whether a follower is to be brought level in so many seconds.
+
+        Returns:
+            Those that are near enough to guess now.
+        """
+        fitting = (n for n in range(NEAR, self._max_rows + 1, NEAR) if self.cost.predict(n) <= limit_s)
+        room = max(fitting, default=NEAR)
+        for follower in followers:
+            twin = follower.twin
+            missing = twin.num_uncomputed_tokens - 1
+            if room and missing >= NEAR and is_worth(follower, self.cost.predict(missing)):
+                count = min(missing, room)
+                room -= count
+                self._run([Scheduled(twin, count)], [follower])
+        return [f for f in followers if f.twin.num_uncomputed_tokens <= NEAR and not f.has_failed]
+
+    def guess(self, followers: list[Follower], length: int) -> dict[Sequence, tuple[int, ...]]:
+        """Draw so many tokens from the small model, for all followers at once, up to an end of text."""
+        going = [f for f in followers if self._reserve(f.twin, length)]
+        for _ in range(length):
+            going = [f for f in going if room_of(f.twin) >= 1 and not f.has_failed]
+            if going:
+                self._run([Scheduled(f.twin, f.twin.num_uncomputed_tokens) for f in going], going)
+            going = [f for f in going if f.twin.token_ids[-1] not in f.twin.end_ids]
+        drafts = ((f.sequence, f.twin.token_ids[f.num_known :]) for f in followers if not f.has_failed)
+        return {sequence: tuple(ids) for sequence, ids in drafts if ids}
+
+    def _run(self, items: list[Scheduled], followers: list[Follower]) -> None:
+        """One pass of the small model; one that fails ends its followers' drafts, and nothing else."""
+        batch, started = Batch(tuple(items)), time.monotonic()
+        try:
+            outputs = self._execute(batch)
+        except Exception as error:
+            for follower in followers:
+                follower.has_failed = True
+                self._release(follower.twin)
+            self._on_fault(error)
+            return
+        drawn_s = sum(output.draw_s for output in outputs)
+        self.cost.note(batch.num_rows, time.monotonic() - started - drawn_s)
+        for item, output in zip(items, outputs, strict=True):
+            item.sequence.num_computed_tokens += item.num_tokens
+            item.sequence.token_ids += output.token_ids
+
+    def measure(self, length: int, copies: int) -> None:
+        """Learn what a pass over so many prompts of so many tokens takes; at the start, before any work."""
+        request = SequenceRequest((0,) * length, SamplingParams(max_new_tokens=1, temperature=0.0))
+        twins = [Sequence(Job(), index, request, 0.0) for index in range(copies)]
+        twins = [twin for twin in twins if self._reserve(twin, 0)]
+        if twins:
+            self._run([Scheduled(twin, length) for twin in twins], [])
+        for twin in twins:
+            self._release(twin)
+
+    def _reserve(self, twin: Sequence, num_tokens: int) -> bool:
+        """Take blocks for a twin's tokens and some more; false where there are too few."""
+        size = self._pool.block_size
+        missing = -(-(len(twin.token_ids) + num_tokens) // size) - len(twin.block_table)
+        blocks = self._pool.allocate(max(missing, 0))
+        twin.block_table += blocks or []
+        return blocks is not None
+
+    def _release(self, twin: Sequence) -> None:
+        self._pool.release(twin.block_table)
+        twin.block_table, twin.num_computed_tokens = [], 0
+
+    def forget_stopped(self) -> None:
+        """Give back what ended or preempted sequences hold here."""
+        stopped = [s for s in self._all if s.status is not Status.RUNNING]
+        for sequence in stopped:
+            self._release(self._all.pop(sequence).twin)
+
+    def check(self) -> None:
+        """Verify the block accounts; for tests.
+
+        Raises:
+            AssertionError: a bug of ours.
+        """
+        self._pool.check(follower.twin.block_table for follower in self._all.values())
+
+
+def _twin_of(sequence: Sequence) -> Sequence:
+    """A sequence to which the small model says what it would; nobody wants its log probabilities."""
+    params = replace(sequence.params, logprobs=None, score_from=None)
+    request = replace(sequence.request, params=params)
+    twin = Sequence(sequence.job, sequence.index, request, sequence.arrived_at)
+    twin.end_ids = sequence.end_ids
+    return twin
+
+
+def room_of(sequence: Sequence) -> int:
+    """How many drafts could be accepted: the token behind the last is the large model's own."""
+    return sequence.params.max_new_tokens - sequence.num_output_tokens - 1
