@@ -141,14 +141,18 @@ def finetune(
         if dry_run:
             _show(material, options, entry.path)
             return
-        read = [*material.sources, *material.valid]
+        read = [*material.sources, *material.valid, *material.old]
         about = [
             f"base model: {entry.label}, licence {entry.manifest.license or 'not given'}",
             *(f"of the base: {line}" for line in entry.manifest.data),
             *file_lines(read),
             *(about_data or []),
         ]
-        offered = material.tasks if keep_tasks else trained_tasks(material.tasks, read)
+        offered = (
+            material.tasks
+            if keep_tasks
+            else trained_tasks(material.tasks, [*material.sources, *material.valid])
+        )
         draft = _draft(offered, license or asked_license(entry), about)
         job = Job(out, material, options, dtype, resume, draft)
         _finish(train(job, entry.path, _report), out, name, data.store, activate)

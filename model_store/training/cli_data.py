@@ -31,6 +31,8 @@ class DataOptions:
         valid: TASK=FILE, or a text FILE, to validate on; repeatable.
         valid_share: Share of each task's examples and of the texts kept for validation without --valid.
         group: Column whose equal values validate together; empty: the document, or dialogue.
+        replay: Share of old work to mix in, against forgetting; 0 only measures what is forgotten.
+        replay_data: TASK=FILE, or a text FILE, of old work; repeatable; empty: the model writes it itself.
         block: Tokens in a row; 0 chooses from the lengths.
         loss_everywhere: Learn the prompts too, not the answers only.
         store: The store's folder.
@@ -47,6 +49,8 @@ class DataOptions:
     valid: list[str] | None = None
     valid_share: float = 0.02
     group: str = ""
+    replay: float = 0.0
+    replay_data: list[str] | None = None
     block: int = 0
     loss_everywhere: bool = False
     store: Path = DEFAULT_STORE
@@ -61,7 +65,8 @@ class DataOptions:
         known = {**entry.tasks, **(load_tasks(self.tasks) if self.tasks else {})}
         given = self._mapped([task_source(item, "--data") for item in self.data or []], known)
         given += [Source(path) for path in self.text or []]
-        valid = [_text_or_task(item) for item in self.valid or []]
+        valid = [_text_or_task(item, "--valid") for item in self.valid or []]
+        old = [_text_or_task(item, "--replay-data") for item in self.replay_data or []]
         return entry, Material(
             sources=sources(given, self.recipe, self.corpus, known, "--data"),
             tasks=known,
@@ -69,6 +74,9 @@ class DataOptions:
             valid_share=self.valid_share,
             block=self.block,
             is_loss_everywhere=self.loss_everywhere,
+            base_tasks=entry.tasks,
+            replay=self.replay,
+            old=tuple(self._mapped(old, known)),
         )
 
     def _mapped(self, given: list[Source], tasks: Mapping[str, Task]) -> list[Source]:
@@ -90,8 +98,8 @@ def sources(
     return tuple(found)
 
 
-def _text_or_task(item: str) -> Source:
+def _text_or_task(item: str, option: str) -> Source:
     """What TASK=FILE or the name of a text file stands for."""
     if "=" in item and not Path(item).exists():
-        return task_source(item, "--valid")
+        return task_source(item, option)
     return Source(Path(item))

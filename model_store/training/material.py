@@ -9,6 +9,7 @@ from typing import Any
 
 from model_store.task import Task
 from model_store.training.dataset import BuildPlan
+from model_store.training.errors import InvalidOption
 from model_store.training.recipe import Source, check_tasks
 
 
@@ -23,6 +24,12 @@ class Material:
         valid_share: The share of `sources` kept for validation where `valid` is empty, from 0 to below 1.
         block: Tokens in a row; 0 chooses from the examples' lengths.
         is_loss_everywhere: Count the prompts' tokens in the loss, too; False counts the answers' only.
+        base_tasks: Those of the model to begin with, by name.
+        replay: The share of old work among the rows to learn from, from 0 to below 1.
+        old: Old work to rehearse and to measure on; where it is empty, the model writes it itself.
+
+    Raises:
+        InvalidOption: A share is not legal.
     """
 
     sources: tuple[Source, ...]
@@ -31,6 +38,18 @@ class Material:
     valid_share: float = 0.0
     block: int = 0
     is_loss_everywhere: bool = False
+    base_tasks: Mapping[str, Task] = field(default_factory=dict)
+    replay: float = 0.0
+    old: tuple[Source, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option, share in (("--valid-share", self.valid_share), ("--replay", self.replay)):
+            if not 0 <= share < 1:
+                raise InvalidOption(option, f"must be from 0 to below 1, not {share}")
+
+    def with_old(self, num_rows: int) -> int:
+        """How many rows there are once old work makes up its share of them."""
+        return num_rows + round(num_rows * self.replay / (1 - self.replay))
 
     def plan(self, num_positions: int, seed: int) -> BuildPlan:
         """Say what the rows to learn from are made of.
@@ -42,7 +61,7 @@ class Material:
         Raises:
             InvalidOption: A source's task is not defined, or does not suit it.
         """
-        check_tasks([*self.sources, *self.valid], self.tasks)
+        check_tasks([*self.sources, *self.valid, *self.old], self.tasks)
         return BuildPlan(
             sources=self.sources,
             tasks=self.tasks,
@@ -60,6 +79,8 @@ class Material:
             "valid_share": self.valid_share,
             "is_loss_everywhere": self.is_loss_everywhere,
             "sources": [asdict(source) for source in self.sources],
+            "replay": self.replay,
+            "old": [asdict(source) for source in self.old],
             "valid": [asdict(source) for source in self.valid],
             "tasks": {name: task.to_dict() for name, task in self.tasks.items()},
         }

@@ -142,20 +142,25 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(
         self, folder: Path, num_positions: int = 0, shifted_share: float = 0.0, prompt_weight: float = 0.0
     ) -> None:
-        self.info = PackedInfo(**json.loads((folder / "info.json").read_text(encoding="utf-8")))
-        shape = (self.info.num_rows, self.info.block)
-        self._ids: npt.NDArray[Any] = _mapped(folder / "ids.bin", self.info.dtype, shape)
+        self._info = PackedInfo(**json.loads((folder / "info.json").read_text(encoding="utf-8")))
+        shape = (self._info.num_rows, self._info.block)
+        self._ids: npt.NDArray[Any] = _mapped(folder / "ids.bin", self._info.dtype, shape)
         self._targets: npt.NDArray[np.bool_] = _mapped(folder / "targets.bin", "bool", shape)
         self._firsts: npt.NDArray[np.bool_] = _mapped(folder / "firsts.bin", "bool", shape)
-        self._room = max(0, num_positions - self.info.block) if num_positions else 0
+        self._room = max(0, num_positions - self._info.block) if num_positions else 0
         self._share, self._prompt_weight = shifted_share, prompt_weight
 
+    @property
+    def info(self) -> PackedInfo:
+        """What the folder holds."""
+        return self._info
+
     def __len__(self) -> int:
-        return self.info.num_rows
+        return self._info.num_rows
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids = torch.from_numpy(self._ids[index].astype(np.int64))
-        places = np.arange(self.info.block)
+        places = np.arange(self._info.block)
         positions = torch.from_numpy(places - np.maximum.accumulate(places * self._firsts[index]))
         # what stands at 0 follows nothing: an example's first token, or padding
         is_target = torch.from_numpy(self._targets[index].copy()) & (positions > 0)
@@ -177,7 +182,7 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """
         is_target = self._targets[index]
         end = int(is_target.argmax()) if is_target.any() else 0
-        ids: list[int] = self._ids[index][: end or min(num_text, self.info.block // 2)].tolist()
+        ids: list[int] = self._ids[index][: end or min(num_text, self._info.block // 2)].tolist()
         return ids
 
     def _start(self, index: int) -> int:

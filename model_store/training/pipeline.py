@@ -23,6 +23,7 @@ from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.export import export, export_tokenizer
 from model_store.training.material import Material
 from model_store.training.packing import PackedInfo, Rows, require_rows
+from model_store.training.retention import Mixed, OldWork, figures_of, losses, old_work, told, written_by
 from model_store.training.run_folder import Chosen, chosen_before, keep_chosen, prepare_folder
 from model_store.training.train import (
     RunResult,
@@ -140,6 +141,8 @@ def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
     with quiet_libraries():
         model = load_gpt2(checkpoint, LeanGPT2)
     model.config.use_cache = False
+    plan = job.material.plan(architecture.n_positions, job.options.seed)
+    data = _with_old_work(job, replace(plan, block=data.rows.info.block), model, data, report)
     return _train_and_export(job, model, data, model_folder, report)
 
 
@@ -175,10 +178,12 @@ def lines_on(built: Built) -> list[str]:
 class _Data:
     """Rows to learn from and to validate on, and the options with nothing left to choose."""
 
-    train: Rows
+    train: Rows | Mixed
+    rows: Rows
     valid: Rows | None
     options: TrainOptions
     tokenizer: Tokenizer
+    old: tuple[OldWork, ...] = ()
 
 
 def _prepare(job: Job, inputs: dict[str, Any]) -> None:
@@ -208,14 +213,38 @@ def _data(
     require_rows(train.info, str(job.material.sources[0].path))
     report(f"{_summary('train', train.info)}; {_summary('valid', valid.info)}")
     if known is None:
-        options, said = choose_options(job.options, len(train), base)
+        options, said = choose_options(job.options, job.material.with_old(len(train)), base)
         keep_chosen(job.out, Chosen(options, built.block, built.data))
     elif known.data == built.data:
         options, said = known.options, "as chosen when the run began"
     else:
         raise InvalidOption("--resume", "the data is not what it was when the run began; give another --out")
     report(said)
-    return _Data(train, valid if len(valid) else None, options, tokenizer)
+    return _Data(train, train, valid if len(valid) else None, options, tokenizer)
+
+
+def _with_old_work(job: Job, plan: BuildPlan, model: Any, data: _Data, report: Report) -> _Data:
+    """Add what the base could do before: to measure on and, where that is wanted, to learn from."""
+    from accelerate import PartialState
+
+    material, options, cache = job.material, data.options, job.out / "rows"
+    is_rehearsed = material.replay > 0
+    with PartialState().main_process_first():
+        sources = material.old
+        if not sources:
+            plan = replace(plan, tasks=material.base_tasks)
+            sources = written_by(
+                model, data.tokenizer, plan.tasks, cache / "base", is_rehearsed, plan.seed, report
+            )
+        kinds = old_work(plan, sources, data.tokenizer, cache, is_rehearsed)
+    if not is_rehearsed:
+        return replace(data, old=kinds)
+    learned = [
+        Rows(kind.train, plan.num_positions, options.shifted_share, options.prompt_weight) for kind in kinds
+    ]
+    mixed = Mixed(data.rows, learned, material.replay)
+    report(f"replay: {mixed.num_old:,} rows of old work in an epoch, each {mixed.num_repeats:.1f} times")
+    return replace(data, train=mixed, old=kinds)
 
 
 def _train_and_export(job: Job, model: Any, data: _Data, tokenizer: Path, report: Report) -> RunResult:
@@ -224,10 +253,22 @@ def _train_and_export(job: Job, model: Any, data: _Data, tokenizer: Path, report
         require_room(job.out, model, data.options, num_steps(len(data.train), data.options), job.dtype)
     from model_store.training.curve import plot_curve
 
-    watcher = Watcher(data.tokenizer, report)
-    result = run(model, data.train, data.valid, job.out, data.options, watcher)
+    before = losses(model, data.old)
+    result = run(
+        model,
+        data.train,
+        data.valid,
+        job.out,
+        data.options,
+        Watcher(data.tokenizer, data.valid or data.rows, report),
+    )
     if is_main_process():
-        figures = {"training": asdict(result)}
+        after = losses(model, data.old)
+        figures: dict[str, Any] = {"training": asdict(result)}
+        if before:
+            figures["old work"] = figures_of(before, after)
+            for line in told(before, after):
+                report(line)
         with told_when_full(job.out, checkpoint_bytes(model, data.options)):
             full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
         try:  # a picture is worth no model

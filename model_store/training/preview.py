@@ -116,10 +116,12 @@ def preview(
         plan = material.plan(checkpoint.architecture.n_positions, options.seed)
         built = build(plan, tokenizer, Path(name), report, watcher)
         valid = built_valid(material, plan, built, tokenizer, Path(name), report)
-        chosen, said = choose_options(options, len(Rows(built.train)), checkpoint.architecture)
+        chosen, said = choose_options(
+            options, material.with_old(len(Rows(built.train))), checkpoint.architecture
+        )
         for line in (*lines_on(built), said):
             report(line)
-        ahead = _ahead(chosen, built, Rows(valid), model_folder)
+        ahead = _ahead(material, chosen, built, Rows(valid), model_folder)
     return Preview(built.block, watcher.tasks, built.counts, ahead)
 
 
@@ -159,9 +161,9 @@ class _Watcher:
         return begin + self._tokenizer.decode(ids) + _MARK * self._tokenizer.is_special(ids[-1])
 
 
-def _ahead(options: TrainOptions, built: Built, valid: Rows, model_folder: Path) -> Ahead:
+def _ahead(material: Material, options: TrainOptions, built: Built, valid: Rows, model_folder: Path) -> Ahead:
     rows = Rows(built.train)
-    steps = num_steps(len(rows), options)
+    steps = num_steps(material.with_old(len(rows)), options)
     step_s, peak = _timed_step(options, rows, model_folder) if len(rows) else (0.0, 0)
     info = rows.info
     return Ahead(len(rows), len(valid), info.num_tokens, info.num_targets, steps, step_s, peak)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,7 +19,7 @@ from model_store.recipes.muon import has_bf16
 from model_store.tokenizer import Tokenizer
 from model_store.training.disk import checkpoint_bytes, told_when_full
 from model_store.training.errors import Diverged, InvalidOption, MissingExtra
-from model_store.training.packing import Rows
+from model_store.training.packing import PackedInfo, Rows
 from model_store.training.train_options import TrainOptions
 
 _TRAINER_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -76,21 +76,34 @@ def require_training_extra(report_to: str = "") -> None:
         )
 
 
+class Learned(Protocol):
+    """Rows to learn from: `packing.Rows`, or new and old ones mixed."""
+
+    @property
+    def info(self) -> PackedInfo: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Watcher:
     """Who is told of a run while it goes.
 
     Args:
         tokenizer: The model's, for sample texts.
+        prompts: Rows that these begin with.
         report: Gets lines for people.
     """
 
     tokenizer: Tokenizer
+    prompts: Rows
     report: Callable[[str], None]
 
 
 def run(
-    model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions, watcher: Watcher
+    model: Any, train: Learned, valid: Rows | None, out: Path, options: TrainOptions, watcher: Watcher
 ) -> RunResult:
     """Train `model` in place, going on from the newest whole checkpoint in `out` when there is one.
 
@@ -121,7 +134,7 @@ def run(
     return _result(trainer, train.info.block, options, mean)
 
 
-def _check_rows(train: Rows, valid: Rows | None, options: TrainOptions) -> None:
+def _check_rows(train: Learned, valid: Rows | None, options: TrainOptions) -> None:
     if len(train) < options.batch_rows:
         raise InvalidOption(
             "--batch-rows", f"is {options.batch_rows}, but the data gives only {len(train)} rows"
@@ -131,7 +144,7 @@ def _check_rows(train: Rows, valid: Rows | None, options: TrainOptions) -> None:
 
 
 def _trainer(
-    model: Any, train: Rows, valid: Rows | None, out: Path, options: TrainOptions, watcher: Watcher
+    model: Any, train: Learned, valid: Rows | None, out: Path, options: TrainOptions, watcher: Watcher
 ) -> Any:
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
@@ -155,14 +168,14 @@ def _trainer(
     trainer.add_callback(MarkCallback())
     trainer.add_callback(progress(tokens_per_step, watcher.report))
     trainer.add_callback(
-        SampleCallback(valid or train, watcher.tokenizer, options.sample_every, watcher.report)
+        SampleCallback(watcher.prompts, watcher.tokenizer, options.sample_every, watcher.report)
     )
     if options.patience:
         trainer.add_callback(EarlyStoppingCallback(options.patience))
     return trainer
 
 
-def _arguments(train: Rows, valid: Rows | None, out: Path, options: TrainOptions) -> Any:
+def _arguments(train: Learned, valid: Rows | None, out: Path, options: TrainOptions) -> Any:
     from transformers import TrainingArguments
 
     steps = num_steps(len(train), options)

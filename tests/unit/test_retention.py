@@ -1,0 +1,143 @@
+"""What a base could do before: written by itself or given, measured before and after, rehearsed."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import QA, finetuned_model, toy_job, toy_records, write_records
+
+from model_store.checkpoint import read_checkpoint
+from model_store.manifest import read_json_manifest
+from model_store.task import Task
+from model_store.tokenizer import Tokenizer
+from model_store.training.errors import InvalidOption
+from model_store.training.examples import Example
+from model_store.training.lean_gpt2 import LeanGPT2
+from model_store.training.material import Material
+from model_store.training.packing import Rows, RowWriter
+from model_store.training.pipeline import finetune
+from model_store.training.recipe import Source
+from model_store.training.retention import Mixed, _Writer, told, written_by
+from model_store.training.train_options import TrainOptions
+from model_store.training.watching import continued
+from model_store.weights import load_gpt2
+
+MOOD = Task("mood", "choice", "{text}\nMood:", document="text", labels=("good", "bad"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that learned the toy's questions."""
+    torch.set_num_threads(1)
+    return finetuned_model(tmp_path_factory.mktemp("base"), steps=40)
+
+
+def rows(folder: Path, count: int, token: int) -> Rows:
+    writer = RowWriter(folder, block=8, pad_id=0, vocab_size=100)
+    for _ in range(count):
+        writer.add_text(Example([token] * 8, [True] * 8))
+    writer.finish()
+    return Rows(folder)
+
+
+def moods(base: Path, out: Path, options: dict[str, Any], **material: Any) -> list[str]:
+    """Train the base on a new task; give what was said."""
+    path = out.parent / "moods.jsonl"
+    lines = [{"text": f"Tom has {n} coins.", "label": ("good", "bad")[n % 2]} for n in range(40)]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    given = TrainOptions(precision="fp32", batch_rows=4, max_steps=20, learning_rate=3e-3, **options)
+    job = toy_job(out, (Source(path, "examples", "mood"),), given, block=64, is_loss_everywhere=False)
+    changed = replace(job.material, tasks={"mood": MOOD, "qa": QA}, base_tasks={"qa": QA}, **material)
+    said: list[str] = []
+    finetune(replace(job, material=changed), base, said.append)
+    return said
+
+
+def rises(said: list[str]) -> dict[str, float]:
+    """By how many percent the loss on each kind of old work rose."""
+    found = (re.fullmatch(r"old work, (\w+): loss .* \(([+-][\d.]+) %\)", line) for line in said)
+    return {match[1]: float(match[2]) for match in found if match}
+
+
+# --- what the base writes
+
+
+def test_a_base_writes_texts_and_examples_that_its_tasks_take(base: Path, tmp_path: Path) -> None:
+    model = load_gpt2(read_checkpoint(base), LeanGPT2)
+    said: list[str] = []
+    found = written_by(model, Tokenizer.load(base), {"qa": QA}, tmp_path, False, 0, said.append)
+    assert [(source.kind, source.task) for source in found] == [("text", ""), ("examples", "qa")]
+    records = [json.loads(line) for line in found[1].path.read_text(encoding="utf-8").splitlines()]
+    assert records and all(set(r) == {"context", "question", "answer"} and all(r.values()) for r in records)
+    before = [source.path.stat().st_mtime_ns for source in found]
+    written_by(model, Tokenizer.load(base), {"qa": QA}, tmp_path, False, 0, said.append)
+    assert [source.path.stat().st_mtime_ns for source in found] == before
+
+
+def test_padded_prompts_are_continued_as_they_are_alone(base: Path) -> None:
+    model, tokenizer = load_gpt2(read_checkpoint(base), LeanGPT2), Tokenizer.load(base)
+    with torch.no_grad():
+        model.lm_head.weight *= 1000  # the likeliest token is the only one left to draw
+    write = _Writer(model, tokenizer, torch.Generator().manual_seed(0))
+    prompts = [tokenizer.encode(text) for text in ("Tom", "Ann gave a stone to Bob. Tom")]
+    alone = [continued(model, prompt, 12, tokenizer.eos_id) for prompt in prompts]
+    assert write._continue(prompts, 12) == alone
+
+
+# --- mixing
+
+
+@pytest.mark.parametrize(("share", "num_old"), [(0.0, 0), (0.2, 5), (0.5, 20), (0.75, 60)])
+def test_old_rows_make_up_their_share(tmp_path: Path, share: float, num_old: int) -> None:
+    mixed = Mixed(rows(tmp_path / "new", 20, 1), [rows(tmp_path / "old", 7, 2)], share)
+    tokens = [int(mixed[index]["input_ids"][0]) for index in range(len(mixed))]
+    assert tokens == [1] * 20 + [2] * num_old
+    assert Material(sources=(), replay=share).with_old(20) == len(mixed)
+
+
+def test_every_kind_of_old_work_is_rehearsed(tmp_path: Path) -> None:
+    kinds = [rows(tmp_path / str(token), 40, token) for token in (2, 3, 4)]
+    mixed = Mixed(rows(tmp_path / "new", 20, 1), kinds, 0.5)
+    assert {int(mixed[index]["input_ids"][0]) for index in range(20, len(mixed))} == {2, 3, 4}
+
+
+def test_nothing_to_rehearse_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="--replay: finds no old work to rehearse"):
+        Mixed(rows(tmp_path / "new", 20, 1), [], 0.5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_is_from_0_to_below_1(share: float) -> None:
+    with pytest.raises(InvalidOption, match="--replay: must be from 0 to below 1"):
+        Material(sources=(), replay=share)
+
+
+# --- measuring
+
+
+def test_a_loss_beyond_the_bound_is_said_in_capitals() -> None:
+    assert told({"text": 2.0}, {"text": 2.09}) == ["old work, text: loss 2.000 before, 2.090 after (+4.5 %)"]
+    lines = told({"text": 2.0, "qa": 1.0}, {"text": 2.2, "qa": 1.0})
+    assert lines[-1].startswith("THE MODEL HAS FORGOTTEN: THE LOSS ON TEXT ROSE BY MORE THAN 5 %")
+
+
+def test_what_is_forgotten_is_measured_and_less_with_replay(base: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    alone = moods(base, tmp_path / "alone", {})
+    rehearsed = moods(base, tmp_path / "rehearsed", {}, replay=0.5)
+    assert rises(alone).keys() == rises(rehearsed).keys() == {"text", "qa"}
+    assert rises(alone)["text"] > 5 and any("HAS FORGOTTEN" in line for line in alone)
+    assert rises(rehearsed)["text"] < rises(alone)["text"] / 2
+    kept = read_json_manifest(tmp_path / "alone" / "model")["evaluation"]["old work"]
+    assert set(kept) == {f"{name} loss {when}" for name in ("text", "qa") for when in ("before", "after")}
+
+
+def test_old_work_that_is_given_is_what_is_measured(base: Path, tmp_path: Path) -> None:
+    old = Source(write_records(tmp_path / "old.jsonl", toy_records(80, seed=7)), "examples", "qa")
+    said = moods(base, tmp_path / "run", {}, replay=0.5, old=(old,))
+    assert rises(said).keys() == {"qa"} and not any("written by the base" in line for line in said)
+    assert any(re.match(r"replay: \d+ rows of old work in an epoch", line) for line in said)
