@@ -14,7 +14,7 @@ from __future__ import annotations
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import product
 from typing import Protocol
@@ -244,20 +244,22 @@ class Metrics:
         yield from self._histogram_families()
 
     def _labelled(
-        self, name: str, labels: Sequence[str], counts: Mapping[tuple[str, ...], int]
+        self, name: str, labels: Sequence[str], counts: Iterable[tuple[tuple[str, ...], int]]
     ) -> CounterMetricFamily:
         family = CounterMetricFamily(name, COUNTERS[name], labels=["model", *labels])
-        for values, count in counts.items():
+        for values, count in counts:
             family.add_metric([self.model, *values], count)
         return family
 
     def _request_counters(self) -> Iterator[Metric]:
         received = {(endpoint,): count for endpoint, count in self.received.items()}
-        yield self._labelled("textgen_requests_received_total", ["endpoint"], received)
-        yield self._labelled("textgen_requests_finished_total", ["endpoint", "outcome"], self.finished)
+        yield self._labelled("textgen_requests_received_total", ["endpoint"], received.items())
+        yield self._labelled(
+            "textgen_requests_finished_total", ["endpoint", "outcome"], self.finished.items()
+        )
         for kind in ("draft", "accepted"):
             by_source = {(source,): count for (of, source), count in self.drafts.items() if of == kind}
-            yield self._labelled(f"textgen_{kind}_tokens_total", ["source"], by_source)
+            yield self._labelled(f"textgen_{kind}_tokens_total", ["source"], by_source.items())
 
     def _tenant_counters(self) -> Iterator[Metric]:
         """Usage by tenant: several keys may have one name, while one takes the other's place, say."""
@@ -270,7 +272,7 @@ class Metrics:
             for key, count in by_key.copy().items():
                 by_tenant[key and (self.tenants.get(key) or UNNAMED)] += count
             counts = {(tenant,): count for tenant, count in (by_tenant or {"": 0}).items()}
-            yield self._labelled(name, ["tenant"], counts)
+            yield self._labelled(name, ["tenant"], counts.items())
 
     def _histogram_families(self) -> Iterator[Metric]:
         for name, histogram in self.histograms.items():

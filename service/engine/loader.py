@@ -162,7 +162,7 @@ def load_draft_model(
     )
     forward = backend.forward(model, cache, config.max_running)
     runner = ModelRunner(
-        forward, BLOCK_SIZE, [engine.pieces.eos_id], backend.layout, backend.draw, scheduler.cost
+        forward, BLOCK_SIZE, [engine.pieces.eos_id], backend.layout, backend.sampler, scheduler.cost
     )
     runner.on_progress = engine.pulse.beat
     pool = BlockPool(num_blocks, BLOCK_SIZE)
