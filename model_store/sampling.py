@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SamplingValue = bool | int | float | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, float], ...]
+SamplingValue = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, float], ...]
 
 MAX_STOPS = 8
 MAX_STOP_CHARS = 1000
@@ -31,6 +31,7 @@ class Field:
         note: what `min` means, in a word.
         max_items: of a list.
         max_chars: of each string of a list, which may not be empty; 0 for a list of something else.
+        words_too: what a switch takes besides true and false.
         text: legal values in words, where the bounds do not say them.
         is_task_default: whether a task may give a default for it.
     """
@@ -43,6 +44,7 @@ class Field:
     note: str = ""
     max_items: int = 0
     max_chars: int = 0
+    words_too: tuple[str, ...] = ()
     text: str = ""
     is_task_default: bool = True
 
@@ -58,6 +60,8 @@ class Field:
 
     def problem(self, value: object) -> str:
         """Say what is wrong with a value ("must be …"); "" when nothing is."""
+        if isinstance(value, str) and value in self.words_too:
+            return ""
         legal_types = (int, float) if self.type is float else self.type
         if not isinstance(value, legal_types) or (isinstance(value, bool) and self.type is not bool):
             return f"must be {_NOUNS[self.type]}"
@@ -85,6 +89,10 @@ SAMPLING: Mapping[str, Field] = {
     "top_k": Field(int, 0, max=2**31 - 1, note="off"),
     "top_p": Field(float, 1, max=1, min_is_legal=False),
     "min_p": Field(float, 0, max=1),
+    "num_beams": Field(int, 1, min=1, max=16, note="no beam search"),
+    "num_return_sequences": Field(int, 1, min=1, max=16),
+    "length_penalty": Field(float, 1, min=-10, max=10),
+    "early_stopping": Field(bool, False, words_too=("never",), text='true, false or "never"'),
     "repetition_penalty": Field(float, 1, max=1_000_000, min_is_legal=False),
     "no_repeat_ngram_size": Field(int, 0, max=2**20, note="off"),
     "frequency_penalty": Field(float, 0, min=-2, max=2),

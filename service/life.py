@@ -26,6 +26,7 @@ from service.api.exchange import end_tasks
 from service.api.key_file import watch_keys
 from service.api.state import Served, ServiceState
 from service.engine.container import memory_limit_bytes
+from service.engine.quota import Quota
 from service.engine_setup import make_engine
 from service.errors import Draining, EngineDead, SettingsError
 from service.logs import get_logger
@@ -122,6 +123,7 @@ class Life:
             facts["n_positions"],
             min(settings.max_job_sequences, max_sequences),
             settings.parse_special_tokens,
+            Quota(self._engine.quota.limit - settings.max_waiting).share,
         )
         chat_format = await asyncio.to_thread(find_chat, entry.path, tokenizer, tasks, settings.chat_template)
         runner = TaskRunner(self._engine, tokenizer, tasks, limits, chat_format)

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from service.engine.batch import Batch, StepOutput
+from service.engine.batch import Batch, Candidates, StepOutput
 from service.engine.block_pool import BlockPool
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loader import build_engine
 from service.engine.model.gpt2 import GPT2
-from service.engine.scheduler import Budget, Scheduler
+from service.engine.room import Budget
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
     FinishReason,
     Job,
@@ -167,9 +168,19 @@ class FakeRunner:
         """The id that follows `ids`; often periodic, so that drafts are often right."""
         return (zlib.crc32(bytes(ids[-2:])) + (len(ids) % 7 == 0)) % self.vocab_size
 
+    def candidates(self, ids: Seq[int]) -> Candidates:
+        """Every token, each as likely as the ids before it say."""
+        likely = {i: -1 - zlib.crc32(bytes([*ids[-3:], i])) % 997 / 250 for i in range(self.vocab_size)}
+        ranked = sorted(likely, key=lambda i: -likely[i])
+        return Candidates(tuple(ranked), tuple(likely[i] for i in ranked))
+
     def execute(self, batch: Batch) -> list[StepOutput]:
         """See `Runner`."""
         self.before(batch)
+        for source, target in (item.copied for item in batch.items if item.copied is not None):
+            for at in range(self.block_size):
+                if (source, at) in self.cache:
+                    self.cache[target, at] = self.cache[source, at]
         self.num_rows += batch.num_rows
         self.batches.append(batch)
         return [
@@ -187,6 +198,8 @@ class FakeRunner:
             self.cache[self._place(s, at)] = hashes[at]
         if not samples:
             return StepOutput()
+        if s.request.width > 1:
+            return StepOutput(candidates=self.candidates(ids))
         new: list[int] = []
         for end in range(start + count, len(ids) + 1):
             new.append(self.next_id(ids[:end]))

@@ -13,6 +13,7 @@ from service.api.exchange import exchange_of
 from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
 from service.api.openai import COMPLETION
+from service.api.openai_fields import samples_of
 from service.api.openai_frames import OpenAIFrames
 from service.api.openai_replies import check_model, head, tell_ignored, usage_of
 from service.api.reply_models import OPENAI_WORK
@@ -39,7 +40,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     reply = {
         **head("chatcmpl", "chat.completion", served.name),
         "choices": (_choice(choice, body) for choice in result.choices),
-        "usage": usage_of(result, body.n),
+        "usage": usage_of(result),
     }
     return tell_ignored(await json_response(reply), body, exchange)
 
@@ -77,7 +78,7 @@ class ChatFrames(OpenAIFrames):
     """
 
     def __init__(self, head: dict[str, Any], body: ChatBody) -> None:
-        super().__init__(head, body.stream_options, body.n)
+        super().__init__(head, body.stream_options, samples_of(body))
         self._body, self._begun = body, set[int]()
 
     def choices(self, event: Token) -> Iterator[dict[str, Any]]:

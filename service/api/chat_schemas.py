@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from model_store.sampling import OPTIONS
 from service.api.fields import body_field, table_field
-from service.api.openai_fields import OpenAIBody, StreamOptions, make_base, sampling_given
+from service.api.openai_fields import BEAM_SEARCH, OpenAIBody, StreamOptions, make_base, sampling_given
 from service.api.problems import HttpProblem
 from service.api.structured import StructuredFields
 from service.errors import InvalidRequest
@@ -113,6 +113,7 @@ class ChatBody(StructuredFields, _ChatSampling):
     n: int = table_field(OPTIONS["n"], 1)
     stream: bool = body_field(False, "true or false")
     stream_options: StreamOptions = body_field(None, "an object, with stream only")
+    use_beam_search: bool = body_field(False, BEAM_SEARCH)
     logprobs: bool = body_field(False, "true or false")
     top_logprobs: int = table_field(OPTIONS["logprobs"], 0, "an integer from 0 to 10, with logprobs only")
     overflow: Literal["error", "drop_oldest"] = body_field("error", '"error" or "drop_oldest"')

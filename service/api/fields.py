@@ -7,7 +7,7 @@ bodies, `openai_schemas` for the other dialect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -56,6 +56,8 @@ def sampling_fields(
         if own_name is not None:
             if field.type is tuple:
                 fields[own_name] = (_LISTS[name], body_field(default, field.words))
+            elif field.words_too:
+                fields[own_name] = (bool | Literal[field.words_too], body_field(default, field.words))
             else:
                 value = default if default is None else field.type(default)
                 fields[own_name] = (field.type, table_field(field, value))

@@ -178,7 +178,7 @@ class _Reply:
 
     def __init__(self, body: GenerationBody, tokenizer: Tokenizer, result: GenerateResult) -> None:
         self._body, self._tokenizer, self._result = body, tokenizer, result
-        self._num_prompt = result.usage.prompt_tokens // len(result.choices)
+        self._num_prompt = result.usage.prompt_tokens // result.num_samples
 
     def all(self) -> list[dict[str, Any]]:
         """One for each sequence wanted; of `best_of`, the likeliest with the others in its details."""

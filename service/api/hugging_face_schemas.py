@@ -22,7 +22,6 @@ from service.tasks.calls import GenerateCall, Origin, QaCall, SamplingFields, Su
 # What is understood and not done, with the values that ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "adapter_id": (),
-    "num_beams": (1,),
     "watermark": (False,),
 }
 _DRAWN = ("temperature", "top_k", "top_p", "min_p")  # any of them asks for a draw
@@ -59,6 +58,11 @@ class Parameters(_Sampling):
         for name, value in (self.__pydantic_extra__ or {}).items():
             if name in _REFUSED and value not in _REFUSED[name]:
                 raise InvalidRequest(f"{name} is not supported; leave it out", name)
+        if self.sampling().get("num_beams", 1) > 1 and (self.do_sample or self.best_of > 1):
+            name = "do_sample" if self.do_sample else "best_of"
+            legal = "false" if self.do_sample else "1"
+            text = f"{name} must be {legal} with num_beams above 1, where nothing is drawn"
+            raise InvalidRequest(text, name)
         for name in ("best_of", "num_return_sequences"):
             if OPTIONS["n"].problem(getattr(self, name)):
                 raise InvalidRequest(f"{name} must be {OPTIONS['n'].words}", name)

@@ -16,6 +16,7 @@ from service.api.description import OPENAI_STREAM
 from service.api.exchange import exchange_of
 from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
+from service.api.openai_fields import samples_of
 from service.api.openai_frames import OpenAIFrames
 from service.api.openai_replies import check_model, head, tell_ignored, usage_of
 from service.api.openai_schemas import CompletionBody
@@ -57,7 +58,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         _choice(choice.index, choice.text, _scores(list(choice.logprobs or ()), body), choice.finish_reason)
         for choice in result.choices
     )
-    reply = {**beginning, "choices": choices, "usage": usage_of(result, body.n)}
+    reply = {**beginning, "choices": choices, "usage": usage_of(result)}
     return tell_ignored(await json_response(reply), body, exchange)
 
 
@@ -115,7 +116,7 @@ class CompletionFrames(OpenAIFrames):
     """
 
     def __init__(self, head: dict[str, Any], body: CompletionBody) -> None:
-        super().__init__(head, body.stream_options, body.n)
+        super().__init__(head, body.stream_options, samples_of(body))
         self._body = body
 
     def choices(self, event: Token) -> Iterator[dict[str, Any]]:

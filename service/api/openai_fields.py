@@ -17,6 +17,7 @@ from service.api.fields import Body, body_field, sampling_fields
 from service.errors import InvalidRequest
 from service.tasks.calls import SamplingFields
 
+BEAM_SEARCH = "true or false: whether n, num_beams or best_of is the width of a beam search"
 MAX_TOLD = 32  # ignored fields that a reply names
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _SPELLINGS = {
@@ -38,7 +39,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (0, False),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "use_beam_search": (False,),
     "web_search_options": (),
 }
 
@@ -117,10 +117,18 @@ else:
     OpenAISampling = make_base("OpenAISampling", DEFAULTS)
 
 
+def samples_of(body: OpenAIBody) -> int:
+    """Choices of each prompt: `n`, or by transformers' name for it."""
+    return max(getattr(body, "n", 1), getattr(body, "num_return_sequences", None) or 1)
+
+
 def sampling_given(body: OpenAIBody) -> SamplingFields:
     """The sampling fields of a body by our names; what other servers take for "off" is read as such."""
     given: SamplingFields = {ours: getattr(body, theirs) for ours, theirs in OURS.items()}
     given = {name: value for name, value in given.items() if value is not None}
+    if getattr(body, "use_beam_search", False) and given.get("num_beams", 1) == 1:  # as vLLM reads it
+        given["num_beams"] = max(samples_of(body), getattr(body, "best_of", None) or 1)
+        given |= {"temperature": 0.0} if given["num_beams"] == 1 else {}
     if given.get("top_k") == -1:
         given["top_k"] = 0
     if given.get("max_new_tokens") == -1:

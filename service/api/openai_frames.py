@@ -62,7 +62,7 @@ class OpenAIFrames(ABC):
         if isinstance(event, Done):
             if self._has_usage:
                 assert isinstance(event.result, GenerateResult), "texts are generated"
-                yield frame({**self._head, "choices": [], "usage": usage_of(event.result, self._n)})
+                yield frame({**self._head, "choices": [], "usage": usage_of(event.result)})
             yield b"data: [DONE]\n\n"
 
     def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:

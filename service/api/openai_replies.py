@@ -34,9 +34,9 @@ def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
 
 
-def usage_of(result: GenerateResult, n: int) -> dict[str, Any]:
+def usage_of(result: GenerateResult) -> dict[str, Any]:
     """Tokens as OpenAI counts them: a prompt once, however many samples it has; messages left out, if any."""
-    usage, prompt_tokens = result.usage, result.usage.prompt_tokens // n
+    usage, prompt_tokens = result.usage, result.usage.prompt_tokens // result.num_samples
     dropped = {"dropped_messages": result.dropped_messages} if result.dropped_messages else {}
     return {
         "prompt_tokens": prompt_tokens,

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from model_store.sampling import OPTIONS, SAMPLING
 from service.api.fields import IDS_SCHEMA, are_ids, body_field, table_field
-from service.api.openai_fields import OpenAISampling, StreamOptions, sampling_given
+from service.api.openai_fields import BEAM_SEARCH, OpenAISampling, StreamOptions, sampling_given
 from service.api.structured import StructuredFields
 from service.errors import InvalidRequest
 from service.tasks.calls import GenerateCall, Origin
@@ -70,7 +70,8 @@ class CompletionBody(StructuredFields, OpenAISampling):
     stream_options: StreamOptions = body_field(None, "an object, with stream only")
     logprobs: int = table_field(OPTIONS["logprobs"], None, "an integer from 0 (the chosen token) to 10")
     echo: bool = body_field(False, "true or false")
-    best_of: int = body_field(None, "left out, or equal to n")
+    best_of: int = table_field(OPTIONS["n"], None, "left out, or equal to n; with use_beam_search, its beams")
+    use_beam_search: bool = body_field(False, BEAM_SEARCH)
     suffix: str = body_field("", "left out, or empty")
     parse_special_tokens: bool = body_field(None, "true or false")
     add_special_tokens: bool = body_field(True, "true or false")
@@ -85,8 +86,9 @@ class CompletionBody(StructuredFields, OpenAISampling):
         Raises:
             InvalidRequest: `best_of` or `suffix` asks for something, or options contradict each other.
         """
-        if self.best_of not in (None, self.n):
-            raise InvalidRequest("best_of is not supported; leave it out or set it to n", "best_of")
+        if self.best_of not in (None, self.n) and not self.use_beam_search:
+            text = "best_of is not supported without use_beam_search; leave it out or set it to n"
+            raise InvalidRequest(text, "best_of")
         if self.suffix:
             raise InvalidRequest("suffix is not supported; leave it out", "suffix")
         if self.stream_options is not None and not self.stream:

@@ -192,7 +192,7 @@ _EXPECTED = {
 }
 
 
-_ELSEWHERE = {"num_return_sequences": "n", "do_sample": "temperature"}  # transformers' names for ours
+_ELSEWHERE = {"do_sample": "temperature"}  # transformers' name for ours
 
 
 def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, str]) -> Problem:

@@ -36,6 +36,8 @@ def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
         case SummarizeResult():
             chunks = [_fields(chunk) for chunk in result.chunks]
             content = {"summary": result.summary, "finish_reason": result.finish_reason, "chunks": chunks}
+            if result.summaries:
+                content["summaries"] = [_fields(found) for found in result.summaries]
         case QaResult():
             content = _fields(result.answers[0])
             if len(result.answers) > 1:
@@ -63,6 +65,8 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "text": choice.text,
         "finish_reason": choice.finish_reason,
     }
+    if choice.score is not None:
+        shown["score"] = choice.score
     if choice.logprobs is not None:
         shown["logprobs"] = [
             {

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from service.api.problems import STATUSES
-from service.tasks.calls import ChunkSummary, QaAnswer, Timings, Usage
+from service.tasks.calls import ChunkSummary, QaAnswer, ScoredSummary, Timings, Usage
 
 
 class _Shape(BaseModel):
@@ -48,6 +48,7 @@ class Choice(_Shape):
     index: int
     text: str
     finish_reason: str
+    score: float | None = None
     logprobs: list[TokenLogprob] | None = None
 
 
@@ -63,6 +64,7 @@ class SummarizeReply(Reply):
     summary: str
     finish_reason: str
     chunks: list[ChunkSummary]
+    summaries: list[ScoredSummary] | None = None
 
 
 class QaReply(Reply):

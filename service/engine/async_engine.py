@@ -132,7 +132,7 @@ class AsyncEngine:
         Raises:
             NotReady, EngineDead, QueueFull: nothing was queued.
         """
-        self.check_room(tenant, len(requests))
+        self.check_room(tenant, sum(request.width for request in requests))
         job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job)
         self.enqueue(stream, requests)
@@ -157,7 +157,7 @@ class AsyncEngine:
         now = time.monotonic()
         sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
         stream.num_submitted += len(sequences)
-        self.quota.take(stream.job.tenant, len(sequences))
+        self.quota.take(stream.job.tenant, sum(request.width for request in requests))
         stream.unfinished.update((sequence.index, sequence) for sequence in sequences)
         self._commands.put(lambda engine: self._add_all(engine, sequences))
         if self.died.is_set():
@@ -167,7 +167,7 @@ class AsyncEngine:
     def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""
         if sequences:
-            self.quota.give(stream.job.tenant, len(sequences))
+            self.quota.give(stream.job.tenant, sum(s.request.width for s in sequences))
             self._commands.put(lambda engine: engine.abort(sequences))
 
     def close(self, stream: JobStream) -> None:
@@ -180,7 +180,7 @@ class AsyncEngine:
             if stream is None or sequence.index not in stream.unfinished:
                 continue  # nobody waits for it any more
             if output.finish_reason is not None:
-                self.quota.give(sequence.job.tenant)
+                self.quota.give(sequence.job.tenant, sequence.request.width)
             stream.put(output)
 
     # ---- watching ---------------------------------------------------------------------------------------

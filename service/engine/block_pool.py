@@ -46,8 +46,12 @@ class BlockPool:
         """How many of these are free now, so that acquiring them shrinks the free list."""
         return sum(self._references[block] == 0 for block in blocks)
 
+    def is_shared(self, block: int) -> bool:
+        """Whether more than one sequence holds it."""
+        return self._references[block] > 1
+
     def acquire(self, blocks: Iterable[int]) -> None:
-        """Take a reference on blocks found by `lookup`."""
+        """Take a reference on blocks found by `lookup`, or in another sequence's table."""
         for block in blocks:
             if self._references[block] == 0:
                 del self._free[block]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import codecs
 import collections.abc
-from typing import Protocol
+import copy
+from typing import Protocol, Self
 
 
 class TokenPieces(Protocol):
@@ -81,6 +82,13 @@ class Detokenizer:
         self.is_stopped = True
         self._held = self._held[:position]
         return self._show(position)
+
+    def fork(self) -> Self:
+        """Another one that goes on from here by itself."""
+        forked = copy.copy(self)
+        forked._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        forked._decoder.setstate(self._decoder.getstate())
+        return forked
 
     def finish(self) -> str:
         """Return what was held back for a stop string that did not come. Half a character is dropped."""

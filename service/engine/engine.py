@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.engine.batch import Batch, Scheduled, StepOutput
+from service.engine.beams import Beams
 from service.engine.detokenizer import Detokenizer, TokenPieces
 from service.engine.observer import Reporter
 from service.engine.pulse import Pulse
@@ -51,12 +52,14 @@ class Engine:
     clock: Callable[[], float] = time.monotonic
     on_fault: Callable[[BaseException], None] = lambda error: None
     facts: dict[str, str | int] = field(default_factory=dict)  # how it was built, for people
+    beams: Beams = field(init=False)
     reporter: Reporter = field(init=False)
     pulse: Pulse = field(init=False)
 
     def __post_init__(self) -> None:
         """Nobody watches yet: see `Reporter.observer`."""
         self.reporter = Reporter(self.scheduler, self.clock)
+        self.beams = Beams(self.scheduler, self.reporter)
         self.pulse = Pulse(self.clock)
 
     # ---- coming and going -------------------------------------------------------------------------------
@@ -73,6 +76,7 @@ class Engine:
             shows_specials=not params.skip_special_tokens,
             shows_stop=params.include_stop_str_in_output,
         )
+        self.beams.add(sequence)
         self.scheduler.add(sequence)
 
     def abort(self, sequences: Iterable[Sequence]) -> None:
@@ -81,8 +85,12 @@ class Engine:
         """
         for sequence in sequences:
             if sequence.status is not Status.FINISHED:
-                self.scheduler.finish(sequence)
+                self._end(sequence)
                 self.reporter.finished(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        self.beams.forget(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -120,7 +128,7 @@ class Engine:
         except Exception as error:
             return self._fail([item.sequence for item in batch.items], error)
         forward_s = self.clock() - executed - sum(result.draw_s + result.score_s for result in results)
-        self.scheduler.charge(batch, results, forward_s / batch.num_rows)
+        self.scheduler.time_share.charge_step(batch, results, forward_s / batch.num_rows)
         outputs = self._commit(batch, results)
         self.scheduler.grow()
         self.scheduler.cost.note(batch.num_rows, forward_s)
@@ -132,12 +140,21 @@ class Engine:
         now = self.clock()
         outputs: Outputs = []
         for item, result in zip(batch.items, results, strict=True):
+            if item.sequence.status is not Status.RUNNING:  # a beam whose search has just failed
+                continue
             try:
                 output = self._advance(item, result, now)
             except Exception as error:
                 outputs += self._fail([item.sequence], error)
             else:
                 outputs += [] if output is None else [(item.sequence, output)]
+        for leader, search in self.beams.of(batch):
+            try:
+                output = self.beams.go_on(leader, search, now)
+            except Exception as error:
+                outputs += self._fail([leader], error)
+            else:
+                outputs += [] if output is None else [(leader, output)]
         return outputs
 
     def _advance(self, item: Scheduled, result: StepOutput, now: float) -> SequenceOutput | None:
@@ -145,7 +162,9 @@ class Engine:
         sequence = item.sequence
         if item.draft_ids and self.scheduler.speculator is not None:
             self.scheduler.speculator.note(sequence, len(item.draft_ids), len(result.token_ids) - 1)
-        ids, reason = self._read(sequence, result.token_ids)
+        ids, reason = self._read(sequence, result.token_ids) if result.token_ids else ((), None)
+        if result.candidates is not None:
+            self.beams.note(sequence, result.candidates)
         if result.prompt_logprobs:
             sequence.prompt_logprobs += result.prompt_logprobs
         if result.logprobs:
@@ -191,15 +210,15 @@ class Engine:
         text, ids, logprobs = sequence.unsent.take()
         text += sequence.detokenizer.finish()
         scores = self._scores(sequence, ids)
-        self.scheduler.finish(sequence)
+        self._end(sequence)
         stats = self.reporter.finished(sequence)
         return SequenceOutput(sequence.index, text, ids, logprobs, scores, reason, stats=stats)
 
     def _fail(self, sequences: Iterable[Sequence], error: BaseException) -> Outputs:
         """End these sequences with an error output; everybody else goes on."""
         outputs: Outputs = []
-        for sequence in sequences:
-            self.scheduler.finish(sequence)
+        for sequence in dict.fromkeys(sequence.leader or sequence for sequence in sequences):
+            self._end(sequence)
             output = SequenceOutput(
                 sequence.index,
                 finish_reason=FinishReason.ERROR,

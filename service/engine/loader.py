@@ -27,7 +27,8 @@ from service.engine.model.attention import KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.runner import ModelRunner
 from service.engine.observer import NullObserver, Observer
-from service.engine.scheduler import Budget, Scheduler
+from service.engine.room import Budget
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
@@ -57,7 +58,9 @@ def build_engine(
         cache = allocate_cache(config, model.architecture, backend)
         forward = backend.forward(model, cache, config.max_running)
         cost = StepCost(backend.min_prefill_rows)
-        runner = ModelRunner(forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.sampler, cost)
+        runner = ModelRunner(
+            forward, BLOCK_SIZE, [pieces.eos_id], backend.layout, backend.sampler, cost, cache.copy_blocks
+        )
         speculates = config.speculation and backend.speculates
         speculator = Speculator(cost, config.max_batch_tokens) if speculates else None
         scheduler = Scheduler(

@@ -86,15 +86,20 @@ class Reporter:
         sequence.first_token_at = now if last is None else sequence.first_token_at
         sequence.last_token_at = now
 
-    def finished(self, sequence: Sequence) -> SequenceStats:
-        """A sequence ended: its account, which the observer gets, too."""
+    def finished(self, sequence: Sequence, num_tokens: int | None = None) -> SequenceStats:
+        """A sequence ended: its account, which the observer gets, too.
+
+        Args:
+            sequence: which one.
+            num_tokens: how many tokens it gave, where these are not its own output.
+        """
         now = self._clock()
         started = now if sequence.started_at is None else sequence.started_at
         first = now if sequence.first_token_at is None else sequence.first_token_at
         stats = SequenceStats(
             key=sequence.job.salt,
             num_prompt_tokens=sequence.num_prompt_tokens,
-            num_output_tokens=sequence.num_output_tokens,
+            num_output_tokens=sequence.num_output_tokens if num_tokens is None else num_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
             queue_s=started - sequence.arrived_at,
             prefill_s=first - started,

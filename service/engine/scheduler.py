@@ -10,45 +10,25 @@ fit is computed up to its last token.
 
 When blocks run out the youngest running sequence gives all of its blocks back and waits at the front of the
 queue; what it had is recomputed, and the counter-based draws make it continue with the same text.
+
+The beams of a search are sequences like others, behind their leader, with whom they come and go. One that is
+to write into a block that others hold, too, gets a copy first. `beams` says which there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator
 
-from service.engine.batch import Batch, Room, Scheduled, StepOutput
+from service.engine.batch import Batch, Scheduled
 from service.engine.block_pool import BlockPool
 from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
 from service.engine.quota import Quota
-from service.engine.sequence import Job, Sequence, Status
+from service.engine.room import Budget, Room
+from service.engine.sequence import Sequence, Status
+from service.engine.speculator import Drafter
 from service.engine.step_cost import StepCost
 from service.engine.time_share import TimeShare
-
-
-class Drafter(Protocol):
-    """What proposes drafts and learns what became of them; see `Speculator`, `DraftModel`."""
-
-    num_drafted: int
-    num_accepted: int
-    num_model_drafted: int  # of these, by a draft model
-    num_model_accepted: int
-
-    def draft(self, decoding: list[Sequence]) -> dict[Sequence, tuple[int, ...]]:
-        """Choose drafts for some of the decoding sequences."""
-
-    def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """Learn from a verified draft."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits of one step."""
-
-    max_rows: int  # rows of a forward pass
-    max_running: int  # sequences in flight
 
 
 class Scheduler:
@@ -93,15 +73,29 @@ class Scheduler:
         sequence.status = Status.FINISHED
 
     def _stop_running(self, sequence: Sequence) -> None:
+        for beam in sequence.followers:
+            self.leave(beam)
         self.running.remove(sequence)
-        self.places.give(sequence.job.tenant)
-        sequence.job.num_running -= 1
+        self.places.give(sequence.job.tenant, sequence.request.width)
+        sequence.job.num_running -= sequence.request.width
         if sequence.job.num_running == 0:
             self.time_share.leave(sequence.job)
         self.prefix_cache.forget(sequence)
 
+    def leave(self, beam: Sequence) -> None:
+        """Let a beam run no more; one that did not is left alone."""
+        if beam.status is Status.RUNNING:
+            self.running.remove(beam)
+            self.prefix_cache.forget(beam)
+            beam.status = Status.WAITING
+
     def preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's blocks; it waits at the front of the queue and recomputes."""
+        """Take a running sequence's blocks; it waits at the front of the queue and recomputes. A beam goes
+        with its leader.
+        """
+        sequence = sequence.leader or sequence
+        if sequence.status is not Status.RUNNING:
+            return
         self._stop_running(sequence)
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
@@ -114,7 +108,10 @@ class Scheduler:
         """
         self.max_rows = max(batch.num_rows // 2, 1)
         in_batch = {item.sequence for item in batch.items}
-        youngest_first = [s for s in reversed(self.running) if s in in_batch]
+        for item in batch.items:
+            if item.copied is not None:  # nobody knows whether it was
+                self.preempt(item.sequence)
+        youngest_first = list(dict.fromkeys(s.leader or s for s in reversed(self.running) if s in in_batch))
         for sequence in youngest_first[: len(youngest_first) // 2]:
             self.preempt(sequence)
 
@@ -135,9 +132,11 @@ class Scheduler:
             Decodes first, then prefills; empty only when nothing waits or runs.
         """
         self.started.clear()
-        decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
+        # a beam without uncomputed tokens waits for the others of its search
+        decoding = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
         room = Room(self.max_rows, self.cost.drawing_s(len(decoding), self.budget.max_rows))
-        items = self._schedule_decodes(self.time_share.choose(decoding, room), room) if decoding else []
+        chosen = self.time_share.choose(decoding, room)[: self.max_rows] if decoding else []
+        items = self._schedule_decodes(chosen, room) if chosen else []
         if len(items) < len(self.running) or self.waiting:
             rows, draw_s = self.max_rows - room.rows, room.spent_s + room.owed_s
             room.rows = min(room.rows, self.cost.prefill_rows(rows, draw_s, self.budget.max_rows))
@@ -148,10 +147,13 @@ class Scheduler:
 
     def _schedule_decodes(self, decoding: list[Sequence], room: Room) -> list[Scheduled]:
         drafts = self.speculator.draft(decoding) if self.speculator else {}
+        block_size = self.pool.block_size
+        copied: dict[Sequence, tuple[int, int] | None] = {}
         for sequence in decoding:
-            has_room = sequence.num_computed_tokens < len(sequence.block_table) * self.pool.block_size
-            if not has_room and sequence.status is Status.RUNNING:
-                self._reserve(sequence, 1)
+            has_room = sequence.num_computed_tokens < len(sequence.block_table) * block_size
+            is_beam = sequence.leader or sequence.followers  # one that may share its last block
+            if (is_beam or not has_room) and sequence.status is Status.RUNNING:
+                copied[sequence] = self.reserve(sequence, 1)
         kept = [sequence for sequence in decoding if sequence.status is Status.RUNNING]
         room.rows -= len(kept)
         items = []
@@ -161,7 +163,7 @@ class Scheduler:
                 count = room.count(len(draft), self.cost.draw_s(sequence))
                 draft = self._with_blocks(sequence, draft[:count])
                 room.rows -= len(draft)
-            items.append(Scheduled(sequence, 1, draft))
+            items.append(Scheduled(sequence, 1, draft, copied.get(sequence)))
         return items
 
     def _prefill(self, sequence: Sequence, room: Room) -> list[Scheduled]:
@@ -176,16 +178,26 @@ class Scheduler:
         room.rows -= max(count, 0)
         return [Scheduled(sequence, count)] if count > 0 else []
 
-    def _reserve(self, sequence: Sequence, num_tokens: int) -> None:
-        """Make room for tokens to come, preempting the youngest if needed, which may be this sequence."""
+    def reserve(self, sequence: Sequence, num_tokens: int) -> tuple[int, int] | None:
+        """Make room for tokens to come, preempting the youngest if needed, which may be this sequence.
+
+        Returns:
+            A block of other beams, too, and the one that replaces it, into which it must be copied first.
+        """
+        table, first = sequence.block_table, sequence.num_computed_tokens // self.pool.block_size
+        shared = [block for block in table[first : first + 1] if self.pool.is_shared(block)]
         needed = self._blocks_for(sequence.num_computed_tokens + num_tokens)
-        missing = max(needed - len(sequence.block_table), 0)
+        missing = max(needed - len(table), 0) + len(shared)
         while missing > self.pool.num_free:
-            youngest = self.running[-1]
-            self.preempt(youngest)
-            if youngest is sequence:
-                return
-        sequence.block_table += self.pool.allocate(missing) or []
+            self.preempt(self.running[-1])
+            if sequence.status is not Status.RUNNING:
+                return None
+        blocks = self.pool.allocate(missing) or []
+        if shared:
+            self.pool.release(shared)
+            table[first] = blocks.pop()
+        table += blocks
+        return (shared[0], table[first]) if shared else None
 
     def _with_blocks(self, sequence: Sequence, draft: tuple[int, ...]) -> tuple[int, ...]:
         """Reserve slots for drafts from blocks that are left once everybody has one for its next token:
@@ -211,32 +223,43 @@ class Scheduler:
         would hold blocks and a place that others could use.
         """
         items: list[Scheduled] = []
-        while room.rows > 0:
-            matches = (
-                (s, self.prefix_cache.match(s))
-                for s in self.waiting.candidates()
-                if s.job.num_running < self.places.share and self.places.excess(s.job.tenant) <= 0
-                if s.next_scored is None or room.scores(self.cost.score_s())
-            )
-            sequence, cached = next((found for found in matches if found[1] is not None), (None, None))
-            if sequence is None or cached is None or not self._start(sequence, cached, now):
-                break
-            items += self._prefill(sequence, room)
+        while room.rows > 0 and (found := next(self._startable(room), None)) and self._start(*found, now):
+            items += self._prefill(found[0], room)
         return items
+
+    def _startable(self, room: Room) -> Iterator[tuple[Sequence, list[int]]]:
+        """Those for whom there are places, with their cached blocks; nobody takes what a search waits for."""
+        full: set[str] = set()  # tenants
+        for sequence in self.waiting.candidates():
+            job, width = sequence.job, sequence.request.width
+            if self.places.num_held + width > self.places.limit:
+                return
+            if self.places.excess(job.tenant, width) > 0:
+                full.add(job.tenant)
+            if job.tenant in full or job.num_running + width > self.places.share:
+                continue
+            if sequence.next_scored is not None and not room.scores(self.cost.score_s()):
+                continue
+            cached = self.prefix_cache.match(sequence)
+            if cached is not None:
+                yield sequence, cached
 
     def _start(self, sequence: Sequence, cached: list[int], now: float) -> bool:
         """Move a sequence from waiting to running with blocks for all of its tokens; false if there are
         too few.
         """
         missing = self._blocks_for(len(sequence.token_ids)) - len(cached)
-        if missing > self.pool.num_free - self.pool.count_unreferenced(cached):
+        num_common = sequence.num_prompt_tokens // self.pool.block_size  # with its other beams, at least
+        own = [self._blocks_for(len(beam.token_ids)) - num_common for beam in sequence.followers]
+        num_free = self.pool.num_free - self.pool.count_unreferenced(cached)
+        if missing + sum(max(count, 1) for count in own) > num_free:
             return False
         self.prefix_cache.claim(sequence, cached)
         sequence.block_table += self.pool.allocate(missing) or []
         self.waiting.take(sequence)
         sequence.status = Status.RUNNING
-        self.places.take(sequence.job.tenant)
-        sequence.job.num_running += 1
+        self.places.take(sequence.job.tenant, sequence.request.width)
+        sequence.job.num_running += sequence.request.width
         self.time_share.enter(sequence.job)
         self.running.append(sequence)
         if sequence.started_at is None:
@@ -249,33 +272,6 @@ class Scheduler:
     def grow(self) -> None:
         """A step went well: the next may have a row more, up to the budget."""
         self.max_rows = min(self.max_rows + 1, self.budget.max_rows)
-
-    def charge(self, batch: Batch, results: list[StepOutput], row_s: float) -> None:
-        """Learn what came behind the forward pass, and put what a step cost on its jobs' accounts.
-
-        Args:
-            batch: what was computed.
-            results: what came of it, and how long that took.
-            row_s: seconds of the forward pass for each of its rows.
-        """
-        given: dict[Job, float] = {}
-        drawn_rows: dict[str, int] = {}  # by kind
-        drawn_s: dict[str, float] = {}
-        num_scored, score_s = 0, 0.0
-        for item, result in zip(batch.items, results, strict=True):
-            job, kind, draw_s = item.sequence.job, item.sequence.kind_of_draw, result.draw_s
-            given[job] = given.get(job, 0.0) + item.num_rows * row_s + draw_s + result.score_s
-            if draw_s:
-                drawn_rows[kind] = drawn_rows.get(kind, 0) + item.num_drawn
-                drawn_s[kind] = drawn_s.get(kind, 0.0) + draw_s
-            if result.score_s:
-                num_scored += len(result.logprobs) + len(result.prompt_logprobs)
-                score_s += result.score_s
-        self.time_share.charge(given)
-        for kind, rows in drawn_rows.items():
-            self.cost.note_draws(kind, rows, drawn_s[kind])
-        if num_scored:
-            self.cost.note_scores(num_scored, score_s)
 
     def advance(self, item: Scheduled, new_ids: Iterable[int]) -> None:
         """Note that a step computed an item's tokens and verified `new_ids`, the last of which is not

@@ -53,9 +53,7 @@ class AllowedNext(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one sequence is decoded. Ranges are checked by the HTTP layer; field meanings follow the
-    contract.
-    """
+    """How one sequence is decoded, by the fields of `model_store.sampling`; ranges are checked before."""
 
     max_new_tokens: int = 16  # 0 scores the prompt and generates nothing
     min_new_tokens: int = 0
@@ -64,6 +62,10 @@ class SamplingParams:
     top_k: int = 0  # 0 is off
     top_p: float = 1.0
     min_p: float = 0.0
+    num_beams: int = 1  # above 1: a beam search, where nothing is drawn
+    num_return_sequences: int = 1  # of its best texts
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False  # or "never"
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     frequency_penalty: float = 0.0
@@ -80,10 +82,11 @@ class SamplingParams:
 
     def kind_of_draw(self) -> str:
         """What decides how long it takes to draw a token: rows of one kind cost about the same."""
-        words = ["drawn"] if self.temperature > 0 else ["greedy"]
-        if self.temperature > 0 and self.top_k:
+        is_drawn = self.temperature > 0 and self.num_beams == 1
+        words = ["drawn"] if is_drawn else ["greedy"] if self.num_beams == 1 else [f"{self.num_beams} beams"]
+        if is_drawn and self.top_k:
             words.append(f"top_k<{1 << self.top_k.bit_length()}")
-        if self.temperature > 0 and self.top_p < 1:
+        if is_drawn and self.top_p < 1:
             words.append("top_p")
         if self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty:
             words.append("penalised")
@@ -115,6 +118,11 @@ class SequenceRequest:
         """
         if not self.prompt_ids:
             raise ValueError("prompt_ids is empty; an empty prompt is the end-of-text token")
+
+    @property
+    def width(self) -> int:
+        """As how many sequences it counts wherever places are few: its beams."""
+        return self.params.num_beams if self.params.max_new_tokens > 0 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +158,8 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     error: str = ""
     stats: SequenceStats | None = None
+    score: float | None = None  # of a beam search's best text
+    others: tuple[SequenceOutput, ...] = ()  # its next best, as far as they are wanted
 
 
 @dataclass(eq=False, slots=True)
@@ -216,6 +226,8 @@ class Sequence:
     num_preemptions: int = 0
     last_turn: int = 0  # number of its last turn where there was not time for everybody: `TimeShare`
     draw_memo: DrawMemo = field(default_factory=DrawMemo)  # the sampler's
+    followers: list[Sequence] = field(default_factory=list)  # the other beams of its search: `Beams`
+    leader: Sequence | None = None  # of such a beam: the sequence that was asked for
     # its drafts: `Speculator`
     drafts: DraftHistory = field(default_factory=DraftHistory)
     # its account: `Reporter`; seconds on the engine's clock

@@ -10,6 +10,7 @@ it (`Sequence.drafts`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.engine.sequence import Sequence
 from service.engine.step_cost import StepCost
@@ -27,6 +28,23 @@ class Step:
     rows: int
     tokens: float  # expected to come of it
     draw_s: float  # behind its forward pass
+
+
+class Drafter(Protocol):
+    """What proposes drafts and learns what became of them; see `Speculator`, `DraftModel`."""
+
+    num_drafted: int
+    num_accepted: int
+    num_model_drafted: int  # of these, by a draft model
+    num_model_accepted: int
+
+    def draft(self, decoding: list[Sequence]) -> dict[Sequence, tuple[int, ...]]:
+        """Choose drafts for some of the decoding sequences."""
+        ...
+
+    def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+        """Learn from a verified draft."""
+        ...
 
 
 class Speculator:
@@ -49,7 +67,7 @@ class Speculator:
         """Choose drafts for decoding sequences, most promising first, as long as each makes the step worth
         more.
         """
-        candidates = [(sequence, self._lookup(sequence)) for sequence in decoding]
+        candidates = [(s, self._lookup(s)) for s in decoding if s.request.width == 1]  # beams part too often
         candidates = [(s, ids) for s, ids in candidates if ids]
         if not candidates:
             return {}

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from service.engine.batch import Room
+from service.engine.batch import Batch, StepOutput
+from service.engine.room import Room
 from service.engine.sequence import Job, Sequence
 from service.engine.step_cost import StepCost
 
@@ -117,6 +118,36 @@ class TimeShare:
             self._tenants.wait(waiting_jobs)
         for tenant, jobs in waiting_jobs.items():
             self._jobs[tenant].wait(jobs)
+
+    def charge_step(self, batch: Batch, results: list[StepOutput], row_s: float) -> None:
+        """Learn what came behind the forward pass, and put what a step cost on the accounts of its jobs, and
+        so of their tenants.
+
+        Args:
+            batch: what was computed.
+            results: what came of it, and how long that took.
+            row_s: seconds of the forward pass for each of its rows.
+        """
+        given: dict[Job, float] = {}
+        drawn_rows: dict[str, int] = {}  # by kind
+        drawn_s: dict[str, float] = {}
+        num_scored, score_s = 0, 0.0
+        for item, result in zip(batch.items, results, strict=True):
+            sequence, draw_s, num_drafts = item.sequence, result.draw_s, len(item.draft_ids)
+            job, kind = sequence.job, sequence.kind_of_draw
+            seconds = (item.num_tokens + num_drafts) * row_s + draw_s + result.score_s
+            given[job] = given.get(job, 0.0) + seconds
+            if draw_s:
+                drawn_rows[kind] = drawn_rows.get(kind, 0) + item.num_drawn
+                drawn_s[kind] = drawn_s.get(kind, 0.0) + draw_s
+            if result.score_s:
+                num_scored += len(result.logprobs) + len(result.prompt_logprobs)
+                score_s += result.score_s
+        self.charge(given)
+        for kind, rows in drawn_rows.items():
+            self._cost.note_draws(kind, rows, drawn_s[kind])
+        if num_scored:
+            self._cost.note_scores(num_scored, score_s)
 
     def charge(self, given_s: Mapping[Job, float]) -> None:
         """Note the seconds that jobs, and so their tenants, were given."""

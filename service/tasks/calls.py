@@ -149,6 +149,7 @@ class ModelLimits:
     n_positions: int  # prompt + new tokens of one sequence, at most
     max_job_sequences: int = 256  # sequences a request may submit at once; reduce steps are not counted
     parses_special: bool = True  # special tokens in prompts that a caller writes as a whole
+    max_beams: int = 16  # of one search: as many sequences of one job may run at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,7 @@ class Choice:
     text: str
     finish_reason: str  # stop | length
     logprobs: Iterable[TokenScore] | None = None  # made anew each time they are read
+    score: float | None = None  # of a text that a beam search found, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,7 @@ class GenerateResult:
     usage: Usage
     timings: Timings
     dropped_messages: int = 0  # of a conversation, by `overflow: drop_oldest`
+    num_samples: int = 1  # sequences that each prompt was computed for, and counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,15 @@ class ChunkSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredSummary:
+    """A summary that a beam search found."""
+
+    summary: str
+    score: float
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SummarizeResult:
     """Answer to a `SummarizeCall`."""
 
@@ -226,6 +238,7 @@ class SummarizeResult:
     chunks: tuple[ChunkSummary, ...]
     usage: Usage
     timings: Timings
+    summaries: tuple[ScoredSummary, ...] = ()  # of a beam search: the best, which is `summary`, and the next
 
 
 @dataclass(frozen=True, slots=True)

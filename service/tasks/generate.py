@@ -43,6 +43,7 @@ class ChoiceText:
     finish_reason: str = ""
     num_tokens: int = 0
     scores: Scores | None = None  # from the first output on, where they are wanted
+    search_score: float | None = None  # where a beam search found it
     _scorer: Scorer | None = None  # of those that are streamed
 
     def push(self, output: SequenceOutput, call: GenerateCall) -> Token:
@@ -64,6 +65,7 @@ class ChoiceText:
         delta = self.echo + output.text if is_first else output.text
         self.text += delta
         self.finish_reason = output.finish_reason or ""
+        self.search_score = output.score
         self.num_tokens += len(output.token_ids)
         ended = self.finish_reason or None
         return Token(self.index, delta, scores, ended, self.num_tokens, len(self.prompt_ids))
@@ -88,6 +90,8 @@ class Generation:
         self._grammar = grammar
         self._followers: dict[int, Follower] = {}  # by choice, with a grammar
         self._num_dropped = 0
+        self._n = decoding.params.num_return_sequences  # choices of each prompt
+        self._is_search = decoding.params.num_beams > 1 and decoding.max_new_tokens > 0
 
     def add(self, prompt: Fitted, text: str | None) -> None:
         """Add a prompt.
@@ -107,12 +111,13 @@ class Generation:
             score_from=0 if call.echo and call.logprobs is not None else None,
         )
         self._num_dropped += prompt.num_dropped
-        for _ in range(call.n):
+        for _ in range(1 if self._is_search else self._n):
             index = len(self.requests)
             if self._grammar is not None:
                 follower = self._followers[index] = self._grammar.follow(prompt.prompt_ids)
                 params = replace(params, allowed_next=follower)
             self.requests.append(SequenceRequest(prompt.prompt_ids, params, index, call.origin.is_streamed))
+        for index in range(len(self._choices), len(self._choices) + self._n):
             self._choices.append(ChoiceText(index, echo, prompt.prompt_ids, self._tokenizer))
 
     def _has_marks(self, prompt: Fitted) -> bool:
@@ -127,12 +132,19 @@ class Generation:
         async for output in job:
             if output.finish_reason is not None and self._followers:
                 self._followers[output.index].check()
-            yield self._choices[output.index].push(output, self._call)
+            for rank, found in enumerate((output, *output.others)):
+                index = output.index * self._n + rank if self._is_search else output.index
+                found = replace(found, prompt_logprobs=output.prompt_logprobs) if rank else found
+                yield self._choices[index].push(found, self._call)
             if output.prompt_logprobs:  # hundreds of tokens: others have their turn before the next prompt's
                 await asyncio.sleep(0)
-        finished = tuple(Choice(c.index, c.text, c.finish_reason, c.scores) for c in self._choices)
-        spent = usage(job, self._num_dropped)
-        yield Done(GenerateResult(self._decoding.params.seed, finished, spent, timings(job)))
+        finished = tuple(  # a search finds fewer texts than are wanted where there are no more
+            Choice(c.index, c.text, c.finish_reason, c.scores, c.search_score)
+            for c in self._choices
+            if c.finish_reason
+        )
+        spent, num_samples = usage(job, self._num_dropped), 1 if self._is_search else self._n
+        yield Done(GenerateResult(self._decoding.params.seed, finished, spent, timings(job), num_samples))
 
 
 def plan(

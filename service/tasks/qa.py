@@ -195,7 +195,8 @@ _FREE_ONLY = ("min_new_tokens", "ignore_eos", "repetition_penalty", "no_repeat_n
 
 
 def check_sampling(call: QaCall) -> None:
-    """Raise `InvalidRequest` for sampling fields that have no meaning for a span of the context."""
+    """Raise `InvalidRequest` for sampling fields that have no meaning for a question, or for a span."""
+    check_neutral(call.sampling, ("num_beams", "num_return_sequences"), "for a question; see num_answers")
     if call.grounded:
         check_neutral(call.sampling, _FREE_ONLY, "when grounded is true")
 

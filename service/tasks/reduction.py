@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from service.engine.job_stream import JobStream
 from service.engine.sequence import FinishReason, SequenceOutput
-from service.tasks.calls import ChunkSummary, Origin, SummarizeResult
+from service.tasks.calls import ChunkSummary, Origin, ScoredSummary, SummarizeResult
 from service.tasks.documents import Span
 from service.tasks.events import Chunk, Done, Event, Plan, Token
 from service.tasks.job import timings, usage
@@ -27,6 +27,7 @@ class Summary:
     def __init__(self) -> None:
         self.text = ""
         self.finish_reason = ""
+        self.scored: tuple[ScoredSummary, ...] = ()  # of a beam search
         self._trimmer = Trimmer()
 
     def push(self, output: SequenceOutput) -> str:
@@ -34,6 +35,11 @@ class Summary:
         delta = self._trimmer.push(output.text)
         self.text += delta
         self.finish_reason = output.finish_reason or ""
+        self.scored = tuple(
+            ScoredSummary(found.text.strip(), found.score, found.finish_reason or "")
+            for found in (output, *output.others)
+            if found.score is not None
+        )
         return delta
 
 
@@ -60,9 +66,8 @@ async def summarize_events(
         for span, chunk in zip(plotted.spans, chunks, strict=True)
     )
     spent = usage(job, plotted.num_dropped)
-    yield Done(
-        SummarizeResult(summarizer.seed, final.text, final.finish_reason, summaries, spent, timings(job))
-    )
+    told = final.text, final.finish_reason, summaries
+    yield Done(SummarizeResult(summarizer.seed, *told, spent, timings(job), final.scored))
 
 
 def _chunk_event(span: Span, index: int, summary: Summary) -> Chunk:

@@ -26,7 +26,7 @@ from service.tasks.events import Event
 from service.tasks.fitting import check_fields, check_not_blank, check_unicode
 from service.tasks.offload import Offloader, size_of
 from service.tasks.rendering import encode
-from service.tasks.sampling import resolve
+from service.tasks.sampling import check_places, num_sequences, resolve
 from service.tasks.vocabulary import Vocabulary
 
 # Enter it to be admitted; its events end with exactly one `Done`; leave it to abort what is unfinished.
@@ -89,10 +89,13 @@ class TaskRunner:
         )
         if call.fills_window and not decoding.is_explicit:
             decoding = replace(decoding, max_new_tokens=self.limits.n_positions)
-        if call.n > limit:
+        check_places(decoding, self.limits, call.origin.is_streamed)
+        each = num_sequences(decoding)
+        if each > limit:
             raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
-        if not 0 < len(call.prompts) <= limit // call.n:
-            raise InvalidRequest(f"prompt must be 1 to {limit // call.n} prompts with n = {call.n}", "prompt")
+        if not 0 < len(call.prompts) <= limit // each:
+            of_what = f"n = {each}" if decoding.params.num_beams == 1 else f"num_beams = {each}"
+            raise InvalidRequest(f"prompt must be 1 to {limit // each} prompts with {of_what}", "prompt")
         grammar = await self._grammar(call)
         work = generate.plan(call, self.tokenizer, decoding, self.limits, grammar)
         generation = await self._offloader.run(size_of(call.prompts), work, call.origin)
@@ -111,6 +114,7 @@ class TaskRunner:
         task = chat.task_of(self.chat_format, self.tasks, self.limits)
         sampling = chat.sampling_of(call, task)
         decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        check_places(decoding, self.limits, call.origin.is_streamed)
         grammar = await self._grammar(call)
         work = chat.plan(call, self.chat_format, self.tokenizer, decoding, self.limits, grammar)
         texts = [message["content"] for message in call.messages]
@@ -149,10 +153,11 @@ class TaskRunner:
         check_unicode("text", call.text)
         check_not_blank("text", call.text)
         decoding = resolve(call.sampling, task, self.tokenizer)
-        summarize.check_sampling(call, task)
-        summarizer = summarize.Summarizer(
-            task, self.tokenizer, decoding, self.limits, call.origin.is_streamed
-        )
+        summarize.check_sampling(call, task, decoding)
+        check_places(decoding, self.limits, call.origin.is_streamed)
+        most = max(self.limits.max_job_sequences // num_sequences(decoding), 1)
+        limits = replace(self.limits, max_job_sequences=most)
+        summarizer = summarize.Summarizer(task, self.tokenizer, decoding, limits, call.origin.is_streamed)
         work = summarizer.plot(call.text, call.strategy, call.overflow)
         plotted = await self._offloader.run(size_of([call.text]), work, call.origin)
         async with self._running(
@@ -213,6 +218,7 @@ class TaskRunner:
     ) -> AsyncIterator[AsyncIterator[Event]]:
         sampling = call.sampling if call.constraint is None else constrained_sampling(call)
         decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        check_places(decoding, self.limits, call.origin.is_streamed)
         grammar = await self._grammar(call)
         work = generate.plan_task(call, task, fields, self.tokenizer, decoding, self.limits, grammar)
         generation = await self._offloader.run(size_of(fields.values()), work, call.origin)

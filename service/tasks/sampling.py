@@ -7,15 +7,16 @@ error names the field and its legal values, never the value. What fits beside a 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from model_store.sampling import MAX_BIAS, OPTIONS, SAMPLING
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SamplingParams
 from service.errors import InvalidRequest
-from service.tasks.calls import SamplingFields
+from service.tasks.calls import ModelLimits, SamplingFields
 
 DRAWN_SEEDS = 2**53  # every one of them survives a JSON reader that knows only doubles
 DEFAULT_NEW_TOKENS = 128
@@ -79,6 +80,11 @@ def resolve(
         **task.sampling,
         **given,
     }
+    n, wanted = options.get("n", 1), values.get("num_return_sequences", 1)
+    if n > 1 and wanted not in (1, n):
+        raise InvalidRequest(f"n must be left out or num_return_sequences, which is {wanted}", "n")
+    values["num_return_sequences"] = max(n, wanted)
+    _check_search(values, given)
     max_new_tokens = values.pop("max_new_tokens")
     min_new_tokens = values.get("min_new_tokens", 0)
     if min_new_tokens > max_new_tokens:  # of the two, a field that was given is to blame
@@ -90,6 +96,48 @@ def resolve(
     if not values.get("ignore_eos"):  # the engine knows the first end by itself
         values["stop_token_ids"] = (*values.get("stop_token_ids", ()), *tokenizer.eos_token_ids[1:])
     return Decoding(SamplingParams(**values), max_new_tokens, "max_new_tokens" in given)
+
+
+# What would draw, which a beam search does not, and what says how it goes.
+DRAWING = ("temperature", "top_k", "top_p", "min_p")
+SEARCH_ONLY = ("length_penalty", "early_stopping")
+
+
+def _check_search(values: Mapping[str, Any], given: SamplingFields) -> None:
+    """Refuse fields of a beam search without one, and beside one what only a draw has; a task's own defaults
+    for drawing do not apply there.
+    """
+    num_beams = values.get("num_beams", 1)
+    if num_beams == 1:
+        check_neutral(given, SEARCH_ONLY, "without num_beams above 1")
+        return
+    for name in DRAWING:
+        is_greedy = name == "temperature" and given.get(name) == 0
+        if not is_greedy:
+            check_neutral(given, [name], "with num_beams above 1, where nothing is drawn")
+    if values.get("num_return_sequences", 1) > num_beams:
+        legal = f"at most num_beams, which is {num_beams}"
+        raise InvalidRequest(f"num_return_sequences (or n) must be {legal}", "num_return_sequences")
+
+
+def num_sequences(decoding: Decoding) -> int:
+    """As how many sequences a prompt counts: its beams, or its samples."""
+    params = decoding.params
+    return params.num_beams if params.num_beams > 1 else params.num_return_sequences
+
+
+def check_places(decoding: Decoding, limits: ModelLimits, is_streamed: bool) -> None:
+    """Refuse a beam search of more beams than may run, or in a stream: its best text is known at its end.
+
+    Raises:
+        InvalidRequest: names the field.
+    """
+    num_beams = decoding.params.num_beams
+    if num_beams > limits.max_beams:
+        raise InvalidRequest(f"num_beams must be at most {limits.max_beams} here", "num_beams")
+    if num_beams > 1 and is_streamed:
+        text = "stream must be false with num_beams above 1: the best text is known at the end of the search"
+        raise InvalidRequest(text, "stream")
 
 
 def _check_tokens(given: SamplingFields, vocab_size: int) -> None:

@@ -13,7 +13,7 @@ from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.sequence import SequenceRequest
-from service.errors import PromptTooLong
+from service.errors import InvalidRequest, PromptTooLong
 from service.tasks.calls import ModelLimits, Overflow, Strategy, SummarizeCall
 from service.tasks.chunking import split
 from service.tasks.documents import Document, Span, read_document
@@ -41,8 +41,13 @@ class Plotted:
 _FREE_ONLY = ("min_new_tokens", "ignore_eos")
 
 
-def check_sampling(call: SummarizeCall, task: Task) -> None:
-    """Raise `InvalidRequest` for sampling fields that have no meaning for whole sentences of the text."""
+def check_sampling(call: SummarizeCall, task: Task, decoding: Decoding) -> None:
+    """Raise `InvalidRequest` for sampling fields that have no meaning for whole sentences of the text, or
+    without a beam search.
+    """
+    if decoding.params.num_beams == 1 < decoding.params.num_return_sequences:
+        text = "num_return_sequences must be 1 or left out without num_beams above 1: there is one summary"
+        raise InvalidRequest(text, "num_return_sequences")
     if task.extractive:
         check_neutral(call.sampling, _FREE_ONLY, "for a model whose summaries are sentences of the text")
 

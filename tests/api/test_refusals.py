@@ -46,6 +46,10 @@ ILLEGAL = {
     "min_p": 1.5,
     "repetition_penalty": 0,
     "no_repeat_ngram_size": -1,
+    "num_beams": 0,
+    "num_return_sequences": 0,
+    "length_penalty": 11,
+    "early_stopping": "soon",
     "frequency_penalty": 3,
     "presence_penalty": -3,
     "stop": "",
@@ -82,8 +86,8 @@ def test_an_unknown_field_is_named_with_the_nearest_one(live: Live) -> None:
 
 
 def test_a_name_of_transformers_leads_to_ours(live: Live) -> None:
-    error = check(send(live, "/generate", {**PROMPT, "num_return_sequences": 2}), 422, "invalid_request")
-    assert error["param"] == "num_return_sequences" and "did you mean n?" in error["message"]
+    error = check(send(live, "/generate", {**PROMPT, "do_sample": True}), 422, "invalid_request")
+    assert error["param"] == "do_sample" and "did you mean temperature?" in error["message"]
 
 
 def test_a_field_of_a_task_that_is_no_string_leads_to_the_list(live: Live) -> None:

@@ -19,7 +19,8 @@ from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
 from service.engine.model.logits_processors import SampleRow
 from service.engine.model.sampler import logprobs_of, sample
-from service.engine.scheduler import Budget, Scheduler
+from service.engine.room import Budget
+from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence as EngineSequence
 from service.engine.sequence import TokenLogprob
 from service.engine.step_cost import StepCost

@@ -6,7 +6,7 @@ This module holds the ragged batch and the paged KV cache that every implementat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,12 @@ class KVCache:
     def block_size(self) -> int:
         """Tokens in one block."""
         return int(self.k.shape[3])
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the contents of blocks into others, each from the first to the second of a pair."""
+        sources, targets = torch.tensor(pairs, device=self.k.device).unbind(1)
+        for cached in (self.k, self.v):
+            cached.index_copy_(1, targets, cached.index_select(1, sources))
 
     @classmethod
     def allocate(

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.batch import Batch, Scheduled, StepOutput
+from service.engine.batch import Batch, Candidates, Scheduled, StepOutput
 from service.engine.model.attention import Forward, ForwardBatch
+from service.engine.model.continuations import continuations
 from service.engine.model.logits_processors import SampleRow
+from service.engine.model.output_view import OutputView
 from service.engine.model.sampler import Drawn, Sampler, TorchSampler
 from service.engine.sequence import TokenLogprob
 from service.engine.step_cost import StepCost
 
 _NUMPY = {torch.int64: np.int64, torch.int32: np.int32}
+CopyBlocks = Callable[[Sequence[tuple[int, int]]], None]
 # rows of log probabilities held at a time
 _SCORED_AT_ONCE = 64
 _FULL = 1 + 1e-9  # of a part, by shares that are not quite exact
@@ -37,6 +39,7 @@ class ModelRunner:
         layout: the device where a step is laid out.
         sampler: takes ids and log probabilities from logits.
         cost: knows how long a draw takes, so that one is not made of too many at once.
+        copy_blocks: copies blocks of the cache; beam search needs it.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ModelRunner:
         layout: str = "cpu",
         sampler: Sampler | None = None,
         cost: StepCost | None = None,
+        copy_blocks: CopyBlocks | None = None,
     ) -> None:
         self.on_progress: Callable[[], None] = lambda: None  # called whenever a part of a step is done
         self._cost = cost or StepCost()
@@ -56,6 +60,7 @@ class ModelRunner:
         self._block_size = block_size
         self._end_ids = tuple(end_ids)
         self._sampler = sampler or TorchSampler()
+        self._copy_blocks = copy_blocks
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[StepOutput]:
@@ -83,6 +88,10 @@ class ModelRunner:
         for count, score, draw in zip(counts, scored, sampled, strict=True):
             wanted += [first + row for row in (*score, *draw)]
             first += count
+        copied = [item.copied for item in batch.items if item.copied is not None]
+        if copied:
+            assert self._copy_blocks is not None, "beams without a cache to copy in"
+            self._copy_blocks(copied)
         logits = self._forward(self._lay_out(batch, counts, wanted))  # (R, vocab)
         if wanted and not logits.is_cpu:
             logits[0, 0].item()  # waits for the device, so that what follows is timed by itself
@@ -127,15 +136,17 @@ class ModelRunner:
         """Draw from all rows that want a token, then give each item what is its own."""
         score_at, draw_at = _split(scored, sampled)
         drawn = self._draw_rows(batch, logits, draw_at)
+        candidates = self._candidates(batch, logits, draw_at)
         outputs = []
-        for item, rows, of_item in zip(batch.items, score_at, drawn, strict=True):
+        for index, (item, rows, of_item) in enumerate(zip(batch.items, score_at, drawn, strict=True)):
             new_ids = _verified(item.draft_ids, [row.token_id for row in of_item])
             logprobs = tuple(row.logprob for row in of_item[: len(new_ids)] if row.logprob is not None)
             draw_s, score_s = sum(row.draw_s for row in of_item), sum(row.score_s for row in of_item)
             started = time.monotonic() if rows else 0.0
             scores = self._score_prompt(item, logits, rows)
             score_s += time.monotonic() - started if rows else 0.0
-            outputs.append(StepOutput(new_ids, logprobs, scores, draw_s, score_s))
+            found, found_s = candidates.get(index, (None, 0.0))
+            outputs.append(StepOutput(new_ids, logprobs, scores, draw_s + found_s, score_s, found))
         return outputs
 
     def _draw_rows(self, batch: Batch, logits: Tensor, draw_at: list[list[int]]) -> list[list[Drawn]]:
@@ -146,7 +157,7 @@ class ModelRunner:
         rows: list[SampleRow] = []
         kinds: list[str] = []
         for item, draw, of_item in zip(batch.items, draw_at, drawn, strict=True):
-            if draw:
+            if draw and item.sequence.params.num_beams == 1:
                 owners += [of_item] * len(draw)
                 kinds += [item.sequence.kind_of_draw] * len(draw)
                 places += draw
@@ -169,6 +180,27 @@ class ModelRunner:
             filled += share
         if kinds:
             yield slice(start, len(kinds))
+
+    def _candidates(
+        self, batch: Batch, logits: Tensor, draw_at: list[list[int]]
+    ) -> dict[int, tuple[Candidates, float]]:
+        """Give the beams of a search what may come next, and the seconds it took, by the item's index."""
+        candidates: dict[int, tuple[Candidates, float]] = {}
+        items = batch.items
+        beams = [at for at, draw in enumerate(draw_at) if draw and items[at].sequence.params.num_beams > 1]
+        for at in self._parts([items[index].sequence.kind_of_draw for index in beams]):
+            part = beams[at]
+            started = time.monotonic()
+            found = continuations(
+                logits[[place for index in part for place in draw_at[index]]],
+                [row for index in part for row in _sample_rows(items[index])],
+                [items[index].sequence.end_ids for index in part],
+                self._end_ids,
+            )
+            each_s = (time.monotonic() - started) / len(part)
+            candidates |= {index: (of_item, each_s) for index, of_item in zip(part, found, strict=True)}
+            self.on_progress()
+        return candidates
 
     def _score_prompt(self, item: Scheduled, logits: Tensor, rows: list[int]) -> tuple[TokenLogprob, ...]:
         """Log probabilities of the prompt tokens that this step's rows predict."""
@@ -213,41 +245,6 @@ def _split(scored: list[range], sampled: list[range]) -> tuple[list[list[int]], 
         draw_at.append(list(range(at + len(score), at + len(score) + len(draw))))
         at += len(score) + len(draw)
     return score_at, draw_at
-
-
-class OutputView(Sequence[int]):
-    """A sequence's output and some drafts behind it, as they are now; copied only by those who read them.
-
-    Args:
-        token_ids: the sequence's prompt and output; may grow afterwards.
-        start: where the output begins.
-        drafts: what is taken for granted behind it.
-    """
-
-    __slots__ = ("_drafts", "_end", "_start", "_token_ids")
-
-    def __init__(self, token_ids: list[int], start: int, drafts: tuple[int, ...]) -> None:
-        self._token_ids, self._start, self._end, self._drafts = token_ids, start, len(token_ids), drafts
-
-    def __len__(self) -> int:
-        return self._end - self._start + len(self._drafts)
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        if not isinstance(index, slice) or index.step is not None:
-            return [*self][index]
-        start, stop, _ = index.indices(len(self))
-        known = self._end - self._start
-        ids = self._token_ids[self._start + min(start, known) : self._start + min(stop, known)]
-        return ids + list(self._drafts[max(start - known, 0) : max(stop - known, 0)])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([*self._token_ids[self._start : self._end], *self._drafts])
 
 
 def _sample_rows(item: Scheduled) -> list[SampleRow]:
