@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from service.engine.batch import Batch, Candidates, StepOutput
+from service.engine.batch import Batch, StepOutput
+from service.engine.beam_search import Candidates
 from service.engine.block_pool import BlockPool
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine

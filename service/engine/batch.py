@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from service.engine.beam_search import Candidates
 from service.engine.sequence import Sequence, TokenLogprob
 
 
@@ -48,15 +49,6 @@ class Batch:
     def __post_init__(self) -> None:
         """Count the rows once."""
         self.num_rows = sum(item.num_rows for item in self.items)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """What may come next in a beam, likeliest first, with log probabilities as the processors leave them."""
-
-    token_ids: tuple[int, ...]
-    scores: tuple[float, ...]
-    logprobs: tuple[TokenLogprob, ...] = ()  # raw, where they are wanted
 
 
 @dataclass(slots=True)

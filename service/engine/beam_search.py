@@ -16,9 +16,17 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.engine.batch import Candidates
 from service.engine.detokenizer import Detokenizer
 from service.engine.sequence import FinishReason, SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What may come next in a beam, likeliest first, with log probabilities as the processors leave them."""
+
+    token_ids: tuple[int, ...]
+    scores: tuple[float, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()  # raw, where they are wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from service.engine.batch import Batch, Candidates
-from service.engine.beam_search import BeamSearch
+from service.engine.batch import Batch
+from service.engine.beam_search import BeamSearch, Candidates
 from service.engine.observer import Reporter
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceOutput, Status

@@ -219,12 +219,8 @@ class Engine:
         outputs: Outputs = []
         for sequence in dict.fromkeys(sequence.leader or sequence for sequence in sequences):
             self._end(sequence)
-            output = SequenceOutput(
-                sequence.index,
-                finish_reason=FinishReason.ERROR,
-                error=type(error).__name__,
-                stats=self.reporter.finished(sequence),
-            )
+            name, stats = type(error).__name__, self.reporter.finished(sequence)
+            output = SequenceOutput(sequence.index, finish_reason=FinishReason.ERROR, error=name, stats=stats)
             outputs.append((sequence, output))
         if outputs:
             self.on_fault(error)

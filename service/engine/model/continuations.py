@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from service.engine.batch import Candidates
+from service.engine.beam_search import Candidates
 from service.engine.model.alternatives import Alternatives
 from service.engine.model.logits_processors import SampleRow, process
 from service.engine.sequence import TokenLogprob

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.batch import Batch, Candidates, Scheduled, StepOutput
+from service.engine.batch import Batch, Scheduled, StepOutput
+from service.engine.beam_search import Candidates
 from service.engine.model.attention import Forward, ForwardBatch
 from service.engine.model.continuations import continuations
 from service.engine.model.logits_processors import SampleRow
