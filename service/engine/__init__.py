@@ -5,7 +5,7 @@ it on tensors, `backends` with one wing for each kind of processor. In an hour, 
 
     minutes  lines  file
           7    270  sequence       what is asked for, a sequence's state, what comes back
-          3     73  batch          what one step computes
+          3     65  batch          what one step computes
           3     118  detokenizer    tokens to text, held back no longer than needed
           4     98  block_pool     who holds which block of the KV cache
           6    125  prefix_cache   sequences that begin alike share blocks: match, claim, publish, forget
