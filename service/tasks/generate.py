@@ -144,7 +144,8 @@ class Generation:
             if c.finish_reason
         )
         spent, num_samples = usage(job, self._num_dropped), 1 if self._is_search else self._n
-        yield Done(GenerateResult(self._decoding.params.seed, finished, spent, timings(job), num_samples))
+        seed = self._decoding.params.seed
+        yield Done(GenerateResult(seed, finished, spent, timings(job), num_samples=num_samples))
 
 
 def plan(

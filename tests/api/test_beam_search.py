@@ -127,3 +127,10 @@ def test_hugging_faces_parameters_that_draw_are_refused(client: httpx.Client, gi
     response = client.post("/generate", json={"inputs": "a", "parameters": {"num_beams": 2, **given}})
     assert response.status_code == 422
     assert next(iter(given)) in response.text
+
+
+def test_a_completion_says_nothing_of_messages(client: httpx.Client) -> None:
+    body = {"prompt": "a", "max_tokens": 2}
+    for more in ({}, {"use_beam_search": True, "n": 3}):
+        usage = client.post("/v1/completions", json={**body, **more}).json()["usage"]
+        assert "dropped_messages" not in usage
