@@ -1,6 +1,6 @@
 """Texts of a given form: regular expressions, JSON schemas, grammars and choices, by llguidance.
 
-A constraint is compiled once, in the thread of `offload`, and kept for others that ask for the same. Every
+A constraint is compiled once, in a thread of its own, and kept for others that ask for the same. Every
 sequence then follows it with a copy of its own (`Follower`), which is the engine's `AllowedNext`. llguidance
 works on bytes, and so do we: each token is told to it as the bytes that it writes.
 """
@@ -11,7 +11,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 
 import llguidance
@@ -45,6 +45,7 @@ _LIMITS = llguidance.LLParserLimits(
 # stack does: 8 MB are too few for 3,700 rules, half of this is enough for the 8,000 that fit into MAX_CHARS.
 # What is not used costs nothing.
 _STACK_BYTES = 256 << 20
+_LOOK_S = 0.005  # between looks whether a constraint is ready
 # One space or line break at most where JSON lets any number stand: a model may never come to an end of them.
 _JSON_STYLE = {"whitespace_pattern": "[ \n]?"}
 
@@ -181,7 +182,7 @@ class Grammars:
 
     Args:
         tokenizer: the model's.
-        offloader: has the thread to compile in.
+        offloader: in whose turns a constraint waits to be compiled.
     """
 
     def __init__(self, tokenizer: Tokenizer, offloader: Offloader) -> None:
@@ -211,14 +212,25 @@ class Grammars:
     def _compile(self, constraint: Constraint) -> Steps[Grammar]:
         words = self._words
         yield
+        compiled = self._thread.submit(_matcher, constraint, words)
+        try:
+            while not compiled.done():
+                wait([compiled], _LOOK_S)
+                yield
+        finally:
+            compiled.cancel()  # nobody waits for it any more, if it has not begun
+        return Grammar(compiled.result(), words)
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        """One thread with a deep stack: what takes long there keeps other constraints waiting, and no text."""
         before = threading.stack_size(_STACK_BYTES)
         try:
-            deep = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
-            compiled = deep.submit(_matcher, constraint, words)
+            thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+            thread.submit(int).result()  # it starts while the stack is deep
         finally:
             threading.stack_size(before)
-        with deep:
-            return Grammar(compiled.result(), words)
+        return thread
 
     @cached_property
     def _words(self) -> Words:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from toy_engine import babbling, events_of, make_tokenizer, result_of, running
 
+from model_store.steps import Steps
 from model_store.tokenizer import Tokenizer
 from model_store.tokenizer_files import LoadedTokenizer
 from service.engine.model.logits_processors import SampleRow, process
 from service.engine.sequence import SamplingParams, TokenMask
 from service.errors import InvalidRequest
+from service.tasks import constraints
 from service.tasks.calls import Constraint, GenerateCall, Origin, SamplingFields
 from service.tasks.constraints import MAX_CHARS, Follower, Grammars
 from service.tasks.events import Token
@@ -240,6 +243,38 @@ def references(count: int) -> str:
 async def test_no_depth_ends_the_process(tokenizer: Tokenizer, constraint: Constraint) -> None:
     assert 50_000 < len(constraint.text) < MAX_CHARS
     assert allowed((await follower_of(tokenizer, constraint))([]))
+
+
+@pytest.mark.asyncio
+async def test_a_constraint_that_takes_long_keeps_no_large_text_waiting(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def text() -> Steps[str]:
+        yield
+        return "read"
+
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def compile_long(*_: object) -> None:
+        has_begun.set()
+        may_end.wait()
+
+    monkeypatch.setattr(constraints, "_matcher", compile_long)
+    offloader = Offloader()
+    compiling = asyncio.create_task(
+        Grammars(tokenizer, offloader).compile(Constraint("regex", "a"), Origin())
+    )
+    try:
+        await asyncio.to_thread(has_begun.wait)
+        assert await offloader.run(10**6, text(), Origin()) == "read"
+        assert not compiling.done()
+        compiling.cancel()  # its caller has left: nothing waits for the end of it
+        with pytest.raises(asyncio.CancelledError):
+            await compiling
+        assert await offloader.run(10**6, text(), Origin()) == "read"
+    finally:
+        may_end.set()
+        offloader.close()
 
 
 @pytest.mark.asyncio
