@@ -223,7 +223,7 @@ class Grammars:
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
-        """One thread with a deep stack: what takes long there keeps other constraints waiting, and no text."""
+        """One, with a deep stack: what takes long there keeps other constraints waiting, and no text."""
         before = threading.stack_size(_STACK_BYTES)
         try:
             thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
