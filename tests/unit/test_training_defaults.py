@@ -120,7 +120,7 @@ def test_a_new_model_sees_its_text_once(tmp_path: Path) -> None:
 
 def test_what_is_given_is_not_chosen(tmp_path: Path) -> None:
     given = TrainOptions(
-        batch_rows=3, epochs=0.5, learning_rate=0.5, log_every=7, eval_every=9, save_every=11
+        batch_rows=3, epochs=0.5, learning_rate=0.5, log_every=7, eval_every=9, save_every=11, sample_every=13
     )
     chosen, said = choose_options(given, 300, architecture(tmp_path / "m"))
     assert chosen == given and said == "300 rows, 50 steps; chosen: nothing"
