@@ -78,7 +78,7 @@ def logits_in_chunks(
     s.block_table = [5, 2, 9, 0, 14, 7, 11, 3][: -(-len(ids) // 16)]  # in no order
     found = []
     for count in chunks:
-        found.append(forward(runner._lay_out(Batch((Scheduled(s, count),)), list(range(count)))))
+        found.append(forward(runner._lay_out(Batch((Scheduled(s, count),)), [count], list(range(count)))))
         s.num_computed_tokens += count
     assert s.num_computed_tokens == len(ids), "chunks do not cover the prompt"
     return torch.cat(found)
