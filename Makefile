@@ -26,7 +26,7 @@ PYTEST = $(PY) -m pytest
 AXE = .page-tools/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-page browser test-deploy test-scale test-clients soak bench lock clean supported-python
+.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-page page-tools browser test-deploy test-scale test-clients soak bench lock clean supported-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name text; \
@@ -67,8 +67,10 @@ test: $(TOOLS) ## every test but the slow ones
 test-deploy: $(TOOLS) ## deploy/ with the programs it is for (apt install nginx prometheus systemd); what is missing is skipped
 	$(PYTEST) tests/deploy $(ARGS)
 
-test-page: $(TOOLS) browser $(AXE) ## the page in a real browser; installs Chromium (as root, by apt-get) and axe-core
+test-page: $(TOOLS) page-tools ## the page in a real browser; installs Chromium (as root, by apt-get) and axe-core
 	$(PYTEST) tests/page -q $(ARGS)
+
+page-tools: browser $(AXE)
 
 $(AXE): | browser
 	npm install --silent --no-save --prefix .page-tools axe-core@4.14.1
