@@ -49,7 +49,7 @@ class Material:
 
     def with_old(self, num_rows: int) -> int:
         """How many rows there are once old work makes up its share of them."""
-        return num_rows + round(num_rows * self.replay / (1 - self.replay))
+        return num_rows + num_old_rows(num_rows, self.replay)
 
     def plan(self, num_positions: int, seed: int) -> BuildPlan:
         """Say what the rows to learn from are made of.
@@ -84,3 +84,8 @@ class Material:
             "valid": [asdict(source) for source in self.valid],
             "tasks": {name: task.to_dict() for name, task in self.tasks.items()},
         }
+
+
+def num_old_rows(num_new: int, share: float) -> int:
+    """How many rows of old work make up a share, from 0 to below 1, beside so many new ones."""
+    return round(num_new * share / (1 - share))

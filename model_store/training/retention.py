@@ -22,6 +22,7 @@ from model_store.template import parse
 from model_store.tokenizer import Tokenizer
 from model_store.training.dataset import BuildPlan, build
 from model_store.training.errors import InvalidOption
+from model_store.training.material import num_old_rows
 from model_store.training.packing import PackedInfo, Rows
 from model_store.training.recipe import TARGET_KEYS, Source
 
@@ -90,7 +91,7 @@ class Mixed(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, new: Rows, old: Sequence[Rows], share: float) -> None:
         self.new = new
-        self.num_old = round(len(new) * share / (1 - share))
+        self.num_old = num_old_rows(len(new), share)
         self._old = [(rows, index) for rows in old for index in range(len(rows))]
         if self.num_old and not self._old:
             raise InvalidOption("--replay", "finds no old work to rehearse; give some with --replay-data")

@@ -65,7 +65,7 @@ class BeamSearch:
     def found(self) -> list[tuple[Beam, float]]:
         """The best texts and their scores, best first: as many as are wanted, or as there are."""
         best = self._ended[: self._params.num_return_sequences]
-        return [(beam, self._score(beam.total, len(beam.token_ids))) for beam in best]
+        return [(beam, self._worth(beam)) for beam in best]
 
     def advance(self, candidates: collections.abc.Sequence[Candidates]) -> None:
         """Go on by a token.
@@ -81,7 +81,7 @@ class BeamSearch:
                 self._ended.append(beam)
             if len(going_on) == wanted and rank + 1 >= wanted:
                 break
-        self._ended.sort(key=lambda beam: -self._score(beam.total, len(beam.token_ids)))
+        self._ended.sort(key=self._worth, reverse=True)
         del self._ended[wanted:]
         self.beams = going_on[:wanted]
         self.is_done = not self.beams or (len(self._ended) == wanted and not self._can_improve())
@@ -93,8 +93,10 @@ class BeamSearch:
             return False
         is_longest_best = params.early_stopping == "never" and params.length_penalty > 0
         length = params.max_new_tokens if is_longest_best else self.num_generated
-        worst = self._ended[-1]
-        return self._score(self.beams[0].total, length) > self._score(worst.total, len(worst.token_ids))
+        return self._score(self.beams[0].total, length) > self._worth(self._ended[-1])
+
+    def _worth(self, ended: Beam) -> float:
+        return self._score(ended.total, len(ended.token_ids))
 
     def _score(self, total: float, length: int) -> float:
         divisor: float = length**self._params.length_penalty
