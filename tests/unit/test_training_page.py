@@ -1,6 +1,6 @@
 """The commands of docs/training.md are ones that exist, and their data can be read; no model is trained.
 
-The slow half, which runs them all, is tests/soak/test_training_page.py.
+The slow half, which runs them all, is tests/soak/test_training_page_whole.py.
 """
 
 import itertools
