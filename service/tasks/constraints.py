@@ -25,6 +25,7 @@ from service.engine.detokenizer import last_of_text
 from service.engine.sequence import TokenMask
 from service.errors import InvalidRequest
 from service.tasks.calls import ChatCall, Constraint, GenerateCall, Origin, SamplingFields
+from service.tasks.json_schemas import STYLE, to_follow
 from service.tasks.offload import LARGE_TEXT_BYTES, Offloader
 from service.tasks.sampling import check_neutral
 
@@ -46,8 +47,6 @@ _LIMITS = llguidance.LLParserLimits(
 # What is not used costs nothing.
 _STACK_BYTES = 256 << 20
 _LOOK_S = 0.005  # between looks whether a constraint is ready
-# One space or line break at most where JSON lets any number stand: a model may never come to an end of them.
-_JSON_STYLE = {"whitespace_pattern": "[ \n]?"}
 
 
 class Words:
@@ -268,7 +267,8 @@ def _grammar_text(constraint: Constraint) -> str:
     """A constraint as llguidance reads it."""
     text: str
     if constraint.kind == "json_schema":
-        text = llguidance.LLMatcher.grammar_from_json_schema(constraint.text, defaults=_JSON_STYLE)
+        schema = json.dumps(to_follow(json.loads(constraint.text)))
+        text = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=STYLE)
     elif constraint.kind == "choice":
         texts = (json.dumps(text, ensure_ascii=False) for text in json.loads(constraint.text))
         text = llguidance.LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")

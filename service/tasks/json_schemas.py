@@ -1,0 +1,150 @@
+"""JSON schemas as llguidance can keep them.
+
+llguidance lets through some of what a schema forbids. Where the schema can be said in words that it keeps, it
+is rewritten; where it cannot, it is refused. A rewritten schema allows nothing that the original forbids, and
+leaves out little: the tests hold it to the official suite of JSON Schema.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
+
+Schema = dict[str, Any]
+
+# How llguidance writes JSON. One space or line break at most where JSON lets any number stand: a model may
+# never come to an end of them. No \u, which would let a key be written in a second way, past its own schema,
+# and half a character be written.
+STYLE = {"whitespace_pattern": "[ \n]?", "json_allowed_escapes": 'nrbtf"\\'}
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")  # of names to schemas
+_DATA = ("const", "enum", "default", "examples")  # no schemas, whatever they look like
+
+_LEAP_DAY = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29"
+_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # 0001 to 9999
+_DAY = (
+    "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+_DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP_DAY})"
+_HOURS = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = f"{_HOURS}:[0-5][0-9](?:\\.[0-9]{{1,9}})?(?:Z|[+-]{_HOURS})"
+# llguidance has 29 February every year, a 60th second in every minute, and parts of any length.
+_INSTEAD: dict[str, Schema] = {
+    "date": {"pattern": f"^{_DATE}$"},
+    "time": {"pattern": f"^{_TIME}$"},
+    "date-time": {"pattern": f"^{_DATE}T{_TIME}$"},
+    "email": {"format": "email", "pattern": "^[^@]{1,64}@[^@]{1,189}$"},
+    # no two hyphens in a row: what follows "xn--" is a code with rules of its own
+    "hostname": {"format": "hostname", "pattern": "^[A-Za-z0-9]+([-.][A-Za-z0-9]+)*$", "maxLength": 253},
+}
+_FORMATS = (  # others that JSON Schema knows; llguidance refuses those it cannot keep
+    *(
+        "duration",
+        "idn-email",
+        "idn-hostname",
+        "ipv4",
+        "ipv6",
+        "uri",
+        "uri-reference",
+        "iri",
+        "iri-reference",
+    ),
+    *("uuid", "uri-template", "json-pointer", "relative-json-pointer", "regex"),
+)
+# Numbers of 15 digits, which are exact wherever they are read, and none smaller than 1e-30, beside 0.
+_ABOVE, _BELOW = (Context(15, rounding, Emin=-16, Emax=308) for rounding in (ROUND_CEILING, ROUND_FLOOR))
+
+
+def to_follow(schema: Schema) -> Schema:
+    """Give a schema all of whose texts, as llguidance writes them, are valid against `schema`.
+
+    Raises:
+        ValueError: there is none; says which keyword is to blame.
+        RecursionError: it is too deep.
+    """
+    made = {name: value if name in _DATA else _inner(value, name in _MAPS) for name, value in schema.items()}
+    _check_characters([schema.get("const"), schema.get("enum")])
+    _include_bounds(made)
+    _check_num_properties(made)
+    _check_format(made)
+    return made
+
+
+def _inner(value: Any, is_map: bool) -> Any:
+    """What stands behind a keyword, whichever: a `$ref` may lead there."""
+    if isinstance(value, dict):
+        return {name: _inner(part, False) for name, part in value.items()} if is_map else to_follow(value)
+    return [_inner(part, False) for part in value] if isinstance(value, list) else value
+
+
+def _include_bounds(schema: Schema) -> None:
+    """Replace an excluded bound by a neighbour, included, and long bounds by shorter ones inside.
+
+    llguidance excludes a bound by its digits, and 19.00000000000000000001 is read as 19; it reads bounds of
+    more than 15 digits not quite exactly.
+    """
+    is_whole = "number" not in _types(schema)
+    for exclusive, inclusive, inside, stricter in (
+        ("exclusiveMinimum", "minimum", _ABOVE, max),
+        ("exclusiveMaximum", "maximum", _BELOW, min),
+    ):
+        bounds = {name: schema[name] for name in (exclusive, inclusive) if name in schema}
+        if bounds.get(exclusive) is True and inclusive in bounds:  # as the fourth draft says it
+            bounds[exclusive] = bounds.pop(inclusive)
+        if not bounds or not all(type(bound) in (int, float) for bound in bounds.values()):
+            continue  # llguidance says what is wrong
+        if exclusive in bounds:
+            del schema[exclusive]
+            bounds[exclusive] = _next(bounds[exclusive], inside, is_whole)
+        schema[inclusive] = stricter(_shorter(bound, inside) for bound in bounds.values())
+
+
+def _types(schema: Schema) -> list[Any]:
+    types = schema.get("type", ["number"])
+    return types if isinstance(types, list) else [types]
+
+
+def _next(bound: float, inside: Context, is_whole: bool) -> float:
+    """The bound's neighbour in the direction in which `inside` rounds."""
+    if is_whole and bound == int(bound):
+        return int(bound) + (1 if inside is _ABOVE else -1)
+    exact = Decimal(repr(bound))
+    return float(inside.next_plus(exact) if inside is _ABOVE else inside.next_minus(exact))
+
+
+def _shorter(bound: float, inside: Context) -> float:
+    """The nearest number of at most 15 digits in the direction in which `inside` rounds."""
+    exact = Decimal(repr(bound))
+    found = inside.plus(exact)
+    return bound if found == exact else float(found)
+
+
+def _check_characters(value: Any) -> None:
+    """Refuse control characters in texts that are given: llguidance drops those that only \\u can write."""
+    if isinstance(value, str):
+        if any(character < " " and character not in "\b\f\n\r\t" for character in value):
+            raise ValueError("const and enum cannot have control characters but \\b, \\f, \\n, \\r and \\t")
+    elif isinstance(value, dict | list):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_characters(part)
+
+
+def _check_num_properties(schema: Schema) -> None:
+    """Refuse a number of properties that a key written twice could seem to reach."""
+    least = schema.get("minProperties", 0)
+    if not isinstance(least, int) or least <= 1:
+        return
+    if least > len({*schema.get("required", ())}):
+        raise ValueError("minProperties above 1 cannot be followed, unless as many properties are required")
+    del schema["minProperties"]
+
+
+def _check_format(schema: Schema) -> None:
+    """Say a format that llguidance takes too lightly in other words, and leave out what is no format."""
+    name = schema.get("format")
+    if name in _INSTEAD:
+        del schema["format"]
+        schema["allOf"] = [*schema.get("allOf", ()), _INSTEAD[name]]
+    elif isinstance(name, str) and name not in _FORMATS:
+        del schema["format"]  # a note for people, as JSON Schema has it

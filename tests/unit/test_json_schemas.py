@@ -1,0 +1,94 @@
+"""What a rewritten schema lets through is valid: the places where llguidance alone is too lenient."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import llguidance
+import pytest
+
+from service.tasks.json_schemas import STYLE, to_follow
+
+BYTES = llguidance.LLTokenizer("byte")
+
+
+def accepts(schema: dict[str, Any], text: str) -> bool:
+    """Whether a constrained text can be `text`."""
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(to_follow(schema)), defaults=STYLE)
+    matcher = llguidance.LLMatcher(BYTES, grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    ids = list(text.encode())
+    return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize("low", [0, 19, -3, 0.5, -7.999, 999.5, 0.1 + 0.2, 1e-7, 12345.678])
+@pytest.mark.parametrize("width", [0.25, 2, 1000])
+def test_a_number_keeps_its_bounds_however_its_reader_rounds(low: float, width: float) -> None:
+    high = low + width
+    for schema in (
+        {"type": "number", "exclusiveMinimum": low, "exclusiveMaximum": high},
+        {"type": "number", "minimum": low, "exclusiveMaximum": high},
+        {"type": ["number", "null"], "exclusiveMinimum": low},
+        {"exclusiveMaximum": high},
+    ):
+        validator = jsonschema.Draft202012Validator(schema)
+        assert accepts(schema, f"{low + width / 2:.12f}")
+        for bound in (low, high):
+            for more in ("", "0", ".0", "0" * 25 + "1", "." + "0" * 25 + "1", "9" * 25):
+                text = f"{bound:.12f}".rstrip("0").rstrip(".") + more
+                assert not accepts(schema, text) or validator.is_valid(json.loads(text)), (schema, text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        ({"type": "integer", "exclusiveMinimum": 9007199254740993}, "9007199254741000", "9007199254740993"),
+        ({"type": "number", "exclusiveMinimum": True, "minimum": 3}, "3.5", "3"),
+        ({"type": "number", "exclusiveMinimum": 3, "minimum": 5}, "5", "4"),
+        ({"type": "number", "exclusiveMaximum": 0}, "-0.5", "-0." + "0" * 400 + "1"),
+        ({"format": "date"}, '"2024-02-29"', '"2023-02-29"'),
+        ({"format": "date"}, '"2000-02-29"', '"1900-02-29"'),
+        ({"format": "date"}, '"0400-02-29"', '"0000-01-01"'),
+        ({"format": "date-time"}, '"1998-12-31T23:59:59.5Z"', '"1998-12-31T22:59:60Z"'),
+        ({"format": "time"}, '"23:59:00+01:30"', '"23:59:60+01:00"'),
+        ({"format": "time", "pattern": "Z$"}, '"23:59:00Z"', '"23:59:00+01:00"'),
+        ({"format": "email"}, '"a.b@c.org"', f'"{"a" * 65}@c.org"'),
+        ({"format": "hostname"}, '"a-b.c"', '"xn--X"'),
+        ({"format": "hostname"}, '"a-b.c"', f'"{".".join(["abcdefg"] * 32)}"'),
+        ({"type": "string", "format": "colour"}, '"any"', "1"),
+        ({"properties": {"a": {"type": "null"}}}, '{"b":1}', '{"\\u0061":1}'),
+        ({"type": "string"}, '"\\n"', '"\\ud83d"'),
+        ({"minProperties": 2, "required": ["a", "b"]}, '{"a":1,"b":1}', '{"a":1,"a":1}'),
+        (
+            {"properties": {"format": {"const": {"format": "date"}}}},
+            '{"format":{"format":"date"}}',
+            '{"format":1}',
+        ),
+        (
+            {"$ref": "#/components/schemas/A", "components": {"schemas": {"A": {"format": "date"}}}},
+            '"2024-02-29"',
+            '"2023-02-29"',
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_valid_can_be_written_and_what_is_not_cannot(
+    schema: dict[str, Any], inside: str, outside: str
+) -> None:
+    assert accepts(schema, inside)
+    assert not accepts(schema, outside)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "object", "minProperties": 2, "additionalProperties": {"type": "null"}}, "minProperties"),
+        ({"properties": {"a": {"enum": ["x", "a\u0000b"]}}}, "control characters"),
+        ({"const": {"a\u0001": 1}}, "control characters"),
+    ],
+)
+def test_what_no_grammar_keeps_is_refused(schema: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        to_follow(schema)
