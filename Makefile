@@ -26,7 +26,7 @@ PYTEST = $(PY) -m pytest
 AXE = .page-tools/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-page page-tools browser test-deploy test-scale test-clients soak bench lock clean supported-python
+.PHONY: help serve install install-dev check lint format typecheck layers test test-fast test-page page-tools browser test-deploy deploy-tools test-scale test-clients soak bench lock clean supported-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name text; \
@@ -64,10 +64,19 @@ test-fast: $(TOOLS) ## the unit tests
 test: $(TOOLS) ## every test but the slow ones
 	$(PYTEST) -m "not slow and not page and not tools and not scale" $(ARGS)
 
-test-deploy: $(TOOLS) ## deploy/ with the programs it is for (apt install nginx prometheus systemd); what is missing is skipped
+# Whether programs are there; what is missing is installed, as root: $(call debian,PROGRAM:PACKAGE …)
+debian = PATH="$$PATH:/usr/sbin:/sbin"; missing=; for pair in $(1); do \
+    command -v $${pair%:*} >/dev/null || missing="$$missing $${pair\#*:}"; done; [ -z "$$missing" ] \
+  || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing; }
+
+test-deploy: $(TOOLS) ## deploy/ with the programs it is for (make deploy-tools); what is missing is skipped
 	$(PYTEST) tests/deploy $(ARGS)
 
-test-page: $(TOOLS) page-tools ## the page in a real browser; installs Chromium (as root, by apt-get) and axe-core
+deploy-tools:
+	@$(call debian,nginx:nginx prometheus:prometheus systemd-analyze:systemd) \
+	  || { echo "error: nginx, prometheus and systemd are missing; apt-get installs them as root" >&2; exit 1; }
+
+test-page: $(TOOLS) page-tools ## the page in real browsers; installs Chromium and Firefox (as root, by apt-get) and axe-core
 	$(PYTEST) tests/page -q $(ARGS)
 
 page-tools: browser $(AXE)
@@ -75,11 +84,10 @@ page-tools: browser $(AXE)
 $(AXE): | browser
 	npm install --silent --no-save --prefix .page-tools axe-core@4.14.1
 
-browser: # Chromium, its driver, and npm for axe-core; what is there already is left alone
-	@missing=; for pair in chromium:chromium chromedriver:chromium-driver npm:npm; do \
-	    command -v $${pair%:*} >/dev/null || missing="$$missing $${pair#*:}"; done; [ -z "$$missing" ] \
-	  || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing; } \
+browser: # Chromium, its driver, and npm for axe-core; Firefox where there is a package of it
+	@$(call debian,chromium:chromium chromedriver:chromium-driver npm:npm) \
 	  || { echo "error: the tests of the page need chromium, chromedriver and npm; apt-get installs them as root" >&2; exit 1; }
+	@$(call debian,firefox-esr:firefox-esr) || echo "LEFT OUT: the page in Firefox, as it could not be installed here" >&2
 
 test-scale: $(TOOLS) ## Ray Serve on a cluster on this machine; installs the extra `scale`
 	$(PIP_INSTALL) --quiet -r requirements-scale.lock

@@ -51,6 +51,8 @@ class ScaleArgs(BaseModel):
     # Replicas beyond the number while a new version starts, rounded up: old ones serve until new ones are
     # ready. 0 where there is no room for one more: then old ones stop first.
     max_surge_percent: int = Field(1, ge=0, le=100)
+    # Seconds that one replica fewer must have sufficed before one goes; it takes its prefix cache along.
+    downscale_delay_s: float = Field(300.0, ge=0)
 
 
 def parse_args(given: Mapping[str, Any]) -> ScaleArgs:
@@ -211,7 +213,7 @@ def app(given: Mapping[str, Any]) -> serve.Application:
             "min_replicas": args.min_replicas,
             "max_replicas": args.max_replicas,
             "upscale_delay_s": 10,
-            "downscale_delay_s": 300,  # a replica that goes takes its prefix cache along
+            "downscale_delay_s": args.downscale_delay_s,
             "policy": {
                 "policy_function": "service.scale:BySequences",
                 "policy_kwargs": {"target": FULL * _max_running(settings, args)},

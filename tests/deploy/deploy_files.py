@@ -18,7 +18,7 @@ def tool(name: str) -> str:
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]
     path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
-        pytest.skip(f"{name} is not installed here (Debian: apt install nginx prometheus systemd)")
+        pytest.skip(f"{name} is not installed here (Debian: make deploy-tools)")
     return path
 
 

@@ -13,6 +13,9 @@ import httpx
 import pytest
 import yaml
 from deploy_files import DEPLOY, free_port, tool
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from live_service import Live, expect
 
 from service.metrics import NAMES
@@ -59,6 +62,35 @@ def test_every_metric_of_a_panel_is_declared(title: str, query: str) -> None:
 @pytest.mark.parametrize(("title", "metric"), PANELS.items())
 def test_what_an_operator_asks_for_has_its_panel(title: str, metric: str) -> None:
     assert any(metric in query for panel, query in QUERIES if panel == title)
+
+
+def as_grafana_reads_it(dashboard: dict[str, Any]) -> dict[str, Any]:
+    """What Grafana's own models keep of a dashboard: what they know."""
+    register_default_plugins()
+    encoded: dict[str, Any] = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))
+    return encoded
+
+
+def lost(given: Any, kept: Any, path: str = "") -> list[str]:
+    """Paths of what is missing or other in `kept`; defaults that it adds are none."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        return [each for key in given for each in lost(given[key], kept.get(key), f"{path}.{key}")]
+    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        return [each for at, item in enumerate(given) for each in lost(item, kept[at], f"{path}[{at}]")]
+    return [] if given == kept else [path]
+
+
+def test_grafanas_own_models_know_every_field() -> None:
+    assert lost(DASHBOARD, as_grafana_reads_it(DASHBOARD)) == []
+
+
+@pytest.mark.parametrize("place", ["panel", "options", "target", "field"])
+def test_grafanas_own_models_know_no_misspelt_field(place: str) -> None:
+    wrong = json.loads(json.dumps(DASHBOARD))
+    panel = wrong["panels"][0]
+    places = {"panel": panel, "options": panel["options"], "target": panel["targets"][0]}
+    {**places, "field": panel["fieldConfig"]["defaults"]}[place]["legned"] = "x"
+    assert len(lost(wrong, as_grafana_reads_it(wrong))) == 1
 
 
 def test_panels_do_not_overlap_and_have_numbers_of_their_own() -> None:

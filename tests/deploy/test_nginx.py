@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import getpass
 import re
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
 import pytest
-from deploy_files import DEPLOY, free_port, tool
 from live_service import Live, expect, running
+from nginx_front import CONF, nginx
 
 from service.settings import Settings
 
-CONF = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
 SHORT = {"prompt": "x", "max_new_tokens": 1}
 LONG = {"prompt": "go on", "max_new_tokens": 200, "ignore_eos": True, "stream": True}
-
-MAIN = """
-daemon off; user {user}; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    include {folder}/textgen.conf;
-}}
-"""
 
 
 def test_the_limit_of_bodies_is_the_services_own() -> None:
@@ -41,35 +26,6 @@ def test_the_limit_of_bodies_is_the_services_own() -> None:
 def test_a_stream_may_last_as_long_as_the_service_lets_it() -> None:
     said = re.search(r"proxy_read_timeout (\d+)s;", CONF)
     assert said is not None and int(said[1]) > Settings.model_fields["request_timeout_s"].default
-
-
-@contextmanager
-def nginx(folder: Path, *upstreams: Live) -> Iterator[httpx.Client]:
-    """nginx with the file as it is, but for its port and the services behind it."""
-    port = free_port()
-    servers = "".join(f"    server 127.0.0.1:{live.port};\n" for live in upstreams)
-    text = CONF.replace("    server 127.0.0.1:8000;\n", servers)
-    text = text.replace("listen 80;", f"listen 127.0.0.1:{port};").replace("listen [::]:80;", "")
-    (folder / "textgen.conf").write_text(text, encoding="utf-8")
-    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=getpass.getuser()), encoding="utf-8")
-    folder.chmod(0o755)
-    process = subprocess.Popen([tool("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")])
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-    try:
-        expect(lambda: answers(client) or process.poll() is not None, "nginx")
-        assert process.poll() is None, (folder / "error.log").read_text()
-        yield client
-    finally:
-        client.close()
-        process.terminate()
-        process.wait(30)
-
-
-def answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/").status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 @pytest.fixture(scope="module")

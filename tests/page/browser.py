@@ -1,63 +1,70 @@
-"""Chromium as a person uses it: open, type, press, read what stands there."""
+"""A browser as a person uses it: open, type, press, read what stands there."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-import httpx
-from conftest import AXE
-from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
-
 WAIT_S = 180  # of patience with a machine that has other things to do
+CONTROL, ENTER, ESCAPE, TAB = "\ue009", "\ue007", "\ue00c", "\ue004"  # as WebDriver names keys
+ARROW_RIGHT, END = "\ue014", "\ue010"
 
 
-class Browser:
-    """A browser that reaches nothing but this machine.
+class Browser(ABC):
+    """What every browser can do. Elements are its driver's own, which are alike.
 
-    Args:
-        size: of the window, in pixels.
-        is_dark: whether the person prefers dark colours.
+    Attributes:
+        driver: its driver, whose other calls differ.
+        stale: what the driver raises for an element that was replaced.
     """
 
-    def __init__(self, size: tuple[int, int] = (1280, 900), is_dark: bool = False) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(shutil.which("chromium"))
-        for flag in (
-            "--headless=new",
-            "--no-sandbox",  # of the container that the tests run in
-            "--disable-dev-shm-usage",
-            "--hide-scrollbars",
-            "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-        ):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-        self.driver = webdriver.Chrome(options=options, service=service)
-        self.driver.set_script_timeout(WAIT_S)
-        width, height = size
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        if is_dark:
-            scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-            self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+    driver: Any
+    stale: type[Exception]
 
+    @abstractmethod
     def open(self, url: str) -> None:
-        self.driver.get(url)
+        """Load a page, wholly."""
 
-    def one(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
+    @abstractmethod
+    def close(self) -> None:
+        """End the browser."""
 
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+    @abstractmethod
+    def script(self, code: str, *given: Any) -> Any:
+        """Run code in the page, with `arguments`; what it returns."""
+
+    @abstractmethod
+    def press(self, *keys: str) -> None:
+        """Type, wherever the focus is."""
+
+    @abstractmethod
+    def press_with(self, modifier: str, key: str) -> None:
+        """Press a key while another is held."""
+
+    @abstractmethod
+    def focused(self) -> Any:
+        """The element that has the focus."""
+
+    @abstractmethod
+    def complaints(self) -> list[str]:
+        """Errors in the console since the last call: scripts, refused loads, broken policy."""
+
+    @abstractmethod
+    def hosts(self) -> set[str]:
+        """Hosts that were asked for anything; what our policy stopped was not asked."""
+
+    def reload(self) -> None:
+        self.driver.refresh()
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def all(self, selector: str) -> list[Any]:
+        found: list[Any] = self.driver.find_elements("css selector", selector)
+        return found
 
     def text(self, selector: str) -> str:
         """What stands in the first such element, shown or not."""
@@ -69,14 +76,15 @@ class Browser:
         Raises:
             AssertionError: it did not in time: what was waited for, and what the page showed instead.
         """
-        looks = WebDriverWait(
-            self.driver, limit_s, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
-        )
-        try:
-            looks.until(lambda _: is_true())
-        except TimeoutException:
-            seen = f"waited {limit_s:g} s for {what}; the page says {self.words()}"
-            raise AssertionError(f"{seen}; console: {self.complaints()}") from None
+        last = time.monotonic() + limit_s
+        while True:
+            with suppress(self.stale):
+                if is_true():
+                    return
+            if time.monotonic() > last:
+                seen = f"waited {limit_s:g} s for {what}; the page says {self.words()}"
+                raise AssertionError(f"{seen}; console: {self.complaints()}")
+            time.sleep(0.05)
 
     def words(self) -> list[str]:
         """What the page tells a person now: states, notices, problems."""
@@ -92,7 +100,7 @@ class Browser:
     def write(self, selector: str, text: str) -> None:
         """Put a text into a control at once, as a paste does."""
         code = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
-        self.driver.execute_script(code, self.one(selector), text)
+        self.script(code, self.one(selector), text)
 
     def start(self, panel: str) -> None:
         self.one(f"#{panel} .primary").click()
@@ -110,18 +118,9 @@ class Browser:
     def colour_a_text(self) -> None:
         """Write a text of more than twenty tokens, the same each time, in colours."""
         self.write("#write [name=seed]", "5")
-        self.driver.execute_script("document.querySelector('#write [name=ignore_eos]').checked = true")
+        self.script("document.querySelector('#write [name=ignore_eos]').checked = true")
         self.run("write")
         assert len(self.all("#write .t")) > 20
-
-    def press(self, *keys: str) -> None:
-        webdriver.ActionChains(self.driver).send_keys(*keys).perform()
-
-    def press_with(self, modifier: str, key: str) -> None:
-        webdriver.ActionChains(self.driver).key_down(modifier).send_keys(key).key_up(modifier).perform()
-
-    def focused(self) -> WebElement:
-        return self.driver.switch_to.active_element
 
     def tab_to(self, selector: str) -> None:
         """Press the tab key until an element has the focus."""
@@ -129,39 +128,5 @@ class Browser:
         for _ in range(80):
             if self.focused() == wanted:
                 return
-            self.press(Keys.TAB)
+            self.press(TAB)
         raise AssertionError(f"the tab key does not lead to {selector}")
-
-    def complaints(self) -> list[str]:
-        """Errors in the console since the last call: scripts, refused loads, broken policy."""
-        entries = self.driver.get_log("browser")
-        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
-
-    def hosts(self) -> set[str]:
-        """Hosts that were asked for anything since the last call; what our policy stopped was not asked."""
-        found = {}
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            params = message["params"]
-            if message["method"] == "Network.requestWillBeSent":
-                found[params["requestId"]] = httpx.URL(params["request"]["url"]).host
-            elif params.get("blockedReason") == "csp":
-                found.pop(params["requestId"], None)
-        return {host for host in found.values() if host}
-
-    def serious_faults(self) -> list[str]:
-        """What axe-core calls serious or critical, one line for each kind."""
-        self.driver.execute_script(AXE.read_text(encoding="utf-8"))
-        found: Any = self.driver.execute_async_script(
-            "const done = arguments[0]; axe.run().then(({violations}) => done(violations))"
-        )
-        return [
-            f"{each['id']}: {each['help']}: {[node['html'] for node in each['nodes']][:3]}"
-            for each in found
-            if each["impact"] in ("serious", "critical")
-        ]
-
-    def save(self, path: Path) -> None:
-        """A picture of the window."""
-        self.driver.execute_script("window.scrollTo(0, 0); document.activeElement.blur()")
-        assert self.driver.save_screenshot(str(path))

@@ -1,6 +1,7 @@
-"""A real browser and the built-in model, for the tests of the page. `make test-page` installs what they need.
+"""Real browsers and the built-in model, for the tests of the page. `make test-page` installs what they need.
 
-Without Chromium, its driver or axe-core the tests are skipped, with a line that says so.
+Without Chromium, its driver or axe-core the tests are skipped, with a line that says so; without Firefox
+those in it are.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 AXE = ROOT / ".page-tools" / "node_modules" / "axe-core" / "axe.min.js"
-sys.path.insert(0, str(ROOT / "tests" / "api"))
+sys.path.insert(0, str(ROOT / "tests" / "deploy"))
 
 from live_service import COLD_START_S, Live, running  # noqa: E402  the path is known now
 
+BROWSERS = ["chromium", "firefox"]
+TABS = ["write", "summarize", "ask", "chat", "tasks"]
+LIGHTHOUSE = "The lighthouse was built by two brothers in 1894. It burned down in 1921."
 MOOD = Task(
     name="mood",
     kind="choice",
@@ -112,21 +116,43 @@ def talks_by(live: Live) -> Callable[[ChatFormat | None], AbstractContextManager
     return talks_by
 
 
-@pytest.fixture(scope="session")
-def start_browser() -> Callable[..., Any]:
-    """Opens a browser: a context manager that gives a `Browser`."""
-    from browser import Browser
+def opening(name: str) -> Callable[..., AbstractContextManager[Any]]:
+    """What opens a browser at an address, and ends it; skips the test where it is missing.
+
+    Args:
+        name: one of `BROWSERS`.
+    """
 
     @contextmanager
-    def start(url: str, **options: Any) -> Iterator[Browser]:
-        browser = Browser(**options)
+    def start(url: str, **options: Any) -> Iterator[Any]:
+        browser = (_chromium if name == "chromium" else _firefox)(**options)
         try:
             browser.open(url)
             yield browser
         finally:
-            browser.driver.quit()
+            browser.close()
 
     return start
+
+
+def _chromium(**options: Any) -> Any:
+    from chromium import Chromium
+
+    return Chromium(**options)
+
+
+def _firefox() -> Any:
+    from firefox import Firefox, program
+
+    if program() is None:
+        pytest.skip("there is no Firefox here (Debian: apt install firefox-esr)")
+    return Firefox()
+
+
+@pytest.fixture(scope="session")
+def start_browser() -> Callable[..., Any]:
+    """Opens Chromium: a context manager that gives a `Browser`."""
+    return opening("chromium")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,27 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Live
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
+from browser import ENTER, ESCAPE
+from conftest import LIGHTHOUSE, Live
 
 from model_store.chat import TemplateChat
 from model_store.chat_template import ChatTemplate
-
-LIGHTHOUSE = "The lighthouse was built by two brothers in 1894. It burned down in 1921."
 
 
 def without_colours(page: Any) -> None:
     if page.one("#write [name=colours]").is_selected():
         page.one("#write [name=colours]").click()
-
-
-def test_a_text_streams_and_its_time_is_told(page: Any) -> None:
-    page.run("write")
-    assert page.text("#write .continuation").strip()
-    assert re.search(
-        r"first token [\d.]+ m?s · [\d,]+ tokens/s · [\d,]+ tokens · .* in all", page.text("#write .status")
-    )
 
 
 def test_the_page_shows_what_the_api_gives(page: Any, live: Live) -> None:
@@ -44,34 +32,17 @@ def test_the_page_shows_what_the_api_gives(page: Any, live: Live) -> None:
     assert page.text("#write .continuation") == live.post("/generate", body).json()["choices"][0]["text"]
 
 
-def test_an_answer_can_be_stopped_and_what_came_is_kept(page: Any, hold_engine: Callable[[], None]) -> None:
-    hold_engine()
-    page.start("write")
-    page.wait(lambda: page.text("#write .continuation"), "the first text")
-    page.start("write")
-    page.wait_until_done("write")
-    assert page.text("#write .status").startswith("Stopped")
-    assert page.text("#write .continuation")
-
-
 def test_a_stopped_request_frees_the_engine(page: Any, live: Live, hold_engine: Callable[[], None]) -> None:
     hold_engine()
     finished = "textgen_requests_finished_total"
     aborted = live.metric(finished, endpoint="/generate", outcome="abort")
     page.start("write")
     page.wait(lambda: page.text("#write .status") == "Writing", "the first token")
-    page.press(Keys.ESCAPE)
+    page.press(ESCAPE)
     page.wait(lambda: live.num_sequences() == 0, "an engine without sequences")
     assert (
         live.metric("textgen_requests_finished_total", endpoint="/generate", outcome="abort") == aborted + 1
     )
-
-
-def test_tokens_are_coloured_and_show_their_alternatives(page: Any) -> None:
-    page.colour_a_text()
-    page.driver.execute_script("arguments[0].click()", page.all("#write .t")[3])
-    shares = [float(item.text.split("\n")[1].rstrip(" %")) for item in page.all("#write .alternatives li")]
-    assert len(shares) == 5 and shares == sorted(shares, reverse=True)
 
 
 def test_coloured_tokens_are_the_text(page: Any) -> None:
@@ -113,31 +84,11 @@ def test_every_field_of_the_api_has_a_control(page: Any, live: Live) -> None:
     assert set(schema) - shown == {"stream", "logprobs"}  # the page sets these itself
 
 
-def test_a_refusal_names_its_field_in_the_apis_words(page: Any, live: Live) -> None:
-    page.write("#write [name=top_p]", "0")
-    page.run("write")
-    message = live.post("/generate", {"prompt": "a", "top_p": 0}).json()["error"]["message"]
-    assert page.text("#write .paper > .problem") == message
-    assert page.one("#write [name=top_p]").get_attribute("aria-invalid") == "true"
-    assert page.focused() == page.one("#write [name=top_p]")
-
-
 def test_a_refused_document_is_marked(page: Any) -> None:
     page.tab("summarize")
     page.run("summarize")
     assert page.one("#summarize textarea").get_attribute("aria-invalid") == "true"
     assert "text" in page.text("#summarize .paper > .problem")
-
-
-def test_a_summary_leads_back_to_its_document(page: Any) -> None:
-    page.tab("summarize")
-    page.write("#summarize textarea", (ROOT / "docs" / "harbour.txt").read_text(encoding="utf-8"))
-    page.run("summarize")
-    sentence = page.one("#summarize .sentence")
-    sentence.click()
-    marked = page.text("#summarize mark.current")
-    assert marked.split() == page.text("#summarize .sentence").split()
-    assert page.all("#summarize .bar-map .current")
 
 
 def test_offsets_count_characters_outside_the_basic_plane_once(page: Any) -> None:
@@ -148,18 +99,6 @@ def test_offsets_count_characters_outside_the_basic_plane_once(page: Any) -> Non
     assert page.text("#ask mark.best") == page.text("#ask .answer-text") == "two brothers"
 
 
-def test_an_answer_is_marked_and_its_rivals_have_scores(page: Any, live: Live) -> None:
-    page.tab("ask")
-    page.write("#ask textarea", LIGHTHOUSE)
-    page.write("#ask-question", "Who built the lighthouse?")
-    page.run("ask")
-    body = {"question": "Who built the lighthouse?", "context": LIGHTHOUSE, "num_answers": 5}
-    answers = live.post("/qa", body).json()["answers"]
-    rows = [row.text.split("\n") for row in page.all("#ask .candidates li")]
-    assert rows == [[each["answer"] or "no answer", f"{each['score']:.1f}"] for each in answers]
-    assert page.text("#ask mark.best") == answers[0]["answer"]
-
-
 def test_no_answer_is_said_plainly(page: Any) -> None:
     page.tab("ask")
     page.write("#ask textarea", LIGHTHOUSE)
@@ -167,29 +106,6 @@ def test_no_answer_is_said_plainly(page: Any) -> None:
     page.run("ask")
     assert page.text("#ask .card .text") == "The text does not answer this."
     assert page.text("#ask .card footer").startswith("Score -")
-
-
-def test_a_text_file_can_be_opened(page: Any, tmp_path: Path) -> None:
-    file = tmp_path / "report.txt"
-    file.write_text(LIGHTHOUSE, encoding="utf-8")
-    page.tab("ask")
-    page.one("#ask input[type=file]").send_keys(str(file))
-    page.wait(lambda: page.one("#ask textarea").get_property("value") == LIGHTHOUSE, "the file's text")
-    assert "report.txt, 73 characters" in page.text("#ask [data-part=document] .hint")
-
-
-def test_a_conversation_goes_on(page: Any) -> None:
-    page.tab("chat")
-    for message in ("Hello, how are you?", "What did you do today?"):
-        page.one("#chat-message").send_keys(message, Keys.ENTER)
-        page.wait_until_done("chat")
-    who = [turn.get_attribute("class") for turn in page.all("#chat .turn")]
-    assert who == ["turn you", "turn model"] * 2
-    page.one("#chat .code summary").click()
-    code = page.text("#chat .code code")
-    assert code.count('"role":"user"') == 2 and code.count('"role":"assistant"') == 1
-    page.one("#chat .new").click()
-    assert page.all("#chat .turn") == []
 
 
 def test_a_model_with_a_template_is_talked_to_by_it(
@@ -202,7 +118,7 @@ def test_a_model_with_a_template_is_talked_to_by_it(
         for name, value in {"max_tokens": "8", "temperature": "0"}.items():
             page.write(f"#chat [name={name}]", value)
         for message in ("Once upon a time", "More"):
-            page.one("#chat-message").send_keys(message, Keys.ENTER)
+            page.one("#chat-message").send_keys(message, ENTER)
             page.wait_until_done("chat")
         body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
         (choice,) = live.post("/v1/completions", body).json()["choices"]
@@ -226,17 +142,6 @@ def test_every_declared_task_has_a_form(page: Any, live: Live) -> None:
         page.one(f"#tasks-name option[value='{task['name']}']").click()
         shown = [box.get_attribute("name") for box in page.all("#tasks [data-part=task-fields] textarea")]
         assert shown == task["fields"]
-
-
-def test_a_choice_has_a_bar_for_each_label(page: Any, live: Live) -> None:
-    page.tab("tasks")
-    page.one("#tasks-name option[value=mood]").click()
-    page.write("#tasks [data-part=task-fields] textarea", "What a day!")
-    page.run("tasks")
-    scores = live.post("/tasks/mood", {"text": "What a day!"}).json()["scores"]
-    rows = {row.find_element(By.TAG_NAME, "th").text: row for row in page.all("#tasks .bars tr")}
-    best = page.text("#tasks .bars .best th")
-    assert list(rows) == list(scores) and best == max(scores, key=lambda label: scores[label])
 
 
 @pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
@@ -267,7 +172,7 @@ def test_a_request_as_code_runs(page: Any, language: str, tmp_path: Path) -> Non
 
 
 def test_ten_thousand_tokens_do_not_freeze_the_page(page: Any) -> None:
-    page.driver.execute_script(
+    page.script(
         """window.most = 0; window.looks = 0;
         const count = (records) => records.reduce((sum, each) => sum + each.addedNodes.length, 0);
         new MutationObserver((records) => { window.most = Math.max(window.most, count(records)); })
@@ -276,18 +181,18 @@ def test_ten_thousand_tokens_do_not_freeze_the_page(page: Any) -> None:
     )
     for name, value in {"n": "16", "max_new_tokens": "640"}.items():
         page.write(f"#write [name={name}]", value)
-    page.driver.execute_script("document.querySelector('#write [name=ignore_eos]').checked = true")
+    page.script("document.querySelector('#write [name=ignore_eos]').checked = true")
     page.run("write", limit_s=240)  # the engine's time for so many tokens, more than the page's
     assert len(page.all("#write .t")) > 10_000
-    assert page.driver.execute_script("return window.most") <= 600  # elements made without a pause
-    assert page.driver.execute_script("return window.looks") > 50  # a timer had its turn meanwhile
+    assert page.script("return window.most") <= 600  # elements made without a pause
+    assert page.script("return window.looks") > 50  # a timer had its turn meanwhile
 
 
 def test_a_megabyte_of_text_can_be_asked(page: Any) -> None:
     page.tab("ask")
     text = "The sea was calm that day and nobody spoke. " * 23_000 + LIGHTHOUSE
     data = f"const data = new DataTransfer(); data.setData('text', {json.dumps(text)});"
-    page.driver.execute_script(
+    page.script(
         data + "document.querySelector('#ask textarea').dispatchEvent("
         "new ClipboardEvent('paste', {clipboardData: data, cancelable: true, bubbles: true}))"
     )

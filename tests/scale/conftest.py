@@ -18,6 +18,7 @@ import pytest
 from ray_cluster import Cluster, ports
 
 NUM_SLOTS = 4  # replicas of one processor that the worker has room for
+NUM_GPUS = 2  # that it says it has; Ray counts them, whatever there is
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,7 +53,7 @@ def cluster(tiny_model: Path) -> Iterator[Cluster]:
         "TEXTGEN_MODEL": str(tiny_model),
         "TEXTGEN_SPECULATION": "0",
         "TEXTGEN_MAX_RUNNING": "16",
-        "TEXTGEN_MAX_WAITING": "48",
+        "TEXTGEN_MAX_WAITING": "64",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(haproxy_stats),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_port),
@@ -68,7 +69,8 @@ def cluster(tiny_model: Path) -> Iterator[Cluster]:
         head = [f"--port={gcs}", f"--temp-dir={folder}", "--num-cpus=0", "--include-dashboard=false"]
         stack.enter_context(_node("--head", *head, environment=given))
         address = f"{socket.gethostbyname(socket.gethostname())}:{gcs}"
-        worker = [f"--address={address}", f"--num-cpus={NUM_SLOTS}", f"--metrics-export-port={metrics}"]
+        worker = [f"--address={address}", f"--num-cpus={NUM_SLOTS}", f"--num-gpus={NUM_GPUS}"]
+        worker.append(f"--metrics-export-port={metrics}")
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in variables.items():
             patch.setenv(name, value)  # Ray's are read when it is imported

@@ -84,6 +84,12 @@ class Cluster:
 
     def deploy(self, replicas: int, **more: str) -> None:
         """Run so many replicas; more variables make a new version of all. Returns when it is done."""
+        self.apply({"min_replicas": replicas, "max_replicas": replicas}, **more)
+        expect(lambda: len(self.pids()) == replicas, f"{replicas} replicas", WAIT_S)
+        expect(lambda: self.short() == 200, "an answer", WAIT_S)
+
+    def apply(self, args: dict[str, float], **more: str) -> None:
+        """Run what arguments of `app` and variables ask for; returns when Serve calls it running."""
         from ray import serve
 
         from service.scale import app
@@ -91,10 +97,8 @@ class Cluster:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**self._variables, **more}.items():
                 patch.setenv(name, value)
-            wanted = app({"min_replicas": replicas, "max_replicas": replicas})
+            wanted = app(args)
         serve.run(wanted, name="textgen", route_prefix="/")
-        expect(lambda: len(self.pids()) == replicas, f"{replicas} replicas", WAIT_S)
-        expect(lambda: self.short() == 200, "an answer", WAIT_S)
 
     def short(self) -> int:
         """Status of a short request, 0 without an answer within ten seconds."""
@@ -102,6 +106,12 @@ class Cluster:
             return httpx.post(f"{self.url}/generate", json=SHORT, timeout=10).status_code
         except httpx.TransportError:
             return 0
+
+    def free(self, resource: str) -> float:
+        """How much of what Ray manages is nobody's."""
+        import ray
+
+        return float(ray.available_resources().get(resource, 0))
 
     # ---- replicas ---------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from conftest import NUM_GPUS
 from live_service import expect
 from ray_cluster import STREAM, WAIT_S, Cluster
 
@@ -49,7 +50,7 @@ def test_too_many_sequences_get_our_429(cluster: Cluster) -> None:
     def ask(_: int) -> httpx.Response:
         return httpx.post(f"{cluster.url}/generate", json=body, timeout=120)
 
-    with ThreadPoolExecutor(24) as pool:  # 384 sequences, and room for 64 at each replica
+    with ThreadPoolExecutor(24) as pool:  # 384 sequences, and room for 80 at each replica
         replies = list(pool.map(ask, range(24)))
     refused = [reply for reply in replies if reply.status_code != 200]
     assert {reply.status_code for reply in refused} == {429}
@@ -86,9 +87,29 @@ def test_compute_threads_are_as_many_as_rays_processors(cluster: Cluster) -> Non
 
 
 def test_a_scale_down_loses_no_stream(cluster: Cluster) -> None:
-    ends = cluster.ends_while(lambda: cluster.deploy(1), NUM_CLIENTS)
+    ends = cluster.ends_while(lambda: cluster.deploy(1), 2 * NUM_CLIENTS)
     cluster.deploy(2)
-    assert set(ends) == {"done"} and ends.total() >= NUM_CLIENTS
+    assert set(ends) == {"done"} and ends.total() >= 2 * NUM_CLIENTS
+
+
+def test_replicas_come_and_go_with_the_sequences_and_no_stream_is_lost(cluster: Cluster) -> None:
+    cluster.apply({"min_replicas": 1, "max_replicas": 3, "downscale_delay_s": 2})
+    expect(lambda: len(cluster.pids()) == 1, "one replica without work", WAIT_S)
+
+    def grown() -> None:  # 32 sequences are two and a half times three quarters of a batch of 16
+        expect(lambda: len(cluster.pids()) == 3, "three replicas", WAIT_S)
+
+    ends = cluster.ends_while(grown, NUM_CLIENTS)
+    expect(lambda: len(cluster.pids()) == 1, "one replica again", WAIT_S)
+    assert set(ends) == {"done"}
+    cluster.deploy(2)
+
+
+def test_each_replica_gets_the_gpus_that_were_asked_for(cluster: Cluster) -> None:
+    expect(lambda: cluster.free("GPU") == NUM_GPUS, "GPUs that nobody has", WAIT_S)
+    cluster.apply({"min_replicas": 2, "max_replicas": 2, "num_gpus": 0.5})
+    expect(lambda: cluster.free("GPU") == NUM_GPUS - 1, "two halves taken", WAIT_S)
+    cluster.deploy(2)
 
 
 def test_a_redeploy_loses_no_stream(cluster: Cluster) -> None:
@@ -150,6 +171,7 @@ def test_the_command_prints_what_serve_takes(monkeypatch: pytest.MonkeyPatch) ->
         "num_cpus": 2.0,
         "num_gpus": 1.0,
         "max_surge_percent": 1,
+        "downscale_delay_s": 300.0,
     }
     assert application.runtime_env == {"env_vars": {"TEXTGEN_MODEL": "some-model"}}
 

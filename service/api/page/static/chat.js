@@ -12,7 +12,9 @@ const HIDDEN = ["messages", "model", "n", "stream_options", "overflow", "user", 
 
 export function chatPanel(panel) {
   const message = panel.querySelector("[name=message]");
-  const list = part(panel, "turns");
+  const list = h("div", { class: "turns", role: "log", "aria-label": "Conversation", tabindex: 0, "data-part": "answer" });
+  part(panel, "answer").remove(); // a conversation stands above what is said next
+  panel.querySelector(".paper").prepend(list);
   let turns = []; // { role, content }
   let model, asked, reply;
 
@@ -62,12 +64,14 @@ export function chatPanel(panel) {
     event.preventDefault();
     message.form.requestSubmit();
   });
-  part(panel, "new").addEventListener("click", () => {
+  function beginAnew() {
     running.stop();
     turns = [];
     list.replaceChildren();
     message.focus();
-  });
+  }
+  const anew = h("button", { type: "button", class: "quiet new", onclick: beginAnew }, "New conversation");
+  panel.querySelector(".actions").prepend(anew);
 
   return {
     ...running,

@@ -15,6 +15,13 @@ export function h(tag, attributes = {}, ...children) {
 /** The element that plays a part in a panel: `data-part="answer"`. */
 export const part = (panel, name) => panel.querySelector(`[data-part="${name}"]`);
 
+/** Lay what a panel asks for on a desk: its button, its answer and its options around it. */
+export function layDesk(panel) {
+  const desk = document.getElementById("desk").content.cloneNode(true);
+  desk.querySelector("slot").replaceWith(...panel.childNodes);
+  panel.append(desk);
+}
+
 let lastId = 0;
 export const newId = (prefix) => `${prefix}-${++lastId}`;
 

@@ -3,6 +3,7 @@
 import { getJson, useKey } from "./api.js";
 import { askPanel } from "./ask.js";
 import { chatPanel } from "./chat.js";
+import { layDesk } from "./dom.js";
 import { watch } from "./live.js";
 import { summarizePanel } from "./summarize.js";
 import { tabs } from "./tabs.js";
@@ -11,6 +12,7 @@ import { writePanel } from "./write.js";
 
 const RETRY_MS = 2000;
 const by = (id) => document.getElementById(id);
+document.querySelectorAll("[role=tabpanel]").forEach(layDesk);
 const panels = {
   write: writePanel(by("write")),
   summarize: summarizePanel(by("summarize")),

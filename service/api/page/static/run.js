@@ -26,7 +26,7 @@ export function runs(panel, { verb, request, begin, show, end, ended = () => {} 
   const button = h("button", { class: "primary" }, verb);
   const status = h("p", { class: "status", role: "status" });
   const problem = h("p", { class: "problem", role: "alert", id: newId("problem") });
-  const result = part(panel, "answer") ?? part(panel, "turns"); // busy from a request to the last of its answer
+  const result = part(panel, "answer"); // busy from a request to the last of its answer
   const code = h("details", { class: "code", hidden: true }, h("summary", {}, "This request as code"));
   panel.querySelector(".actions").append(button, status);
   panel.querySelector(".actions").after(problem);

@@ -9,7 +9,8 @@ const NUM_ALTERNATIVES = 5;
 
 export function writePanel(panel) {
   const prompt = panel.querySelector("[name=prompt]");
-  const colours = panel.querySelector("[name=colours]");
+  const colours = h("input", { type: "checkbox", name: "colours", checked: true });
+  part(panel, "main-fields").after(h("label", { class: "check" }, colours, " Colour tokens by probability"));
   const answer = part(panel, "answer");
   let cards = [];
 
