@@ -23,7 +23,7 @@ RUNTIME_LOCK = ROOT / "requirements.lock"
 DEV_LOCK = ROOT / "requirements-dev.lock"
 SCALE_LOCK = ROOT / "requirements-scale.lock"
 LOCKS = [RUNTIME_LOCK, DEV_LOCK, SCALE_LOCK]
-PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9-]*)==(?P<version>[0-9][0-9a-z.]*)( ; .+)?$")
+PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9-]*)==(?P<version>(?:[0-9]+!)?[0-9][0-9a-z.]*)( ; .+)?$")
 
 
 WITH_TORCH_FOR_CUDA = {"triton"}  # a dependency of torch's CUDA builds; without it torch computes instead
