@@ -65,6 +65,13 @@ class FiniteCallback(TrainerCallback):  # type: ignore[misc]
                 raise Diverged(state.global_step, args.learning_rate)
 
 
+class LastCallback(TrainerCallback):  # type: ignore[misc]
+    """Validates the last step, too, wherever `eval_every` falls."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_evaluate |= state.global_step >= state.max_steps
+
+
 class MarkCallback(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint as whole once it is written."""
 

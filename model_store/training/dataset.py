@@ -31,8 +31,9 @@ from model_store.training.split import draw_examples, draw_texts, num_duplicates
 from model_store.training.spool import TEXT, Spool, Table
 from model_store.training.text_files import expand, stamp
 
-_ROWS_FORMAT = 4  # of what is written here; rows of an older one are made anew
+_ROWS_FORMAT = 5  # of what is written here; rows of an older one are made anew
 _BUILT = "built.json"  # written last
+_KEYS = "keys.npy"  # a number for each item that is learned from, equal for equal ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class BuildPlan:
         block: Tokens in a row; 0 chooses from the lengths of what is read.
         is_loss_everywhere: Count the prompts' tokens too (pretraining).
         valid_share: The share of each task's examples, and of the texts' tokens, kept for validation, from 0
-            to below 1.
+            to below 1; None chooses it.
         seed: Of every draw.
         num_positions: The model's: no block is longer.
     """
@@ -54,7 +55,7 @@ class BuildPlan:
     tasks: Mapping[str, Task]
     block: int
     is_loss_everywhere: bool
-    valid_share: float = 0.0
+    valid_share: float | None = 0.0
     seed: int = 0
     num_positions: int = 1024
 
@@ -88,6 +89,11 @@ class Built:
     def valid(self) -> Path:
         """The same for validation; empty rows when no share was asked for."""
         return self.folder / "valid"
+
+    def num_equal(self, other: "Built") -> int:
+        """How many different items to learn from are in `other`, too."""
+        mine, others = (np.load(each.folder / _KEYS) for each in (self, other))
+        return len(np.intersect1d(mine, others, assume_unique=True))
 
 
 # gets a pair, its tokens, and what of it fits into a row
@@ -195,6 +201,7 @@ class _Packer:
                 writer.add_whole(self._spool.example(cut.get(item) or item))
                 self._counts[f"{self._tasks[table.task[item]].name} pairs"] += 1
             train.finish(), valid.finish()
+        np.save(folder / _KEYS, np.unique(kept.row[~is_valid & ~seen]))
         return {"block": block, "why": why, "counts": self._counts, "notes": self._notes}
 
     def _cut_to(self, block: int, table: Table) -> dict[int, int | None]:

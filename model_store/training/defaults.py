@@ -1,6 +1,6 @@
 """What a run takes where no option says it, chosen from the data and the model.
 
-An option left at 0 is chosen: the block from the lengths of the examples, the batch and the epochs from the
+An option left open is chosen: the block from the lengths of the examples, the batch and the epochs from the
 number of rows, the learning rate from what is trained. `dataset.py` and `pipeline.py` choose, and say
 what was chosen and why.
 """
@@ -21,6 +21,7 @@ _COVERED = 0.99  # the share of the examples that a block holds whole
 _BATCH_ROWS = 8
 _STEPS_PER_EPOCH = 20  # fewer rows than this many batches make smaller batches
 _EPOCHS, _MOST_EPOCHS, _STEPS = 3, 20, 150  # epochs at least and at most; steps wanted of small data
+_PATIENCE = 3
 _NEW_RATE, _ADAPTER_RATE = 1e-3, 1e-3
 _FULL_RATES = (
     (30e6, 2e-4),
@@ -54,18 +55,30 @@ def choose_block(lengths: npt.NDArray[np.int64], num_text: int, num_positions: i
     return min(block, num_positions), f"99 % of {len(lengths):,} examples have at most {longest} tokens"
 
 
+def choose_held(count: int, unit: int) -> int:
+    """Choose how much of the data validates: a tenth, but no more than is enough to tell one model from
+    another, or 2 %.
+
+    Args:
+        count: Examples of a task, or tokens of text.
+        unit: Enough of them.
+    """
+    return min(count // 10, max(unit, count // 50))
+
+
 def choose_options(
-    options: TrainOptions, num_rows: int, base: Architecture | None
+    options: TrainOptions, num_rows: int, base: Architecture | None, is_validated: bool
 ) -> tuple[TrainOptions, str]:
-    """Choose what `options` leaves at 0.
+    """Choose what `options` leaves open, at 0 or None.
 
     Args:
         options: As given.
         num_rows: Rows to learn from.
         base: Of the model that goes on learning, a large one at a lower rate; None for a new one.
+        is_validated: There are rows to validate on.
 
     Returns:
-        Options without a 0 that stands for a choice, and what was chosen, in words.
+        Options with nothing left to choose, and what was chosen, in words.
     """
     said = []
     batch = options.batch_rows or max(1, min(_BATCH_ROWS, num_rows // _STEPS_PER_EPOCH))
@@ -85,11 +98,21 @@ def choose_options(
         chosen = replace(chosen, learning_rate=rate)
         said.append(f"learning rate {rate:g} ({why})")
     log_every = options.log_every or max(1, steps // 50)
+    eval_every = options.eval_every or 5 * log_every
+    save_every = options.save_every or 10 * log_every
+    patience = options.patience
+    if patience is None:
+        patience = _PATIENCE if is_validated and base is not None else 0
+        if patience:
+            said.append(f"early stop after {patience} validations without a better loss (--patience 0: none)")
+    if patience:  # the best checkpoint can only be one that was validated
+        eval_every = save_every = math.ceil(eval_every / log_every) * log_every
     chosen = replace(
         chosen,
         log_every=log_every,
-        eval_every=options.eval_every or 5 * log_every,
-        save_every=options.save_every or 10 * log_every,
+        eval_every=eval_every,
+        save_every=save_every,
+        patience=patience,
         sample_every=options.sample_every or max(1, steps // 5),
     )
     return chosen, f"{num_rows:,} rows, {steps:,} steps; chosen: {', '.join(said) or 'nothing'}"

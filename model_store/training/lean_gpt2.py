@@ -15,6 +15,7 @@ from model_store.recipes.copying_init import start_copying
 from model_store.recipes.muon import MuonAndAdamW
 
 _IGNORED = -100
+_SHORT = 192  # tokens in a row up to which plain attention is faster on a processor than torch's fused one
 
 
 class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
@@ -61,6 +62,17 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         return CausalLMOutput(loss=total / count)
 
     head_loss: Callable[..., torch.Tensor]
+
+    def suit(self, block: int) -> None:
+        """Compute the same in the way that is fastest for rows of `block` tokens on a processor.
+
+        Where it was measured, a step of the 7M model on 8 rows of 64 tokens takes half the time.
+        """
+        if not torch.accelerator.is_available():
+            self.set_attn_implementation("eager" if block <= _SHORT else "sdpa")
+        if self.config.activation_function == "gelu_new":  # transformers writes it out in seven operations
+            for layer in self.transformer.h:
+                layer.mlp.act = torch.nn.GELU(approximate="tanh")
 
     def compile_parts(self) -> None:
         """Compile the body and the loss; the state dict stays as it is. The first step takes a minute

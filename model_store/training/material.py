@@ -21,7 +21,8 @@ class Material:
         sources: What to learn from.
         tasks: By name; those that a source names must be there.
         valid: What to validate on; may be empty.
-        valid_share: The share of `sources` kept for validation where `valid` is empty, from 0 to below 1.
+        valid_share: The share of `sources` kept for validation where `valid` is empty, from 0 to below 1;
+            None chooses it.
         block: Tokens in a row; 0 chooses from the examples' lengths.
         is_loss_everywhere: Count the prompts' tokens in the loss, too; False counts the answers' only.
         base_tasks: Those of the model to begin with, by name.
@@ -35,7 +36,7 @@ class Material:
     sources: tuple[Source, ...]
     tasks: Mapping[str, Task] = field(default_factory=dict)
     valid: tuple[Source, ...] = ()
-    valid_share: float = 0.0
+    valid_share: float | None = 0.0
     block: int = 0
     is_loss_everywhere: bool = False
     base_tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Material:
 
     def __post_init__(self) -> None:
         for option, share in (("--valid-share", self.valid_share), ("--replay", self.replay)):
-            if not 0 <= share < 1:
+            if share is not None and not 0 <= share < 1:
                 raise InvalidOption(option, f"must be from 0 to below 1, not {share}")
 
     def with_old(self, num_rows: int) -> int:

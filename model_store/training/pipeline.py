@@ -164,6 +164,11 @@ def built_valid(
     )
     for line in lines_on(apart):
         report(f"valid: {line}")
+    if num_equal := built.num_equal(apart):
+        report(
+            f"VALID: {num_equal:,} OF THE ROWS OF --valid ARE LEARNED FROM, TOO: the validation loss looks "
+            "better than it is"
+        )
     return apart.train
 
 
@@ -213,7 +218,8 @@ def _data(
     require_rows(train.info, str(job.material.sources[0].path))
     report(f"{_summary('train', train.info)}; {_summary('valid', valid.info)}")
     if known is None:
-        options, said = choose_options(job.options, job.material.with_old(len(train)), base)
+        num_rows = job.material.with_old(len(train))
+        options, said = choose_options(job.options, num_rows, base, is_validated=len(valid) > 0)
         keep_chosen(job.out, Chosen(options, built.block, built.data))
     elif known.data == built.data:
         options, said = known.options, "as chosen when the run began"

@@ -116,8 +116,9 @@ def preview(
         plan = material.plan(checkpoint.architecture.n_positions, options.seed)
         built = build(plan, tokenizer, Path(name), report, watcher)
         valid = built_valid(material, plan, built, tokenizer, Path(name), report)
+        num_rows = material.with_old(len(Rows(built.train)))
         chosen, said = choose_options(
-            options, material.with_old(len(Rows(built.train))), checkpoint.architecture
+            options, num_rows, checkpoint.architecture, is_validated=len(Rows(valid)) > 0
         )
         for line in (*lines_on(built), said):
             report(line)
@@ -192,6 +193,7 @@ def _step(options: TrainOptions, rows: Rows, model_folder: Path, device: str) ->
     model = load_gpt2(read_checkpoint(model_folder), LeanGPT2)
     if options.lora_rank:
         model = with_adapters(model, options.lora_rank)
+    model.suit(rows.info.block)
     model = model.to(device).train()
     optimizer = optimizer_for(model, options.optimizer, 0.0, 0.0)
     chosen = [rows[index % len(rows)] for index in range(options.batch_rows)]

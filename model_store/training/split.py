@@ -9,12 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from model_store.training.defaults import choose_held
 from model_store.training.spool import TEXT, Table
 
 Flags = npt.NDArray[np.bool_]
+_ENOUGH_EXAMPLES, _ENOUGH_TOKENS = 100, 8192  # to validate on
 
 
-def draw_examples(table: Table, share: float, seed: int) -> tuple[Flags, set[int]]:
+def draw_examples(table: Table, share: float | None, seed: int) -> tuple[Flags, set[int]]:
     """Draw the examples that validate: of each task the share of its examples, rounded, but at least one.
 
     Groups are drawn in an order of the seed's and taken while they fit. Where a task's groups are all larger
@@ -23,7 +25,7 @@ def draw_examples(table: Table, share: float, seed: int) -> tuple[Flags, set[int
 
     Args:
         table: All items; texts are left alone.
-        share: From 0 to below 1.
+        share: From 0 to below 1; None chooses.
         seed: Of the draw.
 
     Returns:
@@ -57,11 +59,19 @@ def draw_examples(table: Table, share: float, seed: int) -> tuple[Flags, set[int
     return is_valid, by_row
 
 
-def _wanted(table: Table, share: float) -> dict[int, int]:
+def _wanted(table: Table, share: float | None) -> dict[int, int]:
     """How many examples of each task are to validate."""
     tasks, counts = np.unique(table.task[table.task != TEXT], return_counts=True)
     numbers = zip(tasks.tolist(), counts.tolist(), strict=True)
-    return {task: max(1, round(share * count)) for task, count in numbers if share > 0 and count > 1}
+    return {
+        task: max(1, _held(count, share, _ENOUGH_EXAMPLES))
+        for task, count in numbers
+        if share != 0 and count > 1
+    }
+
+
+def _held(count: int, share: float | None, unit: int) -> int:
+    return choose_held(count, unit) if share is None else round(share * count)
 
 
 def _groups(
@@ -93,12 +103,12 @@ def seen_in_training(table: Table, is_valid: Flags) -> Flags:
     return seen
 
 
-def draw_texts(table: Table, share: float, seed: int) -> npt.NDArray[np.int64]:
+def draw_texts(table: Table, share: float | None, seed: int) -> npt.NDArray[np.int64]:
     """Draw the tokens of texts that validate: whole documents, or the end of the only one that is left.
 
     Args:
         table: All items; examples are left alone.
-        share: Of all tokens of texts, from 0 to below 1.
+        share: Of all tokens of texts, from 0 to below 1; None chooses.
         seed: Of the draw.
 
     Returns:
@@ -107,7 +117,7 @@ def draw_texts(table: Table, share: float, seed: int) -> npt.NDArray[np.int64]:
     """
     held = np.zeros(len(table.task), np.int64)
     texts = np.flatnonzero(table.task == TEXT)
-    wanted = round(share * int(table.length[texts].sum()))
+    wanted = _held(int(table.length[texts].sum()), share, _ENOUGH_TOKENS)
     if wanted < 1:
         return held
     for items in _groups(texts, table.group, np.random.default_rng(seed)):

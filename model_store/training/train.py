@@ -127,6 +127,8 @@ def run(
     with quiet_libraries(), told_when_full(out, checkpoint_bytes(model, options)):
         trainer = _trainer(model, train, valid, out, options, watcher)
         mean = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
+    if options.patience:
+        watcher.report(_said_of_the_best(trainer.state))
     if options.lora_rank:
         trainer.model.merge_and_unload()
     if not all(weight.isfinite().all() for weight in model.parameters()):
@@ -146,19 +148,23 @@ def _check_rows(train: Learned, valid: Rows | None, options: TrainOptions) -> No
 def _trainer(
     model: Any, train: Learned, valid: Rows | None, out: Path, options: TrainOptions, watcher: Watcher
 ) -> Any:
-    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
+    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-    from model_store.training.curve import CurveCallback, FiniteCallback, MarkCallback
+    from model_store.training.curve import CurveCallback, FiniteCallback, LastCallback, MarkCallback
     from model_store.training.lean_gpt2 import optimizer_for
     from model_store.training.watching import SampleCallback, progress
+    from model_store.training.whole_trainer import WholeTrainer
 
+    model.suit(train.info.block)
     if options.is_compiled:
         model.compile_parts()
     if options.lora_rank:
         model = with_adapters(model, options.lora_rank)
     arguments = _arguments(train, valid, out, options)
     optimizer = optimizer_for(model, options.optimizer, options.learning_rate, options.weight_decay)
-    trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=valid, optimizers=(optimizer, None))
+    trainer = WholeTrainer(
+        model, arguments, train_dataset=train, eval_dataset=valid, optimizers=(optimizer, None)
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     rows_per_step = options.batch_rows * options.accumulate * arguments.world_size
@@ -170,6 +176,8 @@ def _trainer(
     trainer.add_callback(
         SampleCallback(watcher.prompts, watcher.tokenizer, options.sample_every, watcher.report)
     )
+    if valid:
+        trainer.add_callback(LastCallback())
     if options.patience:
         trainer.add_callback(EarlyStoppingCallback(options.patience))
     return trainer
@@ -179,12 +187,11 @@ def _arguments(train: Learned, valid: Rows | None, out: Path, options: TrainOpti
     from transformers import TrainingArguments
 
     steps = num_steps(len(train), options)
-    step = math.lcm(options.log_every, options.eval_every) if options.patience else options.log_every
     early = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=options.batch_rows,
-        per_device_eval_batch_size=min(options.batch_rows, len(valid or train)),  # drop_last is for both
+        per_device_eval_batch_size=options.batch_rows,
         gradient_accumulation_steps=options.accumulate,
         learning_rate=options.learning_rate,
         lr_scheduler_type=_TRAINER_SCHEDULES[options.schedule],
@@ -198,7 +205,7 @@ def _arguments(train: Learned, valid: Rows | None, out: Path, options: TrainOpti
         logging_nan_inf_filter=False,
         eval_strategy="steps" if valid else "no",
         eval_steps=options.eval_every,
-        save_steps=math.ceil(options.save_every / step) * step,
+        save_steps=math.ceil(options.save_every / options.log_every) * options.log_every,
         save_total_limit=options.keep,
         prediction_loss_only=True,
         dataloader_drop_last=True,
@@ -236,6 +243,17 @@ def with_adapters(model: Any, rank: int) -> Any:
     targets = ["c_attn", "c_proj", "c_fc"]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=True)
     return get_peft_model(model, config)
+
+
+def _said_of_the_best(state: Any) -> str:
+    """Which checkpoint an early stop came to."""
+    if not state.best_global_step:
+        return "the run was too short to validate; the model is that of its last step"
+    end = "stopped" if state.global_step < state.max_steps else "ended"
+    return (
+        f"{end} after step {state.global_step:,} of {state.max_steps:,}; the model is that of step "
+        f"{state.best_global_step:,}, the best validation loss ({state.best_metric:.3f})"
+    )
 
 
 def _result(trainer: Any, block: int, options: TrainOptions, mean: float) -> RunResult:

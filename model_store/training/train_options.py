@@ -15,7 +15,6 @@ _COUNTS = (
     "log_every",
     "eval_every",
     "save_every",
-    "patience",
     "sample_every",
     "lora_rank",
 )
@@ -44,12 +43,13 @@ class TrainOptions:
         prompt_weight: How much a prompt's token counts beside an answer's when answers are what is learned,
             from 0 (not at all) to below 1.
         log_every: Steps between points of the curve; 0 chooses a fiftieth of all steps.
-        eval_every: Steps between validations; 0 chooses five times `log_every`.
-        save_every: Steps between checkpoints, rounded up to a multiple of `log_every`, and of `eval_every`
-            when there is an early stop; 0 chooses ten times `log_every`.
+        eval_every: Steps between validations; 0 chooses five times `log_every`. With an early stop it is
+            rounded up to a multiple of `log_every`.
+        save_every: Steps between checkpoints, rounded up to a multiple of `log_every`; 0 chooses ten times
+            `log_every`. With an early stop each validation is followed by a checkpoint instead.
         keep: Checkpoints kept.
         patience: Stop after so many validations without a better loss and take the best checkpoint; 0 never
-            stops.
+            stops; None chooses: 3 where a model goes on learning and there are rows to validate on, else 0.
         sample_every: Steps between sample texts; 0 chooses a fifth of all steps.
         report_to: Also send the curve to `tensorboard` or `wandb`, which must be installed; "" to neither.
         lora_rank: Train adapters of this rank instead of all weights; 0 trains all. They are merged on
@@ -75,7 +75,7 @@ class TrainOptions:
     eval_every: int = 0
     save_every: int = 0
     keep: int = 2
-    patience: int = 0
+    patience: int | None = None
     sample_every: int = 0
     report_to: str = ""
     lora_rank: int = 0
@@ -93,6 +93,8 @@ class TrainOptions:
         for name in (*_COUNTS, "weight_decay", "clip", "learning_rate", "epochs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidOption(name, f"must be a number from 0, not {getattr(self, name)}")
+        if self.patience is not None and self.patience < 0:
+            raise InvalidOption("patience", f"must be a number from 0, not {self.patience}")
         for name in ("warmup_share", "shifted_share", "prompt_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidOption(name, f"must be from 0 to below 1, not {getattr(self, name)}")

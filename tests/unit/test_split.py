@@ -43,7 +43,12 @@ def table(tasks: Sequence[int], groups: Sequence[int], lengths: Sequence[int] = 
 
 
 def built(
-    folder: Path, tokenizer: Tokenizer, task: Task, rows: Sequence[object], share: float, group: str = ""
+    folder: Path,
+    tokenizer: Tokenizer,
+    task: Task,
+    rows: Sequence[object],
+    share: float | None,
+    group: str = "",
 ) -> Built:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -215,3 +220,17 @@ def test_one_plain_text_file_gives_rows_to_validate_on(tmp_path: Path, tokenizer
     found = build(plan, tokenizer, tmp_path / "built", lambda line: None)
     train, valid = Rows(found.train).info, Rows(found.valid).info
     assert valid.num_tokens == round(0.1 * (train.num_tokens + valid.num_tokens))
+
+
+def test_the_rows_of_valid_that_are_learned_from_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [{"text": f"Tom has {n} coins.", "label": "good"} for n in range(30)]
+    (tmp_path / "other").mkdir()
+    train = built(tmp_path, tokenizer, MOOD, rows, 0.0)
+    valid = built(tmp_path / "other", tokenizer, MOOD, [{**rows[3], "label": "bad"}, *rows[-4:]], 0.0)
+    assert train.num_equal(valid) == 4 and valid.num_equal(valid) == 5
+
+
+def test_small_data_keeps_a_tenth_where_no_share_is_given(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [{"text": f"Tom has {n} coins.", "label": "good"} for n in range(60)]
+    found = built(tmp_path, tokenizer, MOOD, rows, None)
+    assert len(examples(Rows(found.valid), tokenizer)) == 6

@@ -25,6 +25,7 @@ from model_store.training.cli import app
 from model_store.training.curve import last_whole_checkpoint, read_curve
 from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.lean_gpt2 import LeanGPT2, new_model
+from model_store.training.packing import Rows
 from model_store.training.pipeline import Shape, finetune, pretrain
 from model_store.training.recipe import Source
 from model_store.training.train_options import TrainOptions
@@ -155,6 +156,49 @@ def test_a_run_stops_early_when_validation_gets_worse(data: Path, tmp_path: Path
     )
     start(data, tmp_path / "run", wild)
     assert int(curve(tmp_path / "run")[-1]["step"]) < 100
+    validated = {
+        row["step"]: float(row["valid_loss"]) for row in curve(tmp_path / "run") if row["valid_loss"]
+    }
+    best = min(validated, key=lambda step: validated[step])
+    kept = load_file(tmp_path / "run" / "checkpoints" / f"checkpoint-{best}" / "model.safetensors")
+    made = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert torch.equal(kept[name].to(made[name].dtype), made[name])
+
+
+def test_all_rows_validate_and_the_last_step_does(data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(max_steps=3, batch_rows=8, precision="fp32", eval_every=2)
+    job = toy_job(tmp_path, (Source(data / "text.txt"),), options, block=32, valid_share=0.07)
+    result = pretrain(job, data / "tokenizer", SHAPE, lambda line: None)
+    assert [row["step"] for row in curve(tmp_path) if row["valid_loss"]] == ["2", "3"]
+    valid = Rows(next((tmp_path / "rows").glob("*/valid")))
+    assert len(valid) % 8
+    model = LeanGPT2.from_pretrained(tmp_path / "checkpoints" / "checkpoint-3").eval()
+    with torch.inference_mode():
+        means = [
+            float(model(**batch(valid, range(n, min(n + 8, len(valid))))).loss)
+            for n in range(0, len(valid), 8)
+        ]
+    sizes = [min(8, len(valid) - n) for n in range(0, len(valid), 8)]
+    mean = sum(m * n for m, n in zip(means, sizes, strict=True)) / len(valid)
+    assert result.valid_loss == pytest.approx(mean, abs=1e-4)
+
+
+def batch(rows: Rows, numbers: range) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([rows[number][name] for number in numbers]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("block", [64, 256])
+def test_the_way_that_suits_a_block_gives_the_same_loss(block: int) -> None:
+    torch.manual_seed(0)
+    model = LeanGPT2(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=256)).eval()
+    ids = torch.randint(0, 50, (2, block))
+    positions = torch.cat([torch.arange(block // 4), torch.arange(block - block // 4)]).expand(2, -1)
+    with torch.inference_mode():
+        before = float(model(ids, ids, positions).loss)
+        model.suit(block)
+        assert float(model(ids, ids, positions).loss) == pytest.approx(before, abs=1e-5)
+    assert model.config._attn_implementation == ("eager" if block == 64 else "sdpa")
 
 
 # --- the model

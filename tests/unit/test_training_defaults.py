@@ -16,7 +16,7 @@ from model_store.tokenizer import Tokenizer
 from model_store.training import reading
 from model_store.training.cli_draft import trained_tasks
 from model_store.training.dataset import build
-from model_store.training.defaults import choose_options
+from model_store.training.defaults import choose_held, choose_options
 from model_store.training.errors import Diverged
 from model_store.training.pipeline import Shape, lines_on, pretrain
 from model_store.training.recipe import Source
@@ -99,7 +99,7 @@ def test_a_short_text_has_short_rows(data: Path, tmp_path: Path, num_words: int)
 def test_small_data_is_learned_in_small_batches_and_often(
     num_rows: int, batch_rows: int, epochs: int, steps: int, tmp_path: Path
 ) -> None:
-    chosen, said = choose_options(TrainOptions(), num_rows, architecture(tmp_path / "m"))
+    chosen, said = choose_options(TrainOptions(), num_rows, architecture(tmp_path / "m"), False)
     assert (chosen.batch_rows, chosen.epochs) == (batch_rows, epochs)
     assert said.startswith(f"{num_rows:,} rows, {steps:,} steps; chosen: batch rows {batch_rows}, epochs")
     assert ("the limit; 150 steps would take 75" in said) is (num_rows == 2)
@@ -109,20 +109,47 @@ def test_small_data_is_learned_in_small_batches_and_often(
 @pytest.mark.parametrize(("width", "layers", "rate"), [(256, 6, 2e-4), (768, 12, 1e-4), (1280, 36, 5e-5)])
 def test_a_larger_model_learns_at_a_lower_rate(width: int, layers: int, rate: float, tmp_path: Path) -> None:
     base = architecture(tmp_path / "m", n_embd=width, n_layer=layers, n_head=4, vocab_size=8192)
-    assert choose_options(TrainOptions(), 100, base)[0].learning_rate == rate
-    assert choose_options(TrainOptions(lora_rank=4), 100, base)[0].learning_rate == 1e-3
+    assert choose_options(TrainOptions(), 100, base, True)[0].learning_rate == rate
+    assert choose_options(TrainOptions(lora_rank=4), 100, base, True)[0].learning_rate == 1e-3
 
 
 def test_a_new_model_sees_its_text_once(tmp_path: Path) -> None:
-    chosen, said = choose_options(TrainOptions(), 100, None)
-    assert (chosen.epochs, chosen.learning_rate) == (1, 1e-3) and "a new model" in said
+    chosen, said = choose_options(TrainOptions(), 100, None, True)
+    assert (chosen.epochs, chosen.learning_rate, chosen.patience) == (1, 1e-3, 0) and "a new model" in said
+
+
+def test_a_model_that_goes_on_learning_stops_early_where_it_is_validated(tmp_path: Path) -> None:
+    base = architecture(tmp_path / "m")
+    chosen, said = choose_options(TrainOptions(), 800, base, True)
+    assert chosen.patience == 3 and "early stop after 3 validations" in said
+    assert chosen.save_every == chosen.eval_every and chosen.eval_every % chosen.log_every == 0
+    assert choose_options(TrainOptions(), 800, base, False)[0].patience == 0
+    assert choose_options(TrainOptions(patience=0), 800, base, True)[0].patience == 0
+
+
+def test_every_validation_of_an_early_stop_leaves_a_checkpoint(tmp_path: Path) -> None:
+    given = TrainOptions(patience=2, log_every=4, eval_every=6, save_every=100)
+    chosen, _ = choose_options(given, 800, architecture(tmp_path / "m"), True)
+    assert (chosen.eval_every, chosen.save_every) == (8, 8)
+
+
+@pytest.mark.parametrize(("count", "held"), [(5, 0), (40, 4), (800, 80), (2000, 100), (9000, 180)])
+def test_a_tenth_of_small_data_validates_and_2_percent_of_large(count: int, held: int) -> None:
+    assert choose_held(count, unit=100) == held
 
 
 def test_what_is_given_is_not_chosen(tmp_path: Path) -> None:
     given = TrainOptions(
-        batch_rows=3, epochs=0.5, learning_rate=0.5, log_every=7, eval_every=9, save_every=11, sample_every=13
+        batch_rows=3,
+        epochs=0.5,
+        learning_rate=0.5,
+        log_every=7,
+        eval_every=9,
+        save_every=11,
+        sample_every=13,
+        patience=0,
     )
-    chosen, said = choose_options(given, 300, architecture(tmp_path / "m"))
+    chosen, said = choose_options(given, 300, architecture(tmp_path / "m"), True)
     assert chosen == given and said == "300 rows, 50 steps; chosen: nothing"
 
 
