@@ -140,6 +140,7 @@ def test_an_evening_ends_with_a_model_that_beats_the_trivial_baseline(tmp_path: 
     fresh = lived(section["body"], tmp_path)
 
     if "REWRITE" in os.environ:
+        page = PAGE.read_text(encoding="utf-8")  # somebody may have written meanwhile
         PAGE.write_text(page.replace(section["body"], fresh), encoding="utf-8")
     assert fresh.count("```bash") == 4
     recorded = json.loads((tmp_path / "store" / task / "figures" / "1.json").read_text(encoding="utf-8"))
