@@ -140,6 +140,7 @@ def build(
                 for source, file in files:
                     reader.read(source, file, report)
                 told = _Packer(plan, tokenizer, spool, watch).pack(unfinished)
+            told["notes"] += reader.missing_labels()
             told["counts"] = dict(reader.counts + reader.notes + told["counts"])
             shutil.rmtree(unfinished / "spool")
             (unfinished / _BUILT).write_text(json.dumps(told), encoding="utf-8")

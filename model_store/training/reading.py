@@ -54,6 +54,7 @@ class Reader:
         self._reading = 0
         self.counts: Counter[str] = Counter()  # what was left out, and became of answers
         self.notes: Counter[str] = Counter()  # on what was read, beside what it is counted as
+        self._labels: dict[str, set[str]] = {}  # of each task that chooses, those of its examples
 
     def read(self, source: Source, file: Path, report: Callable[[str], None]) -> None:
         """Read one file of a source.
@@ -79,6 +80,14 @@ class Reader:
         found = describe(file, source.encoding)
         told = f"{file.name} ({found})" if found else file.name
         report(f"{told}: {len(self._spool) + self.counts.total() - before:,} {source.kind}")
+
+    def missing_labels(self) -> list[str]:
+        """Say which labels of the tasks that were read no example has."""
+        found = []
+        for name, seen in self._labels.items():
+            if missing := [label for label in self._tasks[name].labels if label not in seen]:
+                found.append(f"task {name!r}: no example has the label {', '.join(map(repr, missing))}")
+        return found
 
     def _read_text(self, source: Source, file: Path) -> None:
         for document in self._sample(source, documents(file)):
@@ -157,6 +166,8 @@ class Reader:
         return replace(pair, answer=answer)
 
     def _add(self, task: Task, pair: Pair, group: int) -> None:
+        if task.kind == "choice":
+            self._labels.setdefault(task.name, set()).add(pair.answer)
         example = encode_pair(task, self._tokenizer, pair, self._is_loss_everywhere)
         self._spool.add_pair(self._numbers[task.name], pair, example, group, self._reading)
 

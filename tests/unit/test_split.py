@@ -234,3 +234,10 @@ def test_small_data_keeps_a_tenth_where_no_share_is_given(tmp_path: Path, tokeni
     rows = [{"text": f"Tom has {n} coins.", "label": "good"} for n in range(60)]
     found = built(tmp_path, tokenizer, MOOD, rows, None)
     assert len(examples(Rows(found.valid), tokenizer)) == 6
+
+
+def test_labels_without_an_example_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [{"text": f"Tom has {n} coins.", "label": "good"} for n in range(6)]
+    assert built(tmp_path, tokenizer, MOOD, rows, 0.0).notes == (
+        "task 'mood': no example has the label 'bad'",
+    )
