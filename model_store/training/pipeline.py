@@ -16,6 +16,7 @@ from model_store.card import CARD, model_card
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import Draft
 from model_store.tokenizer import Tokenizer
+from model_store.training.base_writing import written_by
 from model_store.training.dataset import BuildPlan, Built, build
 from model_store.training.defaults import choose_options
 from model_store.training.disk import checkpoint_bytes, require_room, told_when_full
@@ -23,7 +24,7 @@ from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.export import export, export_tokenizer
 from model_store.training.material import Material
 from model_store.training.packing import PackedInfo, Rows, require_rows
-from model_store.training.retention import Mixed, OldWork, figures_of, losses, old_work, told, written_by
+from model_store.training.retention import Mixed, OldWork, figures_of, losses, old_work, told
 from model_store.training.run_folder import Chosen, chosen_before, keep_chosen, prepare_folder
 from model_store.training.train import (
     RunResult,

@@ -1,38 +1,27 @@
 """What the base model could do before, and whether it still can: its old work, rehearsed and measured.
 
-Old work is given (`--replay-data`), or it is what the base itself writes: texts, and for each of its tasks
-prompts with answers, drawn at temperature 1. The loss on such texts rises by the divergence of the new model
-from the base, so it says how far the one has moved from the other; what that means for a task's quality only
-held-out data of the task says. Rehearsing them keeps the new model near the base.
-
-Source: Robins 1995, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal"; Sun et al. 2020, "LAMOL".
+Old work is given (`--replay-data`), or it is what the base itself writes (`base_writing.py`). The loss on the
+latter says how far the new model has moved from the base; what that means for a task's quality only held-out
+data of the task says. Rehearsing it keeps the new model near the base.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from model_store.atomic import write_atomically
-from model_store.task import Task
-from model_store.template import parse
 from model_store.tokenizer import Tokenizer
+from model_store.training.base_writing import TEXTS
 from model_store.training.dataset import BuildPlan, build
 from model_store.training.errors import InvalidOption
 from model_store.training.material import num_old_rows
 from model_store.training.packing import PackedInfo, Rows
-from model_store.training.recipe import TARGET_KEYS, Source
+from model_store.training.recipe import Source
 
-TEXTS = "text"
 MOST_FORGETTING = 0.05  # by so much a loss on old work may rise before it is said in capitals
-_TEXTS, _EXAMPLES = 48, 12  # written for the measure alone
-_REHEARSED = 8  # times as many where they are learned from, too
 _MEASURED_SHARE = 0.25
-_TEXT_TOKENS, _FIELD_TOKENS, _ANSWER_TOKENS = 128, 96, 24
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,134 +105,6 @@ class Mixed(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         place = (index - len(self.new)) * max(1, len(self._old) // max(1, self.num_old)) % len(self._old)
         rows, number = self._old[place]
         return rows[number]
-
-
-def written_by(
-    model: Any,
-    tokenizer: Tokenizer,
-    tasks: Mapping[str, Task],
-    folder: Path,
-    is_rehearsed: bool,
-    seed: int,
-    report: Callable[[str], None],
-) -> tuple[Source, ...]:
-    """Let the base write texts and examples of each of its tasks; what it wrote before is found again.
-
-    Args:
-        model: The base, a `LeanGPT2` on the CPU.
-        tokenizer: Its own.
-        tasks: Its own, by name.
-        folder: Gets a file for each.
-        is_rehearsed: Write many, not only enough to measure.
-        seed: Of the draws.
-        report: Gets a line.
-
-    Returns:
-        One source for each file.
-    """
-    factor = _REHEARSED if is_rehearsed else 1
-    generator = torch.Generator().manual_seed(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    write = _Writer(model, tokenizer, generator)
-    sources = []
-    for name, task in {TEXTS: None, **tasks}.items():
-        if task is not None and _is_text(task):
-            continue
-        count = factor * (_TEXTS if task is None else _EXAMPLES)
-        path = folder / f"{name}-{count}.jsonl"
-        if not path.exists():
-            records = write.texts(count) if task is None else write.examples(task, count)
-            write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
-        if not path.stat().st_size:
-            report(f"old work, {name}: the base writes nothing of the kind, so it is not measured")
-            continue
-        kind = "text" if task is None else "examples"
-        sources.append(Source(path, kind, name if task is not None else "", min_overlap=0))
-    written = ", ".join(source.path.stem for source in sources)
-    report(f"old work: written by the base itself ({written or 'nothing'})")
-    return tuple(sources)
-
-
-def _is_text(task: Task) -> bool:
-    """Whether a task's prompt is nothing but a text that is continued."""
-    return [literal for literal, _ in parse(task.template)][:1] == [""] and len(task.fields) == 1
-
-
-class _Writer:
-    """Draws from a model at temperature 1."""
-
-    def __init__(self, model: Any, tokenizer: Tokenizer, generator: torch.Generator) -> None:
-        self._model, self._tokenizer, self._generator = model, tokenizer, generator
-
-    def texts(self, count: int) -> list[dict[str, str]]:
-        start = list(self._tokenizer.bos_ids) or [self._tokenizer.eos_id]
-        said = self._continue([start] * count, _TEXT_TOKENS)
-        return [{"text": text} for ids in said if (text := self._tokenizer.decode(ids)).strip()]
-
-    def examples(self, task: Task, count: int) -> list[dict[str, str]]:
-        """Records of a task: each field as the model goes on from what stands before it, then the answer."""
-        pieces = parse(task.template)
-        records: list[dict[str, str]] = [{} for _ in range(count)]
-        for place, (_, name) in enumerate(pieces):
-            if name is None:
-                continue
-            end = next((literal for literal, _ in pieces[place + 1 :] if literal), "").strip()
-            prompts = [self._before(record, pieces[: place + 1]) for record in records]
-            is_document = name == task.document
-            said = self._continue(prompts, _FIELD_TOKENS if is_document else _ANSWER_TOKENS)
-            for record, ids in zip(records, said, strict=True):
-                text = self._tokenizer.decode(ids)
-                text = text.partition(end)[0] if end else text
-                record[name] = text.strip() if is_document else (text.strip().splitlines() or [""])[0]
-        records = [record for record in records if all(record[name].strip() for name in task.fields)]
-        said = self._continue([task.encode(self._tokenizer, r) for r in records], _ANSWER_TOKENS)
-        answers = [(self._tokenizer.decode(ids).strip().splitlines() or [""])[0] for ids in said]
-        target = TARGET_KEYS[task.kind]
-        found = [{**record, target: answer} for record, answer in zip(records, answers, strict=True)]
-        legal = set(task.labels)
-        return [record for record in found if record[target] and (not legal or record[target] in legal)]
-
-    def _before(self, record: Mapping[str, str], pieces: Sequence[tuple[str, str | None]]) -> list[int]:
-        """The ids of a prompt up to the field that the last piece ends with."""
-        ids = list(self._tokenizer.bos_ids)
-        for literal, name in pieces:
-            has_space = literal.endswith(" ")  # as in `template.render`
-            ids += self._tokenizer.encode_specials(literal[:-1] if has_space else literal)
-            if name is not None and name in record:
-                ids += self._tokenizer.encode(" " * has_space + record[name])
-        return ids or [self._tokenizer.eos_id]
-
-    def _continue(self, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
-        """Continue prompts up to the end of text, those of like length together."""
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        said: list[list[int]] = [[] for _ in prompts]
-        for first in range(0, len(order), _AT_ONCE):
-            batch = order[first : first + _AT_ONCE]
-            drawn = self._drawn([prompts[index] for index in batch], num_new)
-            for index, ids in zip(batch, drawn, strict=True):
-                said[index] = ids
-        return said
-
-    def _drawn(self, prompts: list[list[int]], num_new: int) -> list[list[int]]:
-        """Draw tokens for prompts of one batch, padded on the left: (B, W) ids, mask and positions."""
-        width, eos = max(map(len, prompts)), self._tokenizer.eos_id
-        ids = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        positions, past = (mask.cumsum(1) - 1).clamp(min=0), None
-        drawn: list[torch.Tensor] = []
-        with torch.inference_mode():
-            for _ in range(max(0, min(num_new, self._model.config.n_positions - width))):
-                out = self._model.transformer(
-                    ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
-                )
-                past = out.past_key_values
-                chances = self._model.lm_head(out.last_hidden_state[:, -1]).softmax(-1)
-                ids = torch.multinomial(chances, 1, generator=self._generator)
-                drawn.append(ids)
-                mask = torch.cat([mask, torch.ones_like(ids)], 1)
-                positions = positions[:, -1:] + 1
-        rows = torch.cat(drawn, 1).tolist() if drawn else [[] for _ in prompts]
-        return [row[: row.index(eos)] if eos in row else row for row in rows]
 
 
 def losses(model: Any, work: Sequence[OldWork]) -> dict[str, float]:

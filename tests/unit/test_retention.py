@@ -14,6 +14,7 @@ from model_store.checkpoint import read_checkpoint
 from model_store.manifest import read_json_manifest
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
+from model_store.training.base_writing import _Writer, written_by
 from model_store.training.errors import InvalidOption
 from model_store.training.examples import Example
 from model_store.training.lean_gpt2 import LeanGPT2
@@ -21,7 +22,7 @@ from model_store.training.material import Material
 from model_store.training.packing import Rows, RowWriter
 from model_store.training.pipeline import finetune
 from model_store.training.recipe import Source
-from model_store.training.retention import Mixed, _Writer, told, written_by
+from model_store.training.retention import Mixed, told
 from model_store.training.train_options import TrainOptions
 from model_store.training.watching import continued
 from model_store.weights import load_gpt2
