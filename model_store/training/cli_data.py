@@ -25,6 +25,7 @@ class DataOptions:
         data: TASK=FILE: JSON, CSV, XLSX, parquet, hf:OWNER/NAME:SPLIT; repeatable.
         map: FIELD=COLUMN,… or TASK:FIELD=COLUMN,…; repeatable.
         encoding: Of the files of --data; empty: found out.
+        skip_empty: Leave out rows whose text or answer is empty, and count them, instead of refusing them.
         text: Text, for a second domain; repeatable.
         recipe: A TOML file with a table [[source]] for each source.
         corpus: The folder that a recipe's paths are relative to.
@@ -44,6 +45,7 @@ class DataOptions:
     data: list[str] | None = None
     map: list[str] | None = None
     encoding: str = ""
+    skip_empty: bool = False
     text: list[Path] | None = None
     recipe: Path | None = None
     corpus: Path = Path()
@@ -82,7 +84,8 @@ class DataOptions:
 
     def _mapped(self, given: list[Source], tasks: Mapping[str, Task]) -> list[Source]:
         named = mapped(given, self.map or [], tasks, self.encoding)
-        return [replace(each, group=self.group) if each.kind == "examples" else each for each in named]
+        apart = {"group": self.group, "skip_empty": self.skip_empty}
+        return [replace(each, **apart) if each.kind == "examples" else each for each in named]
 
 
 def sources(

@@ -8,7 +8,6 @@ run, and the other processes of one on several devices, find it again. Read next
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from model_store.training.text_files import expand, stamp
 
 _ROWS_FORMAT = 5  # of what is written here; rows of an older one are made anew
 _BUILT = "built.json"  # written last
+_UNFINISHED = ".tmp"  # ends the name of a folder that is being filled
 _KEYS = "keys.npy"  # a number for each item that is learned from, equal for equal ones
 
 
@@ -132,8 +132,8 @@ def build(
         plan = replace(plan, block=int(pointer.read_text(encoding="utf-8")))
     folder = cache / _fingerprint(plan, tokenizer, stamps)
     if not plan.block or not (folder / _BUILT).exists():
-        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished = folder.with_name(f"{folder.name}{_UNFINISHED}")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
         try:
             with Spool(unfinished / "spool") as spool:
                 reader = Reader(plan.tasks, tokenizer, plan.is_loss_everywhere, plan.seed, spool)

@@ -45,6 +45,7 @@ class Source:
             kind.
         rename: The record's key for a field, where it is called something else: {"text": "context"}.
         skip: Leave out records with one of these values under a key: {"source": ["boolq"]}.
+        skip_empty: Leave out records whose text or answer is empty, which are refused otherwise.
         min_overlap: For kind `qa`: an answer that is no span of its context is replaced by the span of
             highest token F1 when that reaches this, and left out otherwise; 0 keeps answers as they are.
         encoding: Of the file's text, as Python names it; "" to find it out.
@@ -64,6 +65,7 @@ class Source:
     target: str = ""
     rename: Mapping[str, str] = field(default_factory=dict)
     skip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    skip_empty: bool = False
     min_overlap: float = 0.55
     encoding: str = ""
     group: str = ""

@@ -76,7 +76,8 @@ def task_rows(source: Source, task: AskedTask, file: Path, counts: Counter[str])
     """Yield the examples of one file.
 
     Args:
-        source: Says which keys are meant (`target`, `rename`) and which rows are left out (`skip`).
+        source: Says which keys are meant (`target`, `rename`) and which rows are left out (`skip`,
+            `skip_empty`).
         task: Whose fields are read.
         file: One of those that `expand` gave for the source.
         counts: Gets what was left out, by reason.
@@ -94,7 +95,10 @@ def task_rows(source: Source, task: AskedTask, file: Path, counts: Counter[str])
             continue
         for row in _rows(source, task, file, line, record, counts):
             if name := _empty_text(task, row, key):
-                empty.setdefault(name, []).append(line)
+                if source.skip_empty:
+                    counts[f"left out, as {name!r} is empty"] += 1
+                else:
+                    empty.setdefault(name, []).append(line)
                 continue
             if task.kind == "choice" and (wrong := [r for r in row.references if r not in task.labels]):
                 unknown.setdefault(wrong[0], []).append(line)
@@ -155,16 +159,23 @@ def _refuse(
     problems = []
     if unknown:
         found = sorted(unknown.items(), key=lambda item: -len(item[1]))
-        shown = [f"{label!r} ({len(at):,} times, first in {at[0]:,})" for label, at in found[:_SHOWN]]
+        shown = [f"{label!r} ({_often(at)}, first in {at[0]:,})" for label, at in found[:_SHOWN]]
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         problems.append(
             f"task {task.name!r} has the labels {', '.join(task.labels)}, and not {', '.join(shown)}{more}"
         )
     for name, at in empty.items():
         shown = [str(line) for line in at[:_SHOWN]] + ["…"] * (len(at) > _SHOWN)
-        problems.append(f"{name!r} is empty in {len(at):,} rows: {', '.join(shown)}; fill or delete them")
+        problems.append(
+            f"{name!r} is empty in {len(at):,} rows: {', '.join(shown)}; fill or delete them "
+            "(finetune --skip-empty leaves them out)"
+        )
     if problems:
         raise InvalidData(file, "; ".join(problems))
+
+
+def _often(lines: Sequence[int]) -> str:
+    return "once" if len(lines) == 1 else f"{len(lines):,} times"
 
 
 def task_source(item: str, option: str) -> Source:

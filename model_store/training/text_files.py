@@ -124,7 +124,11 @@ def records(path: Path, encoding: str = "") -> Iterator[tables.Row]:
     elif reader := _ROWS.get(_suffix(path)):
         found = reader(path, encoding)
     else:
-        raise InvalidData(path, "is text, where rows are wanted: .jsonl, .json, .csv, .tsv, .xlsx, .parquet")
+        raise InvalidData(
+            path,
+            "is text, where rows are wanted: .jsonl, .json, .csv, .tsv, .xlsx, .parquet; a table that a "
+            "spreadsheet saved as text is a .tsv",
+        )
     is_empty = True
     for number, record in found:
         is_empty = False

@@ -103,6 +103,15 @@ def test_empty_texts_are_listed_with_their_rows(tmp_path: Path) -> None:
         read(tmp_path, MOOD, rows)
 
 
+def test_rows_with_empty_texts_are_left_out_where_that_is_wanted(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": label} for text, label in (("x", "good"), (" ", "good"), ("y", ""))]
+    path = write(tmp_path / "a.jsonl", rows)
+    source = Source(path, "examples", "mood", skip_empty=True)
+    counts: Counter[str] = Counter()
+    assert [row.fields["text"] for row in task_rows(source, MOOD, path, counts)] == ["x"]
+    assert counts == {"left out, as 'text' is empty": 1, "left out, as 'label' is empty": 1}
+
+
 def test_an_empty_target_is_refused_but_for_questions(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="'completion' is empty in 1 rows: 1"):
         read(tmp_path, BOT, [{"text": "x", "completion": ""}])
