@@ -84,8 +84,10 @@ class DataOptions:
 
     def _mapped(self, given: list[Source], tasks: Mapping[str, Task]) -> list[Source]:
         named = mapped(given, self.map or [], tasks, self.encoding)
-        apart = {"group": self.group, "skip_empty": self.skip_empty}
-        return [replace(each, **apart) if each.kind == "examples" else each for each in named]
+        return [
+            replace(each, group=self.group, skip_empty=self.skip_empty) if each.kind == "examples" else each
+            for each in named
+        ]
 
 
 def sources(
