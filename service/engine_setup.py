@@ -38,7 +38,6 @@ def make_engine(
         from service.engine.async_engine import AsyncEngine
 
         config = engine_config(settings, folder)
-        config = replace(config, draft_folder=draft_folder(settings, tokenizer))
 
         def fall_back(why: str) -> None:
             config.fall_back(why)
@@ -47,25 +46,27 @@ def make_engine(
         told = replace(config, step=start_up.step, fall_back=fall_back)
 
     def make() -> Engine:
-        engine = _build_engine(told, tokenizer, metrics)
+        engine = _build_engine(told, settings, tokenizer, metrics)
         metrics.levels = lambda: _levels(engine)
         return engine
 
     return AsyncEngine(make, config.max_running + settings.max_waiting)
 
 
-def _build_engine(config: EngineConfig, tokenizer: Tokenizer, observer: Observer | None = None) -> Engine:
-    """Load and warm up in this thread.
+def _build_engine(
+    config: EngineConfig, settings: Settings, tokenizer: Tokenizer, observer: Observer | None = None
+) -> Engine:
+    """Load and warm up in this thread, with the draft model that the settings name.
 
     Raises:
-        SettingsError: the model cannot be served here.
+        SettingsError: the model, or its draft model, cannot be served here.
     """
     from model_store.errors import UnsupportedCheckpoint
     from service.engine.loader import build_engine
 
     try:
         return build_engine(
-            config,
+            replace(config, draft_folder=_draft_folder(settings, tokenizer)),
             tokenizer,
             observer,
             on_fault=lambda error: get_logger().error("a step failed", exc_info=error),
@@ -92,8 +93,7 @@ def warm_up(settings: Settings) -> dict[str, str | int]:
     """
     entry = resolve(settings.model, settings.store)
     tokenizer = Tokenizer.load(entry.path, read_checkpoint(entry.path).architecture.vocab_size)
-    config = replace(engine_config(settings, entry.path), draft_folder=draft_folder(settings, tokenizer))
-    engine = _build_engine(config, tokenizer)
+    engine = _build_engine(engine_config(settings, entry.path), settings, tokenizer)
     return {"model": entry.label, **engine.facts}
 
 
@@ -128,7 +128,7 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
     )
 
 
-def draft_folder(settings: Settings, tokenizer: Tokenizer) -> Path | None:
+def _draft_folder(settings: Settings, tokenizer: Tokenizer) -> Path | None:
     """Where the draft model lies, if there is to be one.
 
     Args:

@@ -114,15 +114,17 @@ class SequenceRequest:
         """Refuse what could never be computed.
 
         Raises:
-            ValueError: there is no prompt to predict from.
+            ValueError: there is no prompt to predict from, or nothing to search for.
         """
         if not self.prompt_ids:
             raise ValueError("prompt_ids is empty; an empty prompt is the end-of-text token")
+        if self.params.num_beams > 1 and self.params.max_new_tokens == 0:
+            raise ValueError("num_beams is above 1 where max_new_tokens is 0; nothing is searched for there")
 
     @property
     def width(self) -> int:
         """As how many sequences it counts wherever places are few: its beams."""
-        return self.params.num_beams if self.params.max_new_tokens > 0 else 1
+        return self.params.num_beams
 
 
 @dataclass(frozen=True, slots=True)

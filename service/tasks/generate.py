@@ -91,7 +91,7 @@ class Generation:
         self._followers: dict[int, Follower] = {}  # by choice, with a grammar
         self._num_dropped = 0
         self._n = decoding.params.num_return_sequences  # choices of each prompt
-        self._is_search = decoding.params.num_beams > 1 and decoding.max_new_tokens > 0
+        self._is_search = decoding.params.num_beams > 1
 
     def add(self, prompt: Fitted, text: str | None) -> None:
         """Add a prompt.

@@ -86,6 +86,8 @@ def resolve(
     values["num_return_sequences"] = max(n, wanted)
     _check_search(values, given)
     max_new_tokens = values.pop("max_new_tokens")
+    if max_new_tokens == 0:  # nothing to search for
+        values["num_beams"] = 1
     min_new_tokens = values.get("min_new_tokens", 0)
     if min_new_tokens > max_new_tokens:  # of the two, a field that was given is to blame
         if "max_new_tokens" in given and "min_new_tokens" not in given:

@@ -93,6 +93,12 @@ def test_a_constraint_holds_for_every_beam(client: httpx.Client) -> None:
     assert sorted(texts) == ["blue", "green", "red"]  # there are no more
 
 
+def test_where_nothing_is_generated_a_search_counts_as_one_sequence(client: httpx.Client) -> None:
+    body = {"prompt": ["The sea"] * 100, "max_tokens": 0, "echo": True, "num_beams": 4}
+    choices = answer(client, "/v1/completions", body)["choices"]
+    assert [choice["text"] for choice in choices] == ["The sea"] * 100
+
+
 REFUSED = [
     ("/generate", {**PROMPT, "num_beams": 4, "stream": True}, "stream"),
     ("/generate", {**PROMPT, "num_beams": 17}, "num_beams"),

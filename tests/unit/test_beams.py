@@ -250,3 +250,8 @@ def test_random_arrivals_aborts_and_preemptions_leave_nothing_behind() -> None:
         assert all(said(last[s]) == one for s, one in zip(asked, alone, strict=True) if s not in aborted)
         assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
         assert engine.scheduler.places.num_held == 0
+
+
+def test_a_search_that_generates_nothing_is_none() -> None:
+    with pytest.raises(ValueError, match="nothing is searched for"):
+        beams(max_new_tokens=0)

@@ -31,6 +31,7 @@ class SampleRow:
     ordinal: int = 0
     num_drafts: int = 0  # how many of the last output ids are guesses
     memo: DrawMemo = field(default_factory=DrawMemo)  # its sequence's
+    kind_of_draw: str = ""  # rows of one kind are drawn, and timed, together
 
 
 def is_plain(params: SamplingParams, num_output: int) -> bool:

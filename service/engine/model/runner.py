@@ -255,7 +255,9 @@ def _sample_rows(item: Scheduled) -> list[SampleRow]:
     rows = []
     for count in range(len(drafts) + 1):
         view = OutputView(sequence.token_ids, len(prompt), drafts[:count])
-        rows.append(SampleRow(sequence.params, prompt, view, request.ordinal, count, memo))
+        rows.append(
+            SampleRow(sequence.params, prompt, view, request.ordinal, count, memo, sequence.kind_of_draw)
+        )
     return rows
 
 

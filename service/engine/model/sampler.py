@@ -160,7 +160,7 @@ class TorchSampler:
         """See `Sampler`."""
         by_kind: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
-            by_kind.setdefault(row.params.kind_of_draw(), []).append(index)
+            by_kind.setdefault(row.kind_of_draw, []).append(index)
         drawn: dict[int, Drawn] = {}
         for indices in by_kind.values():
             started = time.monotonic()

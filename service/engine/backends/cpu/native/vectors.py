@@ -154,12 +154,6 @@ def store_bf16_where(builder: Any, address: Any, x: Any, mask: Any) -> None:
     call(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), narrow_bf16(builder, x), target, I32(2), mask)
 
 
-@numba_intrinsic(FLOATS, types.int64)
-def load_bf16(builder: Any, address: Any) -> Any:
-    """Sixteen bfloat16 as float lanes."""
-    return widen_bf16(builder, load(builder, address, ir.VectorType(I16, LANES), 2))
-
-
 @numba_intrinsic(FLOATS, types.int64, MASK)
 def load_bf16_where(builder: Any, address: Any, mask: Any) -> Any:
     """The masked lanes as float lanes, 0 elsewhere."""
