@@ -57,6 +57,7 @@ GAUGES = {
 COUNTERS = {
     "textgen_requests_received_total": "requests received, by endpoint",
     "textgen_requests_finished_total": "requests finished, by endpoint and outcome",
+    "textgen_connections_refused_total": "connections beyond TEXTGEN_MAX_CONNECTIONS that were turned away",
     "textgen_prompt_tokens_total": "prompt tokens of finished sequences",
     "textgen_generation_tokens_total": "tokens generated",
     "textgen_prefix_cache_queries_total": "prompt blocks looked up in the prefix cache",
@@ -182,6 +183,10 @@ class Metrics:
         self.finished[endpoint, outcome] += 1
         self.gauges["textgen_requests_in_flight"] -= 1
         self.durations[endpoint].observe(duration_s)
+
+    def connection_refused(self) -> None:
+        """Count a connection that was one too many; it brought no request that was counted."""
+        self.counters["textgen_connections_refused_total"] += 1
 
     # ---- the engine's observer, on its thread -----------------------------------------------------------
 

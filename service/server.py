@@ -14,6 +14,7 @@ import asyncio
 import errno
 import ipaddress
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,8 @@ SWITCH_INTERVAL_S = 0.0005  # the engine thread gives way to the event loop ten 
 END_S = 20  # for the end after a failure; it takes up to eight
 KEEP_ALIVE_S = 65  # longer than a proxy's own, so that it is the one who closes
 BACKLOG = 2048
+MAX_CONNECTIONS = 2048
+OWN_FILES = 256  # of the limit of open files: the process's own, and connections that are about to be refused
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # no IPv6 here, say: `localhost` has another address
 _NO_ADDRESS = "TEXTGEN_HOST is no address of this machine; legal is one that it has, or 0.0.0.0: all"
 _REFUSALS = {
@@ -216,11 +219,16 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
     from service.app import create_app
 
     app = create_app(settings, engine)
+    protocol = protocol_for(
+        settings.body_timeout_s,
+        settings.max_connections or max_connections(),
+        app.state.service.metrics.connection_refused,
+    )
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=in_small_reads(protocol_for(settings.body_timeout_s)),  # type: ignore[arg-type]  # makes one
+        http=in_small_reads(protocol),  # type: ignore[arg-type]  # makes one
         ws="none",
         lifespan="on",
         log_config=None,
@@ -232,6 +240,13 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         timeout_graceful_shutdown=5,
     )
     return Server(config, app.state.life)
+
+
+def max_connections() -> int:
+    """How many connections suit this process: fewer where it may not open so many files."""
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    own_limit = max(num_files - OWN_FILES, 1) if num_files != resource.RLIM_INFINITY else MAX_CONNECTIONS
+    return min(own_limit, MAX_CONNECTIONS)
 
 
 def run_server(settings: Settings) -> int:

@@ -191,6 +191,14 @@ class Settings(BaseSettings):
     max_body_bytes: Size = setting(
         4 * 2**20, "Largest request body", "bytes from 1024 on, as `512K` or `4M`", ge=1024, le=2**31
     )
+    max_connections: AutoInt = setting(
+        None,
+        "Connections open at a time; one more closes an idle one, or gets 429; `auto`: 2048, or 256 fewer "
+        "than the limit of open files",
+        "`auto` or 1 … 1000000",
+        ge=1,
+        le=10**6,
+    )
     api_keys: Keys = setting(
         (),
         "Keys that clients must send as `Authorization: Bearer …`; neither these nor a file: open",
@@ -248,12 +256,8 @@ class Settings(BaseSettings):
     def notices(self) -> list[str]:
         """What a person should know about the settings as they are, one line each."""
         old = [variable_name(name) for name in ("dtype", "quantization") if getattr(self, name) is not None]
-        if not old:
-            return []
-        return [
-            f"{' and '.join(old)} will be gone in the next version: "
-            f"say {variable_name('precision')}={self.precision or 'auto'} instead"
-        ]
+        instead = f"say {variable_name('precision')}={self.precision or 'auto'} instead"
+        return [f"{' and '.join(old)} will be gone in the next version: {instead}"] if old else []
 
     def keys(self) -> dict[str, str]:
         """All API keys, of the variable and of the file, each with its tenant's name or "".

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.bodies import check_body_headers
 from service.api.client import Client, ClientGone
 from service.api.client_address import client_address
-from service.api.head import check_head
+from service.api.head import HEALTH_PATHS, check_head
 from service.api.page import is_page
 from service.api.problems import Dialect, Problem, problem_for
 from service.api.security import request_id_from
@@ -37,7 +37,6 @@ from service.tasks.run import Running
 from service.tracing import Outcome
 
 T = TypeVar("T")
-_OPEN = {"/livez", "/readyz", "/health", "/ping"}
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")  # of `Usage`, in the log
 _TIMES = ("queue_ms", "prefill_ms", "decode_ms")  # of `Timings`
 _OPS = {"/", "/metrics", "/info", "/docs", "/redoc", "/openapi.json"}
@@ -100,7 +99,7 @@ class Exchange:
         """Let the application answer, and count the request if it may take work."""
         if self._scope["method"] != "POST":
             await self._answer(app)
-            if self.problem is not None and self._scope["path"] not in _OPEN:
+            if self.problem is not None and self._scope["path"] not in HEALTH_PATHS:
                 get_logger().info("refused", **self._account())
             return
         self.service.metrics.request_received(self.endpoint)
@@ -161,7 +160,7 @@ class Exchange:
         service, settings = self.service, self.service.settings
         path = self._scope["path"]
         is_read = self._scope["method"] != "POST"
-        is_open = not settings.ops_require_key if path in _OPS else path in _OPEN
+        is_open = not settings.ops_require_key if path in _OPS else path in HEALTH_PATHS
         if not (is_read and (is_open or is_page(path, self._headers.get(b"accept", b"")))):
             self.key_id = service.keyring.key_id(self._headers.get(b"authorization", b""))
         self.tenant = self._find_tenant()
@@ -201,7 +200,7 @@ class Exchange:
         """
         limit_s = self.service.settings.request_timeout_s
         self.deadline = self.started_at + min(limit_s, timeout_s or limit_s)
-        return Origin(self.tenant, self.key_id, is_streamed)
+        return Origin(self.tenant, self.key_id, is_streamed, self.deadline)
 
     async def result_of(self, task: Running) -> Result:
         """Admit a task and run it to its end. Raises as `run`, and what the task raises."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from service.api.problems import HttpProblem
 
 MAX_HEADER_BYTES = 8 * 1024
+HEALTH_PATHS = ("/livez", "/readyz", "/health", "/ping")  # answered without a key, whatever the load
 _ONCE = (b"host", b"authorization")
 
 

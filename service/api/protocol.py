@@ -18,19 +18,30 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.api.head import MAX_HEADER_BYTES
+from service.api.head import HEALTH_PATHS, MAX_HEADER_BYTES
 from service.api.problems import Problem
 from service.api.security import request_id_from
 
 CLOSE_TIMEOUT_S = 30.0
 MAX_PIPELINED = 100  # requests behind the one that is answered
+# Connections beyond the limit that may ask whether the service lives, and how soon they must.
+NUM_EXTRA, EXTRA_TIMEOUT_S = 128, 2.0
 # At a time, and of bodies that a connection may have brought before they are asked for.
 READ_BYTES = 16 * 1024
 
 
-def protocol_for(header_timeout_s: float) -> type[Protocol]:
-    """The protocol with this many seconds for the headers of a request, whatever drips in."""
-    return type("Protocol", (Protocol,), {"header_timeout_s": header_timeout_s})
+def protocol_for(
+    header_timeout_s: float, max_connections: int, on_refused: Callable[[], None] = lambda: None
+) -> type[Protocol]:
+    """The protocol with some limits.
+
+    Args:
+        header_timeout_s: seconds for the headers of a request, whatever drips in.
+        max_connections: open at a time; an idle one gives way to a newcomer, else the newcomer is refused.
+        on_refused: told of each that is.
+    """
+    limits = {"header_timeout_s": header_timeout_s, "max_connections": max_connections}
+    return type("Protocol", (Protocol,), {**limits, "on_refused": staticmethod(on_refused)})
 
 
 class SmallReads(asyncio.BufferedProtocol):
@@ -66,7 +77,10 @@ def in_small_reads(protocol: type[Protocol]) -> Callable[..., SmallReads]:
 class Protocol(HttpToolsProtocol):
     """One connection. See the module's docstring."""
 
-    header_timeout_s = 20.0
+    header_timeout_s: float
+    max_connections: int
+    on_refused: Callable[[], None]
+    _is_extra = False  # whether it is one too many
     _timer: asyncio.TimerHandle | None = None  # while headers are awaited or read
     _is_reading_headers = False
     _bare_bytes = 0  # received since the last headers or piece of a body: headers, chunk sizes, trailers
@@ -74,8 +88,22 @@ class Protocol(HttpToolsProtocol):
     _unanswered: tuple[RequestResponseCycle, ...] = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start waiting for headers."""
+        """Start waiting for headers, which one too many may only bring for a look at the service's health."""
         super().connection_made(transport)  # type: ignore[arg-type]  # a stream's, always
+        num_extra = len(self.connections) - self.max_connections
+        if num_extra > 0:
+            idle = (other for other in self.connections if other.timeout_keep_alive_task is not None)
+            if (other := next(idle, None)) is not None:
+                self.connections.discard(other)
+                other.transport.close()
+            else:
+                self._is_extra = True
+                self.header_timeout_s = min(EXTRA_TIMEOUT_S, self.header_timeout_s)
+        if num_extra > NUM_EXTRA:
+            self._is_refused = True
+            self.on_refused()
+            self.transport.abort()
+            return
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -148,6 +176,10 @@ class Protocol(HttpToolsProtocol):
         self._is_reading_headers = False
         self._bare_bytes = 0
         self._stop_waiting()
+        if self._is_extra and self.url.partition(b"?")[0].decode("latin-1") not in HEALTH_PATHS:
+            self.on_refused()
+            self._refuse("queue_full", "too many connections are open", retry_after_s=1.0)
+            return
         super().on_headers_complete()
         waiting = [cycle for cycle in self._unanswered if not cycle.response_complete]
         self._unanswered = (*waiting, self.cycle)
@@ -219,7 +251,7 @@ class Protocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _refuse(self, code: str, message: str) -> None:
+    def _refuse(self, code: str, message: str, retry_after_s: float | None = None) -> None:
         """Answer, if a response can still begin, and end the connection; once."""
         if self._is_refused:
             return
@@ -233,7 +265,8 @@ class Protocol(HttpToolsProtocol):
             self.cycle.waiting_for_100_continue = False  # nothing may follow the answer
             self.cycle.disconnected = True  # its body is broken: the application is told, and not heard
             self.cycle.message_event.set()
-        problem, request_id = Problem(code, message), request_id_from(None)
+        problem = Problem(code, message, retry_after_s=retry_after_s)
+        request_id = request_id_from(None)
         body = problem.encoded("native", request_id)
         lines: list[Any] = [
             STATUS_LINE[problem.status("native")].strip(),
@@ -241,6 +274,7 @@ class Protocol(HttpToolsProtocol):
             b"content-length: %d" % len(body),
             b"x-request-id: " + request_id.encode(),
             b"connection: close",
+            *(f"{name.lower()}: {value}".encode() for name, value in problem.headers("native").items()),
         ]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         if self.transport.can_write_eof():

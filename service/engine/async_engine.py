@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import math
 import queue
 import threading
 import time
@@ -28,7 +29,8 @@ from service.engine.sequence import (
     SequenceRequest,
     Status,
 )
-from service.errors import EngineDead, EngineFault, NotReady
+from service.engine.step_cost import StepCost
+from service.errors import EngineDead, EngineFault, InvalidRequest, NotReady, QueueFull
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
@@ -66,6 +68,7 @@ class AsyncEngine:
         self._is_warm = False
         self._watched: float | None = None  # the beat that the watchdog saw last
         self._still_s = 0.0  # how long it has seen that one
+        self._cost: StepCost | None = None  # written by the thread
         self._pulse: Pulse | None = None  # of the engine's steps; written by the thread, read by the watchdog
 
     # ---- life -------------------------------------------------------------------------------------------
@@ -120,7 +123,11 @@ class AsyncEngine:
     # ---- jobs -------------------------------------------------------------------------------------------
 
     def submit(
-        self, requests: collections.abc.Sequence[SequenceRequest], tenant: str = "", salt: str = ""
+        self,
+        requests: collections.abc.Sequence[SequenceRequest],
+        tenant: str = "",
+        salt: str = "",
+        deadline: float = math.inf,
     ) -> JobStream:
         """Queue the sequences of one job.
 
@@ -128,11 +135,14 @@ class AsyncEngine:
             requests: at least one.
             tenant: whose share and whose turns it takes; "" where there is nobody to be fair to.
             salt: of the prefix cache; jobs with different salts share nothing.
+            deadline: until when it must be done, on the monotonic clock.
 
         Raises:
             NotReady, EngineDead, QueueFull: nothing was queued.
+            InvalidRequest: it cannot be done by then.
         """
         self.check_room(tenant, sum(request.width for request in requests))
+        self._check_time(requests, deadline)
         job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job)
         self.enqueue(stream, requests)
@@ -150,6 +160,28 @@ class AsyncEngine:
         if not self._is_warm:
             raise NotReady
         self.quota.check(tenant, count)
+
+    def _check_time(self, requests: collections.abc.Sequence[SequenceRequest], deadline: float) -> None:
+        """Refuse log probabilities of more prompt tokens than can be computed in time. Only these can be
+        foreseen: each is a row of a forward pass, whatever the prefix cache holds and whenever a text ends.
+        """
+        num_scored = sum(request.num_scored for request in requests)
+        if not num_scored or self._cost is None:
+            return
+        left_s = max(deadline - time.monotonic(), 0.0)
+        own_s = self._cost.min_scoring_s(num_scored)
+        if own_s > left_s:
+            raise InvalidRequest(
+                f"the log probabilities of {num_scored} tokens of prompts take about {own_s:.0f} s here, and "
+                f"this request has {left_s:.0f} s; ask for fewer at a time"
+            )
+        unfinished = (s for stream in self._streams.values() for s in stream.unfinished.values())
+        waiting_s = self._cost.min_scoring_s(
+            sum(s.request.num_scored - len(s.prompt_logprobs) for s in unfinished)
+        )
+        if own_s + waiting_s > left_s:
+            text = "the log probabilities that others asked for take the time this request has"
+            raise QueueFull(text, own_s + waiting_s - left_s)
 
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """See `StreamOwner`."""
@@ -213,7 +245,7 @@ class AsyncEngine:
         except BaseException as error:
             self._call(_settle, self._started, error)
             return
-        self._pulse = engine.pulse
+        self._pulse, self._cost = engine.pulse, engine.scheduler.cost
         self.facts = engine.facts
         self._call(_settle, self._started, None)
         try:

@@ -32,6 +32,10 @@ class BlockPool:
         """Blocks that can be handed out, cached contents included."""
         return len(self._free)
 
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that so many tokens fill, the last perhaps in part."""
+        return -(-num_tokens // self.block_size)
+
     def lookup(self, keys: collections.abc.Sequence[bytes]) -> list[int]:
         """Blocks holding the longest run of `keys` from the first on. Takes no reference."""
         blocks: list[int] = []

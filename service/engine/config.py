@@ -26,7 +26,7 @@ class EngineConfig:
     is_deterministic: bool = False
     # 0: see `loader.allocate_cache`
     kv_cache_bytes: int = 0
-    max_batch_tokens: int = 512
+    max_batch_tokens: int = 192
     max_running: int = 64
     # 0: one for each processor that this process may use
     num_threads: int = 0

@@ -59,7 +59,7 @@ class Host:
     """The machine's memory, or what a container may use of it."""
 
     name = "cpu"
-    max_batch_tokens = 512
+    max_batch_tokens = 192
     max_running = 64
     kv_share = 0.25
 

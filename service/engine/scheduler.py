@@ -1,8 +1,8 @@
 """Waiting and running sequences -> the next batch, under a token budget. Owns no tensor.
 
 Every step first gives each running sequence its next token (and drafts to verify), then spends what is left
-of the budget on prefill, running sequences before waiting ones. A sequence needs no phase of its own for
-that: it always computes its next uncomputed tokens, one while decoding, many while prefilling.
+of the budget on prefill: half of it first on jobs of which nothing runs yet, then running sequences before
+waiting ones. A sequence needs no phase of its own for that: it always computes its next uncomputed tokens.
 
 A step has a budget of rows and one of seconds for what comes behind the forward pass. Sequences that want
 more of these seconds than there are take turns, by time: see `time_share`. A prompt whose first draw does not
@@ -138,12 +138,22 @@ class Scheduler:
         chosen = self.time_share.choose(decoding, room)[: self.max_rows] if decoding else []
         items = self._schedule_decodes(chosen, room) if chosen else []
         if len(items) < len(self.running) or self.waiting:
-            rows, draw_s = self.max_rows - room.rows, room.spent_s + room.owed_s
-            room.rows = min(room.rows, self.cost.prefill_rows(rows, draw_s, self.budget.max_rows))
+            self._limit_prefill(items, room)
             prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
+            if prefilling and self.waiting:  # who begins need not wait until another's long prompt is read
+                kept = room.rows - room.rows // 2
+                room.rows -= kept
+                items += self._admit(room, now, newcomers_only=True)
+                room.rows += kept
+                self._limit_prefill(items, room)
             items += [item for sequence in prefilling for item in self._prefill(sequence, room)]
             items += self._admit(room, now)
         return Batch(tuple(items))
+
+    def _limit_prefill(self, items: list[Scheduled], room: Room) -> None:
+        """Keep the prefill short that rides along with those of these items that draw."""
+        rows, draw_s = sum(item.num_rows for item in items if item.samples), room.spent_s + room.owed_s
+        room.rows = min(room.rows, self.cost.prefill_rows(rows, draw_s, self.budget.max_rows))
 
     def _schedule_decodes(self, decoding: list[Sequence], room: Room) -> list[Scheduled]:
         drafts = self.speculator.draft(decoding) if self.speculator else {}
@@ -160,8 +170,10 @@ class Scheduler:
         for sequence in kept:
             draft = drafts.get(sequence, ())[: max(room.rows, 0)]
             if draft:
-                count = room.count(len(draft), self.cost.draw_s(sequence))
-                draft = self._with_blocks(sequence, draft[:count])
+                draft = draft[: room.count(len(draft), self.cost.draw_s(sequence))]
+                blocks = self.pool.allocate(self._missing(sequence, 1 + len(draft)))
+                draft = () if blocks is None else draft  # guesses preempt nobody
+                sequence.block_table += blocks or []
                 room.rows -= len(draft)
             items.append(Scheduled(sequence, 1, draft, copied.get(sequence)))
         return items
@@ -186,8 +198,7 @@ class Scheduler:
         """
         table, first = sequence.block_table, sequence.num_computed_tokens // self.pool.block_size
         shared = [block for block in table[first : first + 1] if self.pool.is_shared(block)]
-        needed = self._blocks_for(sequence.num_computed_tokens + num_tokens)
-        missing = max(needed - len(table), 0) + len(shared)
+        missing = self._missing(sequence, num_tokens) + len(shared)
         while missing > self.pool.num_free:
             self.preempt(self.running[-1])
             if sequence.status is not Status.RUNNING:
@@ -199,39 +210,32 @@ class Scheduler:
         table += blocks
         return (shared[0], table[first]) if shared else None
 
-    def _with_blocks(self, sequence: Sequence, draft: tuple[int, ...]) -> tuple[int, ...]:
-        """Reserve slots for drafts from blocks that are left once everybody has one for its next token:
-        guesses preempt nobody.
-        """
-        if not draft:
-            return ()
-        missing = self._blocks_for(sequence.num_computed_tokens + 1 + len(draft)) - len(sequence.block_table)
-        blocks = self.pool.allocate(max(missing, 0))
-        if blocks is None:
-            return ()
-        sequence.block_table += blocks
-        return draft
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.pool.block_size)
+    def _missing(self, sequence: Sequence, num_tokens: int) -> int:
+        """How many blocks more so many tokens to come take."""
+        needed = self.pool.blocks_for(sequence.num_computed_tokens + num_tokens)
+        return max(needed - len(sequence.block_table), 0)
 
     # ---- admission --------------------------------------------------------------------------------------
 
-    def _admit(self, room: Room, now: float) -> list[Scheduled]:
-        """Start waiting sequences in the order of their turns; one that waits for a block which another is
-        just computing is passed over, and so is one to be scored while there is no time left for that: it
-        would hold blocks and a place that others could use.
+    def _admit(self, room: Room, now: float, newcomers_only: bool = False) -> list[Scheduled]:
+        """Start waiting sequences in the order of their turns, or those of jobs of which none runs; one that
+        waits for a block which another is just computing is passed over, and so is one to be scored while
+        there is no time left for that: it would hold blocks and a place that others could use.
         """
         items: list[Scheduled] = []
-        while room.rows > 0 and (found := next(self._startable(room), None)) and self._start(*found, now):
+        while room.rows > 0 and (found := next(self._startable(room, newcomers_only), None)):
+            if not self._start(*found, now):
+                break
             items += self._prefill(found[0], room)
         return items
 
-    def _startable(self, room: Room) -> Iterator[tuple[Sequence, list[int]]]:
+    def _startable(self, room: Room, newcomers_only: bool) -> Iterator[tuple[Sequence, list[int]]]:
         """Those for whom there are places, with their cached blocks; nobody takes what a search waits for."""
         full: set[str] = set()  # tenants
         for sequence in self.waiting.candidates():
             job, width = sequence.job, sequence.request.width
+            if newcomers_only and job.num_running:
+                continue
             if self.places.num_held + width > self.places.limit:
                 return
             if self.places.excess(job.tenant, width) > 0:
@@ -248,9 +252,9 @@ class Scheduler:
         """Move a sequence from waiting to running with blocks for all of its tokens; false if there are
         too few.
         """
-        missing = self._blocks_for(len(sequence.token_ids)) - len(cached)
+        missing = self.pool.blocks_for(len(sequence.token_ids)) - len(cached)
         num_common = sequence.num_prompt_tokens // self.pool.block_size  # with its other beams, at least
-        own = [self._blocks_for(len(beam.token_ids)) - num_common for beam in sequence.followers]
+        own = [self.pool.blocks_for(len(beam.token_ids)) - num_common for beam in sequence.followers]
         num_free = self.pool.num_free - self.pool.count_unreferenced(cached)
         if missing + sum(max(count, 1) for count in own) > num_free:
             return False

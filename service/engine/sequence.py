@@ -126,6 +126,12 @@ class SequenceRequest:
         """As how many sequences it counts wherever places are few: its beams."""
         return self.params.num_beams
 
+    @property
+    def num_scored(self) -> int:
+        """Tokens of the prompt whose log probability is wanted."""
+        score_from = self.params.score_from
+        return 0 if score_from is None else max(len(self.prompt_ids) - score_from, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:

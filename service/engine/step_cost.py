@@ -88,6 +88,13 @@ class StepCost:
         """Seconds for the log probabilities of one row; as `draw_s` where they are not known."""
         return self._row_s.get(_SCORED, _UNKNOWN_S) if self._row_s else 0.0
 
+    def min_scoring_s(self, num_rows: int) -> float:
+        """Seconds that so many rows of prompts and their log probabilities take in the largest steps; 0 where
+        nothing was measured.
+        """
+        row_s = min((seconds / rows for rows, seconds in self._seconds.copy().items()), default=0.0)
+        return num_rows * (row_s + self._row_s.get(_SCORED, 0.0))
+
     # ---- deciding ---------------------------------------------------------------------------------------
 
     def prefill_rows(self, decode_rows: int, draw_s: float, max_rows: int) -> int:

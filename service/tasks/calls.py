@@ -7,6 +7,7 @@ runner checks ranges and lengths.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,6 +26,7 @@ class Origin:
     tenant: str = ""  # whose turns and whose share it takes; "" where there is nobody to be fair to
     salt: str = ""  # keeps what it puts into the prefix cache from others
     is_streamed: bool = True  # whether tokens are wanted as they come
+    deadline: float = math.inf  # until when the answer must be there, on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True)

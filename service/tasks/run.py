@@ -248,7 +248,7 @@ class TaskRunner:
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Submit sequences and give what becomes of them."""
         async with (
-            self._engine.submit(requests, origin.tenant, origin.salt) as job,
+            self._engine.submit(requests, origin.tenant, origin.salt, origin.deadline) as job,
             aclosing(make_events(job)) as events,
         ):
             yield events

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from live_service import WAIT_S, Live, Stuck, events, expect, read_all
 
+from service.api import protocol
 from service.api.protocol import MAX_PIPELINED
 from service.engine.async_engine import AsyncEngine
 
@@ -228,6 +229,55 @@ def test_large_bodies_that_wait_for_their_end_have_only_so_much_room(serve: Call
         assert live.post("/generate", {"prompt": "a", "max_new_tokens": 1}).status_code == 200
     expect(lambda: not live.state.in_flight, "the ends")
     assert live.post("/generate", {"prompt": " " * 90_000}).status_code == 422  # there is room again
+
+
+# ---- connections ----------------------------------------------------------------------------------------
+
+BEGUN = HEAD + b"Content-Length: 100\r\n\r\n{"  # a body that does not come
+
+
+def test_a_connection_too_many_is_refused_and_counted_and_may_ask_whether_the_service_lives(
+    serve: Callable[..., Live],
+) -> None:
+    live = serve(max_connections=3)
+    live.http.close()
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(live.connect()).sendall(BEGUN)
+        expect(lambda: len(live.state.in_flight) == 3, "the bodies")
+        reply = live.raw(request()).lower()
+        assert (
+            reply.startswith(b"http/1.1 429 ") and b'"queue_full"' in reply and b"retry-after: 1\r\n" in reply
+        )
+        health = live.raw(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert health.startswith(b"HTTP/1.1 200 ")
+        assert live.state.metrics.counters["textgen_connections_refused_total"] == 1
+    expect(lambda: not live.state.in_flight, "the ends")
+    assert live.raw(request(b"1.0")).startswith(b"HTTP/1.1 200 ")  # there is room again
+
+
+def test_a_connection_that_is_idle_gives_way(serve: Callable[..., Live]) -> None:
+    live = serve(max_connections=1)
+    assert live.post("/tokenize", {"prompt": "a"}).status_code == 200  # and is kept alive
+    assert live.raw(request(b"1.0")).startswith(b"HTTP/1.1 200 ")
+    assert live.post("/tokenize", {"prompt": "a"}).status_code == 200  # on a new connection
+    assert live.state.metrics.counters["textgen_connections_refused_total"] == 0
+
+
+def test_those_beyond_the_limit_are_few_and_must_be_quick(
+    serve: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "NUM_EXTRA", 2)
+    live = serve(max_connections=1)
+    live.http.close()
+    with ExitStack() as stack:
+        stack.enter_context(live.connect()).sendall(BEGUN)
+        expect(lambda: len(live.state.in_flight) == 1, "the body")
+        silent = [stack.enter_context(live.connect()) for _ in range(3)]
+        assert read_all(silent[2]) == b""  # at once; the other two after EXTRA_TIMEOUT_S
+        assert [read_all(sock) for sock in silent[:2]] == [b"", b""]
+        assert live.state.metrics.counters["textgen_connections_refused_total"] == 1
+        assert len(live.state.in_flight) == 1  # the body's time is longer
 
 
 # ---- trailers -------------------------------------------------------------------------------------------

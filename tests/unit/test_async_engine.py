@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -16,7 +17,7 @@ from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
 from service.engine.quota import Quota
 from service.engine.sequence import FinishReason, SequenceRequest
-from service.errors import EngineDead, EngineFault, NotReady, QueueFull
+from service.errors import EngineDead, EngineFault, InvalidRequest, NotReady, QueueFull
 
 pytestmark = pytest.mark.asyncio
 
@@ -394,3 +395,41 @@ async def test_one_key_cannot_fill_the_places_of_the_others() -> None:
             num_admitted = len(admitted.unfinished)
         gate.is_open.set()
     assert num_admitted == 2
+
+
+# ---- what cannot be done in time ------------------------------------------------------------------------
+
+
+def scored(num_tokens: int) -> SequenceRequest:
+    """A request for the log probabilities of a prompt."""
+    return ask([1] * num_tokens, max_new_tokens=1, score_from=0, logprobs=0)
+
+
+async def test_log_probabilities_that_cannot_be_there_in_time_are_refused_at_once() -> None:
+    engine = fake_engine()
+    engine.scheduler.cost.note(32, 3.2)
+    engine.scheduler.cost.note_scores(10, 1.0)  # 0.2 s a token in all
+    async with running(engine) as served:
+        with pytest.raises(InvalidRequest, match=r"of 1000 tokens .* take about 200 s .* has 1(19|20) s"):
+            served.submit([scored(500), scored(500)], deadline=time.monotonic() + 120)
+        assert (served.num_in_flight, leftovers(engine)) == (0, (0, 0, 0))
+
+
+async def test_log_probabilities_wait_for_those_that_others_asked_for() -> None:
+    engine, gate = gated()
+    engine.scheduler.cost.note(32, 3.2)
+    async with running(engine) as served:
+        deadline = time.monotonic() + 12
+        async with served.submit([scored(100)], deadline=deadline):
+            with pytest.raises(QueueFull) as caught:
+                served.submit([scored(100)], deadline=deadline)
+            assert 7 < caught.value.retry_after_s < 12
+            async with served.submit([long()], deadline=deadline):  # what nobody can foresee is taken
+                gate.is_open.set()
+        async with served.submit([scored(100)], deadline=time.monotonic() + 12):
+            pass
+
+
+async def test_nothing_is_foreseen_before_something_was_measured() -> None:
+    async with running(fake_engine()) as served, served.submit([scored(100)], deadline=0.0):
+        pass

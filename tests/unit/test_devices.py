@@ -33,7 +33,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         engine_config(load_settings({"device": "cuda"}), Path())
 
 
-@pytest.mark.parametrize(("has_gpu", "limits"), [(False, (512, 64)), (True, (2048, 256))])
+@pytest.mark.parametrize(("has_gpu", "limits"), [(False, (192, 64)), (True, (2048, 256))])
 def test_limits_that_nobody_sets_suit_the_device(
     monkeypatch: pytest.MonkeyPatch, has_gpu: bool, limits: tuple[int, int]
 ) -> None:

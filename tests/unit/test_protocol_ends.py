@@ -30,7 +30,7 @@ async def connected(header_timeout_s: float) -> AsyncIterator[tuple[socket.socke
     """A client's socket, and whether the server has given its connection up."""
     ended = asyncio.Event()
 
-    class Noting(protocol.protocol_for(header_timeout_s)):  # type: ignore[misc]  # a class made at run time
+    class Noting(protocol.protocol_for(header_timeout_s, max_connections=9)):  # type: ignore[misc]  # a class made at run time
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             ended.set()
@@ -97,7 +97,7 @@ async def _holding_little(num_requests: int) -> None:
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
-    make = protocol.in_small_reads(protocol.protocol_for(60.0))
+    make = protocol.in_small_reads(protocol.protocol_for(60.0, max_connections=9))
     server = await loop.create_server(
         lambda: make(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )

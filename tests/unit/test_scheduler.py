@@ -32,6 +32,34 @@ def runner_of(engine: Engine) -> FakeRunner:
     return engine.runner
 
 
+# ---- newcomers beside long prompts ----------------------------------------------------------------------
+
+
+def test_a_short_text_does_not_wait_until_long_prompts_are_read() -> None:
+    engine = fake_engine(num_blocks=400, max_rows=32)
+    for sequence in sequences([ask([i] * 200, max_new_tokens=4) for i in range(3)]):
+        engine.add(sequence)
+    question = one()
+    engine.step()
+    engine.add(question)
+    outputs = dict(engine.step())
+    assert outputs[question].token_ids, "its first token comes with the very next step"
+    engine.scheduler.check()
+
+
+def test_newcomers_leave_half_of_the_rows_to_the_prompts_before_them() -> None:
+    engine = fake_engine(num_blocks=400, max_rows=32)
+    first = sequences([ask([1] * 300, max_new_tokens=4)])[0]
+    engine.add(first)
+    engine.step()
+    for i in range(5):
+        engine.add(one(prompt=range(1, 21)))
+        before = first.num_computed_tokens
+        engine.step()
+        assert first.num_computed_tokens - before >= 16 - i  # those that began have their next tokens, too
+    engine.scheduler.check()
+
+
 # ---- turns ----------------------------------------------------------------------------------------------
 
 
