@@ -92,8 +92,8 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)  # type: ignore[arg-type]  # a stream's, always
         num_extra = len(self.connections) - self.max_connections
         if num_extra > 0:
-            idle = (other for other in self.connections if other.timeout_keep_alive_task is not None)
-            if (other := next(idle, None)) is not None:
+            others = (other for other in self.connections if isinstance(other, Protocol))
+            if (other := next((each for each in others if each.timeout_keep_alive_task), None)) is not None:
                 self.connections.discard(other)
                 other.transport.close()
             else:

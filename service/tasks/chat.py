@@ -20,6 +20,7 @@ from service.tasks.constraints import Grammar, constrained_sampling
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import check_can_fit, fit_ids
 from service.tasks.generate import Generation
+from service.tasks.offload import size_of
 from service.tasks.rendering import encode
 from service.tasks.sampling import Decoding
 
@@ -30,6 +31,7 @@ NO_FORMAT = (
 )
 
 Messages = Sequence[Mapping[str, str]]
+_FRAME_BYTES = 32  # of a format around a message
 
 
 def task_of(chat: ChatFormat, tasks: Mapping[str, Task], limits: ModelLimits) -> Task:
@@ -120,12 +122,16 @@ def _fitting(
         wanted = min(wanted, limits.n_positions // 4)  # room for an answer, where nobody said how much
     starts = [at for at, message in enumerate(messages) if message["role"] == "user"] or [0]
     starts = yield from _starts_in_reach(messages, [0, *starts[1:]], tokenizer, limits.n_positions)
-    for start in starts:
-        rest = [m for at, m in enumerate(messages) if at >= start or m["role"] == "system"]
+    first, last = 0, len(starts) - 1  # of those that may be the one; the more turns, the longer the prompt
+    probe = first
+    while True:
+        rest = [m for at, m in enumerate(messages) if at >= starts[probe] or m["role"] == "system"]
         ids = yield from render(rest, chat, tokenizer)
-        if len(ids) + wanted <= limits.n_positions or start == starts[-1]:
+        is_fitting = len(ids) + wanted <= limits.n_positions
+        first, last = (first, probe) if is_fitting else (min(probe + 1, last), last)
+        if probe == first == last:
             return ids, len(messages) - len(rest)
-    raise AssertionError("there is a last turn")
+        probe = (first + last) // 2
 
 
 def _starts_in_reach(
@@ -141,6 +147,11 @@ def _starts_in_reach(
         count += len((yield from encode(tokenizer, text[: 64 * most])))
     first = at if count <= most else at + 1
     return [start for start in starts if start >= first] or starts[-1:]
+
+
+def size_of_messages(messages: Messages) -> int:
+    """Bytes of a conversation's prompt, about: what was said, and what a format puts around each message."""
+    return size_of(message["content"] for message in messages) + _FRAME_BYTES * len(messages)
 
 
 def render(messages: Messages, chat: ChatFormat, tokenizer: Tokenizer) -> Steps[list[int]]:

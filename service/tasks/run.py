@@ -117,8 +117,7 @@ class TaskRunner:
         check_places(decoding, self.limits, call.origin.is_streamed)
         grammar = await self._grammar(call)
         work = chat.plan(call, self.chat_format, self.tokenizer, decoding, self.limits, grammar)
-        texts = [message["content"] for message in call.messages]
-        turn = await self._offloader.run(size_of(texts), work, call.origin)
+        turn = await self._offloader.run(chat.size_of_messages(call.messages), work, call.origin)
         async with self._running(turn.requests, call.origin, turn.events) as events:
             yield events
 
@@ -140,9 +139,8 @@ class TaskRunner:
         """Give the ids of a conversation's prompt. Raises as `chat`."""
         if self.chat_format is None:
             raise InvalidRequest(chat.NO_FORMAT, "messages")
-        texts = [message["content"] for message in call.messages]
         work = chat.render(call.messages, self.chat_format, self.tokenizer)
-        return await self._offloader.run(size_of(texts), work, call.origin)
+        return await self._offloader.run(chat.size_of_messages(call.messages), work, call.origin)
 
     def summarize(self, call: SummarizeCall) -> Running:
         """Summarise a text, with the model's task `summarize`. Raises as `generate`."""

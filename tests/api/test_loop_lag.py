@@ -53,6 +53,11 @@ def parts(count: int) -> list[dict[str, str]]:
     return [{"type": "text", "text": "a"}] * count
 
 
+def turns(count: int) -> list[dict[str, str]]:
+    """A conversation, of which each has said something."""
+    return [{"role": ("user", "assistant")[i % 2], "content": "a"} for i in range(count)]
+
+
 class Raw(str):
     """JSON as it stands."""
 
@@ -107,6 +112,14 @@ BODIES: dict[str, Body] = {
         "/v1/chat/completions",
         {"messages": [{"role": "user", "content": "a"}] * min(size // 30, 6_000), "max_tokens": 2},
     ),
+    "turns without end": lambda size: (
+        "/v1/chat/completions",
+        {"messages": turns(min(size // 34, 100_000)), "overflow": "drop_oldest", "max_tokens": 2},
+    ),
+    "turns without end, to count": lambda size: (
+        "/tokenize",
+        {"messages": turns(min(size // 34, 100_000))},
+    ),
     "a history to cut": lambda size: (
         "/v1/chat/completions",
         {
@@ -150,6 +163,10 @@ BODIES: dict[str, Body] = {
     "biases": lambda size: (
         "/v1/completions",
         {"prompt": "a", "logit_bias": {str(i): 1 for i in range(min(size // 12, 19_000))}},
+    ),
+    "biases without end": lambda size: (
+        "/generate",
+        {"prompt": "a", "logit_bias": {str(i): 1 for i in range(min(size // 8, 50_000))}},
     ),
     "as many biases as there may be": lambda size: (
         "/v1/completions",
