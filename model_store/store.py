@@ -248,7 +248,7 @@ class Store:
             return f"{name} has no version {version!r}; it has {', '.join(present)}"
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"
-        ways = f"a folder is written with a slash (./{name}), a model of the hub with hf: (hf:OWNER/{name})"
+        ways = f"a folder is written with a slash (./{name}), a model of the hub with hf: (hf:{name})"
         return f"no model {name!r} in {self.root}; {hint}; {ways}"
 
     @contextmanager
