@@ -147,10 +147,10 @@ def test_everything_the_tests_import_is_a_dependency_or_in_an_extra() -> None:
     assert imported("tests") - declared(None) - extras - WITH_TORCH_FOR_CUDA == set()
 
 
-def test_the_readme_says_which_clients_are_tried() -> None:
+def test_the_apis_page_says_which_clients_are_tried() -> None:
     pinned = dict(line.split("==") for line in pins(ROOT / "tests/clients/requirements.txt"))
     node = json.loads(read("tests/clients/package.json"))["dependencies"]
-    table = read("README.md").partition("## Works with")[2].partition("\n## ")[0]
+    table = read("docs/api.md").partition("## Works with")[2].partition("\n## ")[0]
     left_out = {"pytest", "llama-index-core", "@ai-sdk/openai-compatible"}  # what others stand on
     versions = {name: version for name, version in {**pinned, **node}.items() if name not in left_out}
     assert {name for name, version in versions.items() if version not in table} == set()
