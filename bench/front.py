@@ -2,8 +2,9 @@
 
     python bench/front.py [--seconds 5] [--clients 32 8 1]
 
-Starts both with one thread each, and needs the extra `scale`. Every client asks for streams of 64 tokens, one after
-the other. Processor time is that of the process, and of everything that Ray runs: replica, HAProxy, raylet, controller.
+Starts both with one thread each, and needs the extra `scale`. Every client asks for streams of 64 tokens, one
+after the other. Processor time is that of the process, and of all that Ray runs: replica, HAProxy, raylet,
+controller.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NUM_TOKENS = 64
 BODY = json.dumps(
     {"prompt": "Once upon a time", "max_new_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True}
 )
-OF_RAY = ("ray::", "haproxy", "gcs_server", "raylet", "/ray/")
+OF_RAY = ("ray::", "haproxy", "gcs_server", "raylet", "/ray/", "ray.serve")
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
