@@ -215,7 +215,8 @@ def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server
         engine: see `create_app`.
     """
     # The web framework takes most of a second: see above.
-    from service.api.protocol import in_small_reads, protocol_for
+    from service.api.protocol import protocol_for
+    from service.api.small_reads import in_small_reads
     from service.app import create_app
 
     app = create_app(settings, engine)

@@ -199,7 +199,7 @@ class FakeRunner:
             self.cache[self._place(s, at)] = hashes[at]
         if not samples:
             return StepOutput()
-        if s.request.width > 1:
+        if s.params.num_beams > 1:
             return StepOutput(candidates=self.candidates(ids))
         new: list[int] = []
         for end in range(start + count, len(ids) + 1):

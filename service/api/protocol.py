@@ -21,13 +21,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.api.head import HEALTH_PATHS, MAX_HEADER_BYTES
 from service.api.problems import Problem
 from service.api.security import request_id_from
+from service.api.small_reads import READ_BYTES
 
 CLOSE_TIMEOUT_S = 30.0
 MAX_PIPELINED = 100  # requests behind the one that is answered
 # Connections beyond the limit that may ask whether the service lives, and how soon they must.
 NUM_EXTRA, EXTRA_TIMEOUT_S = 128, 2.0
-# At a time, and of bodies that a connection may have brought before they are asked for.
-READ_BYTES = 16 * 1024
 
 
 def protocol_for(
@@ -42,36 +41,6 @@ def protocol_for(
     """
     limits = {"header_timeout_s": header_timeout_s, "max_connections": max_connections}
     return type("Protocol", (Protocol,), {**limits, "on_refused": staticmethod(on_refused)})
-
-
-class SmallReads(asyncio.BufferedProtocol):
-    """One connection, read `READ_BYTES` at a time; a loop by itself reads 256 KB that nobody may want.
-
-    Args:
-        protocol: what takes the bytes, and all else.
-        buffer: for what is read; one serves all connections of an event loop.
-    """
-
-    def __init__(self, protocol: Protocol, buffer: memoryview) -> None:
-        self._protocol, self._buffer = protocol, buffer
-        self.connection_made = protocol.connection_made  # type: ignore[method-assign]
-        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where to read to."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read."""
-        self._protocol.data_received(bytes(self._buffer[:nbytes]))
-
-
-def in_small_reads(protocol: type[Protocol]) -> Callable[..., SmallReads]:
-    """A maker of connections for one event loop, see `SmallReads`."""
-    buffer = memoryview(bytearray(READ_BYTES))
-    return lambda **arguments: SmallReads(protocol(**arguments), buffer)
 
 
 class Protocol(HttpToolsProtocol):

@@ -141,8 +141,9 @@ class AsyncEngine:
             NotReady, EngineDead, QueueFull: nothing was queued.
             InvalidRequest: it cannot be done by then.
         """
-        self.check_room(tenant, sum(request.width for request in requests))
-        self._check_time(requests, deadline)
+        self.check_room(tenant, sum(request.params.num_beams for request in requests))
+        if any(request.params.score_from is not None for request in requests):
+            self._check_time(requests, deadline)
         job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job)
         self.enqueue(stream, requests)
@@ -166,8 +167,7 @@ class AsyncEngine:
         foreseen: each is a row of a forward pass, whatever the prefix cache holds and whenever a text ends.
         """
         num_scored = sum(request.num_scored for request in requests)
-        if not num_scored or self._cost is None:
-            return
+        assert self._cost is not None, "the engine is warm"
         left_s = max(deadline - time.monotonic(), 0.0)
         own_s = self._cost.min_scoring_s(num_scored)
         if own_s > left_s:
@@ -189,7 +189,7 @@ class AsyncEngine:
         now = time.monotonic()
         sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
         stream.num_submitted += len(sequences)
-        self.quota.take(stream.job.tenant, sum(request.width for request in requests))
+        self.quota.take(stream.job.tenant, sum(request.params.num_beams for request in requests))
         stream.unfinished.update((sequence.index, sequence) for sequence in sequences)
         self._commands.put(lambda engine: self._add_all(engine, sequences))
         if self.died.is_set():
@@ -199,7 +199,7 @@ class AsyncEngine:
     def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""
         if sequences:
-            self.quota.give(stream.job.tenant, sum(s.request.width for s in sequences))
+            self.quota.give(stream.job.tenant, sum(s.params.num_beams for s in sequences))
             self._commands.put(lambda engine: engine.abort(sequences))
 
     def close(self, stream: JobStream) -> None:
@@ -212,7 +212,7 @@ class AsyncEngine:
             if stream is None or sequence.index not in stream.unfinished:
                 continue  # nobody waits for it any more
             if output.finish_reason is not None:
-                self.quota.give(sequence.job.tenant, sequence.request.width)
+                self.quota.give(sequence.job.tenant, sequence.params.num_beams)
             stream.put(output)
 
     # ---- watching ---------------------------------------------------------------------------------------

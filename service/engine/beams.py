@@ -38,13 +38,13 @@ class Beams:
     def add(self, leader: Sequence) -> None:
         """Begin a search; a sequence that wants none is left alone."""
         request = leader.request
-        if request.width == 1:
+        if request.params.num_beams == 1:
             return
         self._searches[leader] = BeamSearch(leader.params, leader.end_ids, leader.detokenizer)
         unscored = replace(request, params=replace(request.params, score_from=None))
         leader.followers = [
             Sequence(leader.job, leader.index, unscored, leader.arrived_at, leader=leader)
-            for _ in range(request.width - 1)
+            for _ in range(request.params.num_beams - 1)
         ]
 
     def forget(self, leader: Sequence) -> None:

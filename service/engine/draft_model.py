@@ -106,7 +106,7 @@ class DraftModel:
         """Whether there is room for a draft, and none that was copied is as good."""
         follower = self.followers.get(sequence)
         is_known = self._cost.draw_s(sequence) != float("inf")
-        is_beam = sequence.request.width > 1  # beams part too often
+        is_beam = sequence.params.num_beams > 1  # beams part too often
         if is_beam or room_of(sequence) < 1 or not is_known or (follower is not None and follower.has_failed):
             return False
         return sequence not in copied or sequence.drafts.acceptance < self._acceptance_of(sequence)

@@ -76,8 +76,8 @@ class Scheduler:
         for beam in sequence.followers:
             self.leave(beam)
         self.running.remove(sequence)
-        self.places.give(sequence.job.tenant, sequence.request.width)
-        sequence.job.num_running -= sequence.request.width
+        self.places.give(sequence.job.tenant, sequence.params.num_beams)
+        sequence.job.num_running -= sequence.params.num_beams
         if sequence.job.num_running == 0:
             self.time_share.leave(sequence.job)
         self.prefix_cache.forget(sequence)
@@ -233,7 +233,7 @@ class Scheduler:
         """Those for whom there are places, with their cached blocks; nobody takes what a search waits for."""
         full: set[str] = set()  # tenants
         for sequence in self.waiting.candidates():
-            job, width = sequence.job, sequence.request.width
+            job, width = sequence.job, sequence.params.num_beams
             if newcomers_only and job.num_running:
                 continue
             if self.places.num_held + width > self.places.limit:
@@ -262,8 +262,8 @@ class Scheduler:
         sequence.block_table += self.pool.allocate(missing) or []
         self.waiting.take(sequence)
         sequence.status = Status.RUNNING
-        self.places.take(sequence.job.tenant, sequence.request.width)
-        sequence.job.num_running += sequence.request.width
+        self.places.take(sequence.job.tenant, sequence.params.num_beams)
+        sequence.job.num_running += sequence.params.num_beams
         self.time_share.enter(sequence.job)
         self.running.append(sequence)
         if sequence.started_at is None:

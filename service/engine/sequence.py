@@ -62,7 +62,7 @@ class SamplingParams:
     top_k: int = 0  # 0 is off
     top_p: float = 1.0
     min_p: float = 0.0
-    num_beams: int = 1  # above 1: a beam search, where nothing is drawn
+    num_beams: int = 1  # above 1: a beam search, where nothing is drawn; it counts as so many sequences
     num_return_sequences: int = 1  # of its best texts
     length_penalty: float = 1.0
     early_stopping: bool | str = False  # or "never"
@@ -120,11 +120,6 @@ class SequenceRequest:
             raise ValueError("prompt_ids is empty; an empty prompt is the end-of-text token")
         if self.params.num_beams > 1 and self.params.max_new_tokens == 0:
             raise ValueError("num_beams is above 1 where max_new_tokens is 0; nothing is searched for there")
-
-    @property
-    def width(self) -> int:
-        """As how many sequences it counts wherever places are few: its beams."""
-        return self.params.num_beams
 
     @property
     def num_scored(self) -> int:

@@ -67,7 +67,9 @@ class Speculator:
         """Choose drafts for decoding sequences, most promising first, as long as each makes the step worth
         more.
         """
-        candidates = [(s, self._lookup(s)) for s in decoding if s.request.width == 1]  # beams part too often
+        candidates = [
+            (s, self._lookup(s)) for s in decoding if s.params.num_beams == 1
+        ]  # beams part too often
         candidates = [(s, ids) for s, ids in candidates if ids]
         if not candidates:
             return {}

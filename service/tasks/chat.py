@@ -145,6 +145,7 @@ def _starts_in_reach(
         if at >= starts[-1]:  # it must stay, so it must fit
             yield from check_can_fit(tokenizer, text, most, f"messages.{at}")
         count += len((yield from encode(tokenizer, text[: 64 * most])))
+        yield
     first = at if count <= most else at + 1
     return [start for start in starts if start >= first] or starts[-1:]
 

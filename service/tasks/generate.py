@@ -163,6 +163,8 @@ def plan(
     """
     generation = Generation(call, tokenizer, decoding, grammar)
     for index, prompt in enumerate(call.prompts):
+        if index:
+            yield
         param = "prompt" if len(call.prompts) == 1 else f"prompt.{index}"
         if isinstance(prompt, str):
             parses = limits.parses_special if call.parses_special is None else call.parses_special

@@ -1,6 +1,7 @@
 """Texts to token ids in steps, the same ids as at once: what `Tokenizer.encode` and `Task.encode` give.
 
-A large text is cut where the tokens of the parts are those of the whole.
+A large text is cut where the tokens of the parts are those of the whole. `encode` pauses between its parts;
+who encodes several texts pauses between those.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def encode(tokenizer: Tokenizer, text: str, parses_special: bool = False) -> Ste
     encode_part = tokenizer.encode_specials if parses_special else tokenizer.encode
     ids: list[int] = []
     for start, end in _parts(tokenizer, text, parses_special):
+        if start:
+            yield
         ids += encode_part(text[start:end])
-        yield
     return ids
 
 
@@ -93,6 +95,7 @@ def _render(task: Task, tokenizer: Tokenizer, fields: Mapping[str, str]) -> Step
     ids = list(tokenizer.bos_ids)
     for text, is_user_text in task.segments(fields):
         ids += (yield from encode(tokenizer, text)) if is_user_text else tokenizer.encode_specials(text)
+        yield
     return ids
 
 

@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service.api import protocol
+from service.api.small_reads import READ_BYTES, in_small_reads
 
 pytestmark = pytest.mark.asyncio
 LARGE = 64 * 2**20
@@ -97,7 +98,7 @@ async def _holding_little(num_requests: int) -> None:
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
-    make = protocol.in_small_reads(protocol.protocol_for(60.0, max_connections=9))
+    make = in_small_reads(protocol.protocol_for(60.0, max_connections=9))
     server = await loop.create_server(
         lambda: make(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
@@ -110,7 +111,7 @@ async def _holding_little(num_requests: int) -> None:
             await asyncio.sleep(0)
         (connection,) = state.connections
         held = sum(len(cycle.body) for cycle in connection._unanswered)  # type: ignore[union-attr]
-        assert 0 < held <= 2 * protocol.READ_BYTES
+        assert 0 < held <= 2 * READ_BYTES
         go.set()
         for _ in range(num_requests):
             await reader.readuntil(b"\r\n\r\n")
