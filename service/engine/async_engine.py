@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from service.engine.engine import Engine, Outputs
+from service.engine.foresight import check_time
 from service.engine.job_stream import JobStream
 from service.engine.pulse import Pulse
 from service.engine.quota import Quota
@@ -29,8 +30,7 @@ from service.engine.sequence import (
     SequenceRequest,
     Status,
 )
-from service.engine.step_cost import StepCost
-from service.errors import EngineDead, EngineFault, InvalidRequest, NotReady, QueueFull
+from service.errors import EngineDead, EngineFault, NotReady
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
@@ -66,9 +66,6 @@ class AsyncEngine:
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._streams: dict[Job, JobStream] = {}
         self._is_warm = False
-        self._watched: float | None = None  # the beat that the watchdog saw last
-        self._still_s = 0.0  # how long it has seen that one
-        self._cost: StepCost | None = None  # written by the thread
         self._pulse: Pulse | None = None  # of the engine's steps; written by the thread, read by the watchdog
 
     # ---- life -------------------------------------------------------------------------------------------
@@ -143,7 +140,8 @@ class AsyncEngine:
         """
         self.check_room(tenant, sum(request.params.num_beams for request in requests))
         if any(request.params.score_from is not None for request in requests):
-            self._check_time(requests, deadline)
+            unfinished = (s for stream in self._streams.values() for s in stream.unfinished.values())
+            check_time(requests, unfinished, self._cost, deadline)
         job = Job(tenant, salt)
         stream = self._streams[job] = JobStream(self, job)
         self.enqueue(stream, requests)
@@ -161,27 +159,6 @@ class AsyncEngine:
         if not self._is_warm:
             raise NotReady
         self.quota.check(tenant, count)
-
-    def _check_time(self, requests: collections.abc.Sequence[SequenceRequest], deadline: float) -> None:
-        """Refuse log probabilities of more prompt tokens than can be computed in time. Only these can be
-        foreseen: each is a row of a forward pass, whatever the prefix cache holds and whenever a text ends.
-        """
-        num_scored = sum(request.num_scored for request in requests)
-        assert self._cost is not None, "the engine is warm"
-        left_s = max(deadline - time.monotonic(), 0.0)
-        own_s = self._cost.min_scoring_s(num_scored)
-        if own_s > left_s:
-            raise InvalidRequest(
-                f"the log probabilities of {num_scored} tokens of prompts take about {own_s:.0f} s here, and "
-                f"this request has {left_s:.0f} s; ask for fewer at a time"
-            )
-        unfinished = (s for stream in self._streams.values() for s in stream.unfinished.values())
-        waiting_s = self._cost.min_scoring_s(
-            sum(s.request.num_scored - len(s.prompt_logprobs) for s in unfinished)
-        )
-        if own_s + waiting_s > left_s:
-            text = "the log probabilities that others asked for take the time this request has"
-            raise QueueFull(text, own_s + waiting_s - left_s)
 
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """See `StreamOwner`."""
@@ -218,19 +195,14 @@ class AsyncEngine:
     # ---- watching ---------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Count how long a step is seen without a sign of life. Counting looks, not clock time, forgives a
-        process that was stopped for a while.
-        """
         while not self.died.is_set():
             await asyncio.sleep(self._watch_every_s)
             self._look()
 
     def _look(self) -> None:
         assert self._pulse is not None, "the engine is warm"
-        beat, watched = self._pulse.last_at, self._watched
-        self._still_s = self._still_s + self._watch_every_s if beat is not None and beat == watched else 0.0
-        self._watched = beat
-        if self._still_s > max(self._hung_after_s, _HUNG_AFTER_BEATS * self._pulse.slowest_s):
+        still_s = self._pulse.look(self._watch_every_s)
+        if still_s > max(self._hung_after_s, _HUNG_AFTER_BEATS * self._pulse.slowest_s):
             self._die()
 
     def _die(self) -> None:

@@ -1,8 +1,8 @@
-"""What a sampler keeps of a sequence from token to token."""
+"""What a sampler and a drafter keep of a sequence from token to token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(eq=False, slots=True)
@@ -10,3 +10,13 @@ class DrawMemo:
     """Room for what a sampler makes of a sequence once."""
 
     kept: object | None = None
+
+
+@dataclass(slots=True)
+class DraftHistory:
+    """Where a sequence's n-grams stand, and how its drafts fared."""
+
+    followers: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> position behind it
+    num_indexed: int = 0
+    acceptance: float = 0.6  # share of drafts accepted, exponentially averaged; starts hopeful
+    since_probe: int = 0  # chances let pass since a draft was tried in spite of its cost

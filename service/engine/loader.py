@@ -34,6 +34,7 @@ from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 
 BLOCK_SIZE = 16
+_SCORED_TOKENS = 33  # of a text whose log probabilities tell what such rows cost
 _DRAFT_WINDOWS = 8  # full texts that a draft model's cache holds: a batch of more is wide enough
 
 
@@ -188,6 +189,12 @@ def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) ->
         for index in range(copies):
             request = SequenceRequest((0,) * length, params, index)
             engine.add(Sequence(job, index, request, engine.clock()))
+        while engine.has_work:
+            engine.step()
+    scored = SamplingParams(max_new_tokens=1, temperature=0.0, logprobs=5, score_from=0)
+    for _ in range(2):  # the first may be slow
+        request = SequenceRequest((0,) * min(longest, _SCORED_TOKENS), scored)
+        engine.add(Sequence(Job(salt="warm-up"), 0, request, engine.clock()))
         while engine.has_work:
             engine.step()
     cost = engine.scheduler.cost

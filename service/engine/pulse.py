@@ -16,6 +16,8 @@ class Pulse:
         self.last_at: float | None = None  # None between two steps
         self.slowest_s = 0.0  # longest time between two beats
         self._clock = clock
+        self._seen: float | None = None  # the beat that `look` saw last
+        self._still_s = 0.0  # for how long
 
     def begin(self) -> None:
         """A step begins."""
@@ -32,3 +34,15 @@ class Pulse:
         """The step is over."""
         self.beat()
         self.last_at = None
+
+    def look(self, after_s: float) -> float:
+        """Say for how many seconds a step has been seen without a sign of life. Counting looks, not clock
+        time, forgives a process that was stopped for a while.
+
+        Args:
+            after_s: how long after the look before this one.
+        """
+        beat = self.last_at
+        self._still_s = self._still_s + after_s if beat is not None and beat == self._seen else 0.0
+        self._seen = beat
+        return self._still_s

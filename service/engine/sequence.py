@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.detokenizer import Detokenizer
-from service.engine.draw_memo import DrawMemo
+from service.engine.draw_memo import DraftHistory, DrawMemo
 
 
 class FinishReason(StrEnum):
@@ -121,12 +121,6 @@ class SequenceRequest:
         if self.params.num_beams > 1 and self.params.max_new_tokens == 0:
             raise ValueError("num_beams is above 1 where max_new_tokens is 0; nothing is searched for there")
 
-    @property
-    def num_scored(self) -> int:
-        """Tokens of the prompt whose log probability is wanted."""
-        score_from = self.params.score_from
-        return 0 if score_from is None else max(len(self.prompt_ids) - score_from, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -191,16 +185,6 @@ class Unsent:
         self.token_ids.clear()
         self.logprobs.clear()
         return taken
-
-
-@dataclass(slots=True)
-class DraftHistory:
-    """Where a sequence's n-grams stand, and how its drafts fared."""
-
-    followers: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> position behind it
-    num_indexed: int = 0
-    acceptance: float = 0.6  # share of drafts accepted, exponentially averaged; starts hopeful
-    since_probe: int = 0  # chances let pass since a draft was tried in spite of its cost
 
 
 @dataclass(eq=False, slots=True)

@@ -38,11 +38,13 @@ class StepCost:
         self._rows: list[int] = []  # knots with data, rising
         self._rising: list[float] = []  # their seconds, each at least those of fewer rows
         self._row_s: dict[str, float] = {}  # of one row behind the forward pass, by kind
+        self._min_pass_s = self._min_score_s = _UNKNOWN_S  # of one row at its quickest: forward, scored
 
     # ---- learning ---------------------------------------------------------------------------------------
 
     def note(self, rows: int, seconds: float) -> None:
         """Learn from a forward pass. A rare outlier, as a page fault makes, is clamped to twice."""
+        self._min_pass_s = min(self._min_pass_s, seconds / rows)
         knot = _KNOTS[min(bisect_left(_KNOTS, rows), len(_KNOTS) - 1)]
         self._seconds[knot] = _averaged(self._seconds.get(knot), seconds)
         if len(self._rows) < len(self._seconds):
@@ -56,6 +58,7 @@ class StepCost:
     def note_scores(self, rows: int, seconds: float) -> None:
         """Learn from the log probabilities of some rows."""
         self._row_s[_SCORED] = _averaged(self._row_s.get(_SCORED), seconds / rows)
+        self._min_score_s = min(self._min_score_s, seconds / rows)
 
     # ---- knowing ----------------------------------------------------------------------------------------
 
@@ -89,11 +92,11 @@ class StepCost:
         return self._row_s.get(_SCORED, _UNKNOWN_S) if self._row_s else 0.0
 
     def min_scoring_s(self, num_rows: int) -> float:
-        """Seconds that so many rows of prompts and their log probabilities take in the largest steps; 0 where
+        """Seconds that so many rows of prompts and their log probabilities take at their quickest; 0 where
         nothing was measured.
         """
-        row_s = min((seconds / rows for rows, seconds in self._seconds.copy().items()), default=0.0)
-        return num_rows * (row_s + self._row_s.get(_SCORED, 0.0))
+        each_s = self._min_pass_s + self._min_score_s
+        return 0.0 if each_s == _UNKNOWN_S else num_rows * each_s
 
     # ---- deciding ---------------------------------------------------------------------------------------
 

@@ -409,6 +409,8 @@ async def test_log_probabilities_that_cannot_be_there_in_time_are_refused_at_onc
     engine = fake_engine()
     engine.scheduler.cost.note(32, 3.2)
     engine.scheduler.cost.note_scores(10, 1.0)  # 0.2 s a token in all
+    engine.scheduler.cost.note(32, 320)  # nor does a busy moment count
+    engine.scheduler.cost.note_scores(10, 100)
     async with running(engine) as served:
         with pytest.raises(InvalidRequest, match=r"of 1000 tokens .* take about 200 s .* has 1(19|20) s"):
             served.submit([scored(500), scored(500)], deadline=time.monotonic() + 120)
@@ -417,7 +419,8 @@ async def test_log_probabilities_that_cannot_be_there_in_time_are_refused_at_onc
 
 async def test_log_probabilities_wait_for_those_that_others_asked_for() -> None:
     engine, gate = gated()
-    engine.scheduler.cost.note(32, 3.2)
+    engine.scheduler.cost.note(32, 2.2)
+    engine.scheduler.cost.note_scores(32, 1.0)
     async with running(engine) as served:
         deadline = time.monotonic() + 12
         async with served.submit([scored(100)], deadline=deadline):

@@ -1,0 +1,54 @@
+"""Refuses what cannot be done in time, before any of it is done.
+
+Only log probabilities of prompts can be foreseen: each is a row of a forward pass, whatever the prefix cache
+holds and whenever a text ends.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import time
+from collections.abc import Iterable
+
+from service.engine.sequence import Sequence, SequenceRequest
+from service.engine.step_cost import StepCost
+from service.errors import InvalidRequest, QueueFull
+
+
+def check_time(
+    requests: collections.abc.Sequence[SequenceRequest],
+    unfinished: Iterable[Sequence],
+    cost: StepCost,
+    deadline: float,
+) -> None:
+    """Refuse a job that takes longer than until its deadline, by itself or beside what was admitted before.
+
+    Args:
+        requests: the job's.
+        unfinished: sequences that wait or run.
+        cost: knows what a row takes at its quickest.
+        deadline: on the monotonic clock.
+
+    Raises:
+        InvalidRequest: by itself.
+        QueueFull: beside the others.
+    """
+    num_rows = sum(map(_num_scored, requests))
+    left_s, own_s = max(deadline - time.monotonic(), 0.0), cost.min_scoring_s(num_rows)
+    if own_s > left_s:
+        raise InvalidRequest(
+            f"the log probabilities of {num_rows} tokens of prompts take about {own_s:.0f} s here, and this "
+            f"request has {left_s:.0f} s; ask for fewer at a time"
+        )
+    num_before = sum(_num_scored(s.request) - len(s.prompt_logprobs) for s in unfinished)
+    excess_s = own_s + cost.min_scoring_s(num_before) - left_s
+    if excess_s > 0:
+        raise QueueFull(
+            "the log probabilities that others asked for take the time this request has", excess_s
+        )
+
+
+def _num_scored(request: SequenceRequest) -> int:
+    """Tokens of a prompt whose log probability is wanted."""
+    score_from = request.params.score_from
+    return 0 if score_from is None else max(len(request.prompt_ids) - score_from, 0)
