@@ -17,7 +17,7 @@ from llvmlite.binding import FeatureMap, get_host_cpu_features, get_host_cpu_nam
 
 from model_store.architecture import Architecture
 from service.engine.backends.cpu import processor, self_check
-from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.attention import CpuAttention, arranged
 from service.engine.backends.cpu.backend import CpuBackend
 from service.engine.backends.cpu.draw import CpuSampler
 from service.engine.backends.cpu.forward import FusedForward, can_fuse
@@ -329,12 +329,13 @@ MIXED = [(0, 1), (5, 1), (0, 37), (100, 1), (17, 9), (300, 4), (15, 1), (16, 2),
 
 
 def caches(head_dim: int, heads: int, block: int, blocks: int, dtype: torch.dtype) -> tuple[KVCache, KVCache]:
-    made = [KVCache.allocate(2, blocks, heads, block, head_dim, dtype, CPU) for _ in range(2)]
-    for index, name in enumerate(("k", "v")):
-        values = randoms((2, blocks, heads, block, head_dim), seed=index)[0]
-        for cache in made:
-            getattr(cache, name).copy_(values)
-    return made[0], made[1]
+    """Equal content, as the kernels and as torch lay it out."""
+    fast, slow = (KVCache.allocate(2, blocks, heads, block, head_dim, dtype, CPU) for _ in range(2))
+    for index, cached in enumerate((slow.k, slow.v)):
+        cached.copy_(randoms((2, blocks, heads, block, head_dim), seed=index)[0])
+    for cached, content in zip((fast.k, fast.v), arranged(slow.k, slow.v), strict=True):
+        cached.copy_(content)
+    return fast, slow
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -348,7 +349,7 @@ def test_attention_agrees_with_torch(head_dim: int, heads: int, block: int, dtyp
     qkv = randoms((batch.slots.shape[0], 3 * heads * head_dim))[0]
     expected = ReferenceAttention(slow, [0.1, 0.2], is_exact=False)(qkv, 1, batch)
     torch.testing.assert_close(CpuAttention(fast, [0.1, 0.2])(qkv, 1, batch), expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)
+    assert all(map(torch.equal, (fast.k, fast.v), arranged(slow.k, slow.v)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

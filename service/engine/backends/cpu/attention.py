@@ -48,7 +48,7 @@ class CpuAttention:
         heads, block_size, head_dim = self.cache.k.shape[2:]
         layer_bytes = self.cache.k[0].numel() * self.cache.k.element_size()
         padded = -(-head_dim // 16) * 16
-        room = 4 * records.SCRATCH_ROWS * (self._max_context + 64 + padded)
+        room = 4 * records.SCRATCH_ROWS * (self._max_context + 64 + 2 * padded)
         self._scratch = np.zeros(self._threads * room + 64, np.uint8)
         self.record[:10] = (
             heads, head_dim, block_size, self.cache.k.dtype == torch.bfloat16,
@@ -69,6 +69,22 @@ class CpuAttention:
         self._args[4:5].view(np.float32)[0] = self.scales[layer]
         pool().run(kernels.address("attention_task"), self._args)
         return out
+
+
+def arranged(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What the kernels' cache holds of these keys and values, each (…, block size, head dim), same shapes.
+
+    Where a block has sixteen tokens and a head whole vectors, a key is a column of its block and a value a row.
+    In bfloat16 two neighbours share four bytes: two places of a key, two tokens of a value. Otherwise both are
+    rows.
+    """
+    block, head_dim = keys.shape[-2:]
+    if block != 16 or head_dim % 16:
+        return keys.clone(), values.clone()
+    if keys.dtype == torch.float32:
+        return keys.mT.reshape(keys.shape), values.clone()
+    pairs = keys.unflatten(-1, (head_dim // 2, 2)).transpose(-3, -2)  # (…, head dim / 2, block, 2)
+    return pairs.reshape(keys.shape), values.unflatten(-2, (8, 2)).mT.reshape(values.shape)
 
 
 def describe_batch(batch: ForwardBatch) -> _Record:

@@ -52,3 +52,5 @@ ROWS = (6, 6, 6) if HAS_AVX512 else (6, 4, 4)
 MAX_ROWS = max(ROWS)
 MATRIX_ROWS = 16  # of activations that the matrix registers take at once
 MAX_PASS_ROWS = MATRIX_ROWS if HAS_TILES else MAX_ROWS  # in one call, by matrix registers or without
+# query rows of one sequence that share the loads of keys and values: the most, and some
+ROWS_SHARING = (8, 4) if HAS_AVX512 else (4, 2)

@@ -28,7 +28,7 @@ W_FIELDS = 16
 A_HEADS, A_HEAD_DIM, A_BLOCK, A_IS_BF16, A_SCRATCH, A_SCRATCH_BYTES, A_LAYER_BYTES = range(0, 56, 8)
 A_KEYS, A_VALUES, A_FUNCTION = 56, 64, 72  # the function: address of `attend_rows`
 A_FIELDS = 10
-SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and QUERIES
+SCRATCH_ROWS = 16  # rows of scores and of sums that a thread has room for; at least HEADS and MANY
 
 # a batch; those of the second line are for a whole forward pass only
 B_TOKENS, B_SEQUENCES, B_STARTS, B_LENGTHS, B_TABLES, B_TABLE_BYTES, B_SLOTS = range(0, 56, 8)

@@ -12,7 +12,7 @@ import torch
 
 from service.engine.backend import Reference
 from service.engine.backends.cpu import processor
-from service.engine.backends.cpu.attention import CpuAttention
+from service.engine.backends.cpu.attention import CpuAttention, arranged
 from service.engine.backends.cpu.draw import CpuSampler
 from service.engine.backends.cpu.linear import CpuLinear
 from service.engine.backends.cpu.pool import pool
@@ -89,14 +89,15 @@ def check_attention(
     batch = ragged_batch([(20, 1), (0, 7), (33, 4)], 16)
     heads, shape = 3, (2, 12, 3, 16, head_dim)
     fast, slow = (KVCache.allocate(*shape, dtype, DEVICES["cpu"]) for _ in range(2))
-    for source, copy in ((fast.k, slow.k), (fast.v, slow.v)):
-        source.copy_(torch.randn(shape, generator=generator))
-        copy.copy_(source)
+    for cached in (slow.k, slow.v):
+        cached.copy_(torch.randn(shape, generator=generator))
+    for cached, content in zip((fast.k, fast.v), arranged(slow.k, slow.v), strict=True):
+        cached.copy_(content)
     qkv = torch.randn(batch.slots.shape[0], 3 * heads * head_dim, generator=generator)
     scales = [0.1, 0.2]
     expected = reference.attention(slow, scales)(qkv, 1, batch)
     compare(f"attention, heads of {head_dim}", CpuAttention(fast, scales)(qkv, 1, batch), expected, 1e-5)
-    if not (torch.equal(fast.k, slow.k) and torch.equal(fast.v, slow.v)):
+    if not all(map(torch.equal, (fast.k, fast.v), arranged(slow.k, slow.v))):
         raise KernelMismatch(f"attention, heads of {head_dim}: the cache holds other keys or values")
 
 

@@ -16,9 +16,11 @@ from service.engine.backends.cpu.native import vectors as vec
 from service.engine.backends.cpu.native.attend_rows import (
     element_bytes,
     emit_row,
+    is_fast,
     padded_bytes,
     scores_of,
     softmax,
+    turned,
     weigh,
 )
 from service.engine.backends.cpu.native.functions import kernel, native
@@ -61,18 +63,51 @@ def write_kv(cache, batch, qkv, layer, pool, thread):
         load_long(cache + A_BLOCK),
     )
     width, base = heads * head_dim, layer * load_long(cache + A_LAYER_BYTES)
+    each = block * head_dim * element_bytes(cache)
     slots, tokens = load_long(batch + B_SLOTS), load_long(batch + B_TOKENS)
     token = claim(pool, thread, tokens)
     while token < tokens:
         slot = load_long(slots + 8 * token)
-        first = (slot // block * heads * block + slot % block) * head_dim
-        row = qkv + token * 12 * width
+        row = qkv + token * 12 * width + 4 * width
+        target = base + slot // block * heads * each
         for head in range(heads):
-            target = base + (first + head * block * head_dim) * element_bytes(cache)
-            _store_row(cache, row + 4 * (width + head * head_dim), load_long(cache + A_KEYS) + target)
-            _store_row(cache, row + 4 * (2 * width + head * head_dim), load_long(cache + A_VALUES) + target)
+            key, value = row + 4 * head * head_dim, row + 4 * (width + head * head_dim)
+            keys, values = load_long(cache + A_KEYS) + target, load_long(cache + A_VALUES) + target
+            if is_fast(cache):
+                _store_key(cache, key, keys, slot % 16)
+                _store_value(cache, value, values, slot % 16)
+            else:
+                inside = slot % block * head_dim * element_bytes(cache)
+                _store_row(cache, key, keys + inside)
+                _store_row(cache, value, values + inside)
+            target += each
         token = claim(pool, thread, tokens)
     meet(pool, thread)
+
+
+@native
+def _store_key(cache, source, keys, place):
+    """One key into a block that is laid out for the inner loops."""
+    for i in range(0, load_long(cache + A_HEAD_DIM), 16):
+        x = vec.load_floats(source + 4 * i)
+        if load_long(cache + A_IS_BF16) != 0:
+            vec.store_bf16_pairs(keys + 32 * i + 4 * place, x)
+        else:
+            vec.store_lanes(keys + 64 * i + 4 * place, x)
+
+
+@native
+def _store_value(cache, source, values, place):
+    """One value into a block that is laid out for the inner loops."""
+    length = load_long(cache + A_HEAD_DIM)
+    for i in range(0, length, 16):
+        x = vec.load_floats(source + 4 * i)
+        if load_long(cache + A_IS_BF16) == 0:
+            vec.store_floats(values + 4 * (place * length + i), x)
+        elif place & 1:
+            vec.store_bf16_odd(values + 4 * (place // 2 * length + i), x)
+        else:
+            vec.store_bf16_even(values + 4 * (place // 2 * length + i), x)
 
 
 @native
@@ -104,13 +139,13 @@ def attend(cache, batch, qkv, layer, scale, out, out_bytes, out_kind, pool, thre
         sequence, within = _find_turn(cache, batch, turn)
         start, queries = _rows_of(batch, sequence)
         together, groups = _shares(heads, queries)
-        head, first = within // groups * together, within % groups * inner.QUERIES
+        head, first = within // groups * together, within % groups * inner.MANY
         lengths = load_long(batch + B_LENGTHS)
         position = np.int64(load_int(lengths + 4 * sequence)) - queries + first
         _attend_rows(
             load_long(cache + A_FUNCTION),
             cache, batch, sequence, head, min(together, heads - head), position,
-            min(inner.QUERIES, queries - first), qkv, start + first, layer, scale,
+            min(inner.MANY, queries - first), qkv, start + first, layer, scale,
             out, out_bytes, out_kind, thread,
         )  # fmt: skip
         turn = claim(pool, thread, total)
@@ -128,8 +163,8 @@ def _rows_of(batch, sequence):
 @native
 def _shares(heads, queries):
     """Heads that one turn takes together, and groups of rows in turn."""
-    together = min(heads, HEADS) if queries < inner.QUERIES else 1
-    return together, (queries + inner.QUERIES - 1) // inner.QUERIES
+    together = min(heads, HEADS) if queries < inner.SOME else 1
+    return together, (queries + inner.MANY - 1) // inner.MANY
 
 
 @native
@@ -175,36 +210,44 @@ def attend_rows(
     out_kind,
     thread,
 ):
-    """`count` rows of a sequence from `position` on, `heads` heads: rows together if four, else singly."""
+    """`count` rows of a sequence from `position` on, `heads` heads; as many rows together as can be."""
     width, head_dim = (
         load_long(cache) * load_long(cache + A_HEAD_DIM),
         load_long(cache + A_HEAD_DIM),
     )
     table = load_long(batch + B_TABLES) + sequence * load_long(batch + B_TABLE_BYTES)
     scratch = load_long(cache + A_SCRATCH) + thread * load_long(cache + A_SCRATCH_BYTES)
-    factor = load_float(scale)
-    step = inner.QUERIES if count == inner.QUERIES else 1
-    for row in range(0, count, step):
+    factor, out_size = load_float(scale), 2 if out_kind == OUT_BFLOAT16 else 4
+    offset = layer * load_long(cache + A_LAYER_BYTES)
+    padded = padded_bytes(head_dim)
+    row = 0
+    while row < count:
+        left = count - row
+        step = inner.MANY if left >= inner.MANY else inner.SOME if left >= inner.SOME else 1
         q = qkv + (token + row) * 12 * width + 4 * head * head_dim
-        base = out + (token + row) * out_bytes + head * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
+        base = out + (token + row) * out_bytes + head * head_dim * out_size
         context = position + row + 1
-        score_bytes = (context + step + 15) // 16 * 64
-        factors = scratch + heads * step * score_bytes
+        blocks = (context + step + 14) // 16
+        score_bytes = 64 * step * blocks
+        factors = scratch + heads * score_bytes
         sums = factors + 4 * SCRATCH_ROWS
-        offset = layer * load_long(cache + A_LAYER_BYTES)
+        if step > 1 and is_fast(cache):
+            panel = sums + SCRATCH_ROWS * padded
+            turned(q, 12 * width, head_dim, step, panel)
+            q = panel
         scores_of(
             cache, table, head, heads, offset, context + step - 1, q, 12 * width, step, scratch, score_bytes
         )
         for i in range(heads * step):
-            total = softmax(scratch + i * score_bytes, context + i % step, score_bytes // 4, factor)
+            scores = scratch + i // step * score_bytes + i % step * 64
+            total = softmax(scores, 64 * step, context + i % step, blocks, factor)
             store_float(factors + 4 * i, _ONE / total)
         weigh(cache, table, head, heads, offset, context + step - 1, step, scratch, score_bytes, sums)
         for i in range(heads * step):
             inverse = vec.floats(load_float(factors + 4 * i))
-            target = (
-                base + i % step * out_bytes + i // step * head_dim * (2 if out_kind == OUT_BFLOAT16 else 4)
-            )
-            emit_row(sums + i * padded_bytes(head_dim), inverse, head_dim, target, out_kind)
+            target = base + i % step * out_bytes + i // step * head_dim * out_size
+            emit_row(sums + i * padded, inverse, head_dim, target, out_kind)
+        row += step
 
 
 @kernel

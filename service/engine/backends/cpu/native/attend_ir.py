@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
-"""Sixteen keys against a few queries, and weights against values: the inner loops of attention.
+"""Sixteen keys against some queries, and weights against values: the inner loops of attention.
 
-For heads of any multiple of sixteen: a head is walked in parts of one vector. Keys and values are float32 or
-bfloat16 bits; sums are float32. **Each query row goes through the same operations in the same order whatever
-number of rows shares the loads**, so a row's bits do not depend on its companions. `attend` decides which
-rows and blocks meet, and handles other head sizes more slowly.
+For heads of any multiple of sixteen. A block's keys lie in lanes, its values in parts of one vector; numbers
+are float32, or bfloat16 in pairs (`attention.arranged`), and sums are float32. **Each query row goes through the same
+operations in the same order whatever number of rows shares the loads**, so a row's bits do not depend on its
+companions. `attend` decides which rows and blocks meet, and handles other head sizes more slowly.
 """
 
 from __future__ import annotations
@@ -18,125 +18,123 @@ from numba.extending import intrinsic
 
 from service.engine.backends.cpu.native.emit import (
     F32,
-    I16,
     I64,
     VF,
+    VI,
     constant,
     emit_prefetch,
     fma,
-    halve,
     load,
     splat,
     store,
-    widen_bf16,
 )
-from service.engine.backends.cpu.processor import LANES
+from service.engine.backends.cpu.processor import ROWS_SHARING
 
-QUERIES = 4  # rows that share the loads of keys and values where a sequence brings that many
-_SUMS = 16  # sums that a loop keeps in registers
+_LINE = 64
 
 
-def _load_part(builder: Any, address: Any, is_bf16: bool) -> Any:
-    """Sixteen numbers of a key or value as a float vector."""
+def _load_pair(builder: Any, address: Any, distance: Any, is_bf16: bool) -> tuple[Any, Any]:
+    """Two neighbours for sixteen lanes as float vectors; float32 ones lie `distance` bytes apart."""
     if not is_bf16:
-        return load(builder, address, VF)
-    return widen_bf16(builder, load(builder, address, ir.VectorType(I16, LANES), 2))
+        return load(builder, address, VF), load(builder, builder.add(address, distance), VF)
+    both = load(builder, address, VI)
+    low, high = builder.shl(both, constant(VI, 16)), builder.and_(both, constant(VI, 0xFFFF0000))
+    return builder.bitcast(low, VF), builder.bitcast(high, VF)
 
 
 def _loop(builder: Any, count: Any, firsts: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> Any:
-    """Emit `for i in range(count): values = body(i, values)`, count >= 1; gives the last values."""
-    entry, loop = builder.block, builder.append_basic_block("loop")
-    done = builder.append_basic_block("done")
-    builder.branch(loop)
-    builder.position_at_end(loop)
+    """Emit `for i in range(count): values = body(i, values)`; gives the last values."""
+    entry, test = builder.block, builder.append_basic_block("test")
+    loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
+    builder.branch(test)
+    builder.position_at_end(test)
     index, values = builder.phi(I64), [builder.phi(first.type) for first in firsts]
+    builder.cbranch(builder.icmp_signed("<", index, count), loop, done)
+    builder.position_at_end(loop)
     new = body(index, values)
     following = builder.add(index, I64(1))
     for phi, first, later in zip([index, *values], [I64(0), *firsts], [following, *new], strict=True):
         phi.add_incoming(first, entry)
         phi.add_incoming(later, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+    builder.branch(test)
     builder.position_at_end(done)
-    return new
+    return values
 
 
-def _at(builder: Any, base: Any, index: Any, size: int) -> Any:
-    return builder.add(base, builder.mul(index, I64(size)))
+def _times_added(
+    builder: Any, rows: int, factors: Any, stride: int, vector: Any, totals: list[Any]
+) -> list[Any]:
+    """Each row's total plus the vector times the row's factor; factors are `stride` bytes apart."""
+    return [
+        fma(
+            builder, splat(builder, load(builder, builder.add(factors, I64(stride * r)), F32)), vector, totals[r]
+        )
+        for r in range(rows)
+    ]
 
 
 def _scores(rows: int, is_bf16: bool) -> Any:
-    """Dots of `rows` queries with sixteen keys, as many keys at once as there are registers for."""
-    part_bytes, together = (32 if is_bf16 else 64), _SUMS // rows
+    """Dots of `rows` queries with sixteen keys: a chain over the even places of a head, one over the odd."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        q, q_bytes, keys, parts, scores, score_bytes, ahead = args
-        key_bytes = builder.mul(parts, I64(part_bytes))
-        starts = [builder.add(q, builder.mul(q_bytes, I64(r))) for r in range(rows)]
-        stacks: list[list[Any]] = [[] for _ in range(rows)]  # per row, vectors of partial sums
-        for first in range(0, LANES, together):
-            offsets = [builder.mul(key_bytes, I64(first + i)) for i in range(together)]
+        q, keys, pairs, scores, ahead = args
+        pair_bytes = _LINE if is_bf16 else 2 * _LINE
 
-            def body(part: Any, sums: list[Any], offsets: list[Any] = offsets) -> list[Any]:
-                queries = [load(builder, _at(builder, start, part, 64), VF) for start in starts]
-                inside = builder.mul(part, I64(part_bytes))
-                new = []
-                for i, offset in enumerate(offsets):
-                    offset_of_key = builder.add(offset, inside)
-                    emit_prefetch(builder, builder.add(ahead, offset_of_key))
-                    key = _load_part(builder, builder.add(keys, offset_of_key), is_bf16)
-                    new += [fma(builder, queries[r], key, sums[i * rows + r]) for r in range(rows)]
-                return new
+        def body(pair: Any, sums: list[Any]) -> list[Any]:
+            inside = builder.mul(pair, I64(pair_bytes))
+            for line in range(0, pair_bytes, _LINE):
+                emit_prefetch(builder, builder.add(builder.add(ahead, inside), I64(line)))
+            even, odd = _load_pair(builder, builder.add(keys, inside), I64(_LINE), is_bf16)
+            here = builder.add(q, builder.mul(pair, I64(8 * rows)))
+            there = builder.add(here, I64(4 * rows))
+            return [
+                *_times_added(builder, rows, here, 4, even, sums[:rows]),
+                *_times_added(builder, rows, there, 4, odd, sums[rows:]),
+            ]
 
-            sums = _loop(builder, parts, [constant(VF, 0.0)] * (together * rows), body)
-            for i in range(together):
-                for r in range(rows):
-                    stacks[r].append(sums[i * rows + r])
-                    _merge(builder, stacks[r], first + i)
+        sums = _loop(builder, pairs, [constant(VF, 0.0)] * (2 * rows), body)
         for r in range(rows):
-            store(builder, stacks[r][0], builder.add(scores, builder.mul(score_bytes, I64(r))))
+            total = builder.fadd(sums[r], sums[rows + r])
+            store(builder, total, builder.add(scores, I64(_LINE * r)))
         return context.get_dummy_value()
 
     return codegen
 
 
-def _merge(builder: Any, stack: list[Any], key: int) -> None:
-    """Halve equal subtrees as soon as both are there, so that few vectors are alive at once."""
-    for level in range(4):
-        if (key + 1) % (2 << level):
-            return
-        right, left = stack.pop(), stack.pop()
-        stack.append(halve(builder, left, right, 1 if level < 2 else 4))
-
-
 def _values(rows: int, is_bf16: bool) -> Any:
-    """One part after another: its sums stay in registers while the keys go by."""
-    part_bytes = 32 if is_bf16 else 64
+    """One part after another: its sums stay in registers while the keys go by, two at a time."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        weights, weight_bytes, values, parts, count, sums, ahead = args
-        value_bytes, sum_bytes = builder.mul(parts, I64(part_bytes)), builder.mul(parts, I64(64))
-        starts = [builder.add(weights, builder.mul(weight_bytes, I64(r))) for r in range(rows)]
+        weights, values, parts, count, sums, ahead = args
+        line = builder.mul(parts, I64(_LINE))  # bytes of one value in float32, of two in bfloat16
+        pair_bytes = line if is_bf16 else builder.mul(line, I64(2))
+        pairs = builder.lshr(count, I64(1))
+        is_odd = builder.trunc(count, ir.IntType(1))
 
         def one_part(part: Any, _: list[Any]) -> list[Any]:
-            first = builder.mul(part, I64(part_bytes))
+            first = builder.mul(part, I64(_LINE))
             addresses = [
-                builder.add(builder.add(sums, builder.mul(sum_bytes, I64(r))), builder.mul(part, I64(64)))
-                for r in range(rows)
+                builder.add(builder.add(sums, builder.mul(line, I64(r))), first) for r in range(rows)
             ]
 
-            def one_key(key: Any, totals: list[Any]) -> list[Any]:
-                offset_of_key = builder.add(first, builder.mul(key, value_bytes))
-                emit_prefetch(builder, builder.add(ahead, offset_of_key))
-                value = _load_part(builder, builder.add(values, offset_of_key), is_bf16)
-                factors = [load(builder, _at(builder, start, key, 4), F32) for start in starts]
-                return [
-                    fma(builder, splat(builder, factor), value, total)
-                    for factor, total in zip(factors, totals, strict=True)
-                ]
+            def both_of(pair: Any, totals: list[Any], is_whole: bool = True) -> list[Any]:
+                inside = builder.add(first, builder.mul(pair, pair_bytes))
+                even, odd = _load_pair(builder, builder.add(values, inside), line, is_bf16)
+                factors = builder.add(weights, builder.mul(pair, I64(8)))
+                totals = _times_added(builder, rows, factors, _LINE, even, totals)
+                if not is_whole:
+                    return totals
+                emit_prefetch(builder, builder.add(ahead, inside))
+                if not is_bf16:
+                    emit_prefetch(builder, builder.add(builder.add(ahead, inside), line))
+                return _times_added(builder, rows, builder.add(factors, I64(4)), _LINE, odd, totals)
 
-            totals = _loop(builder, count, [load(builder, address, VF) for address in addresses], one_key)
+            totals = _loop(builder, pairs, [load(builder, address, VF) for address in addresses], both_of)
             for total, address in zip(totals, addresses, strict=True):
                 store(builder, total, address)
+            with builder.if_then(is_odd):
+                for total, address in zip(both_of(pairs, totals, False), addresses, strict=True):
+                    store(builder, total, address)
             return []
 
         _loop(builder, parts, [], one_part)
@@ -145,23 +143,39 @@ def _values(rows: int, is_bf16: bool) -> Any:
     return codegen
 
 
-def _named(name: str, codegen: Any, doc: str) -> Any:
-    def made(typingctx, a, b, c, d, e, f, g):
-        return types.void(*[types.int64] * 7), codegen
+def _named(name: str, count: int, codegen: Any, doc: str) -> Any:
+    def five(typingctx, a, b, c, d, e):
+        return types.void(*[types.int64] * 5), codegen
 
+    def six(typingctx, a, b, c, d, e, f):
+        return types.void(*[types.int64] * 6), codegen
+
+    made = five if count == 5 else six
     made.__name__, made.__doc__ = name, doc
     return intrinsic(made)
 
 
-_SCORES = """Args: q, bytes between q rows, 16 keys, vectors in a head, scores, bytes between score rows,
-where to prefetch 16 keys."""
-_VALUES = """Args: weights, bytes between their rows, values, vectors in a head, how many values (>= 1),
-sums (rows, head), where to prefetch."""
-scores_one_f32 = _named("scores_one_f32", _scores(1, False), _SCORES)
-scores_one_bf16 = _named("scores_one_bf16", _scores(1, True), _SCORES)
-scores_four_f32 = _named("scores_four_f32", _scores(QUERIES, False), _SCORES)
-scores_four_bf16 = _named("scores_four_bf16", _scores(QUERIES, True), _SCORES)
-values_one_f32 = _named("values_one_f32", _values(1, False), _VALUES)
-values_one_bf16 = _named("values_one_bf16", _values(1, True), _VALUES)
-values_four_f32 = _named("values_four_f32", _values(QUERIES, False), _VALUES)
-values_four_bf16 = _named("values_four_bf16", _values(QUERIES, True), _VALUES)
+def _scores_intrinsic(rows: int, is_bf16: bool) -> Any:
+    """Args: queries as (head dim, rows), 16 keys, pairs of places in a head, scores as (rows, 16), where to
+    prefetch 16 keys.
+    """
+    name = f"scores_{rows}_{'bf16' if is_bf16 else 'f32'}"
+    return _named(name, 5, _scores(rows, is_bf16), "")
+
+
+def _values_intrinsic(rows: int, is_bf16: bool) -> Any:
+    """Args: weights as (rows, 16), 16 values, vectors in a head, how many values, sums as (rows, head dim),
+    where to prefetch.
+    """
+    name = f"values_{rows}_{'bf16' if is_bf16 else 'f32'}"
+    return _named(name, 6, _values(rows, is_bf16), "")
+
+
+# rows that share the loads of keys and values: as many as a sequence brings, of these
+MANY, SOME = ROWS_SHARING
+scores_one_f32, scores_one_bf16 = _scores_intrinsic(1, False), _scores_intrinsic(1, True)
+scores_some_f32, scores_some_bf16 = _scores_intrinsic(SOME, False), _scores_intrinsic(SOME, True)
+scores_many_f32, scores_many_bf16 = _scores_intrinsic(MANY, False), _scores_intrinsic(MANY, True)
+values_one_f32, values_one_bf16 = _values_intrinsic(1, False), _values_intrinsic(1, True)
+values_some_f32, values_some_bf16 = _values_intrinsic(SOME, False), _values_intrinsic(SOME, True)
+values_many_f32, values_many_bf16 = _values_intrinsic(MANY, False), _values_intrinsic(MANY, True)

@@ -44,20 +44,28 @@ def emit_row(sums, inverse, length, target, out_kind):
 
 
 @native
-def softmax(scores, context, padded, scale):
-    """exp(scale * score - largest) in place, 0 from `context` on; returns the sum."""
+def softmax(scores, stride, context, blocks, scale):
+    """exp(scale * score - largest) in place, 0 from `context` on; returns the sum.
+
+    Args:
+        scores: address of the row's sixteen scores of the first block.
+        stride: bytes to those of the next block.
+        context: keys that the row attends to.
+        blocks: how many there are scores of.
+        scale: float32.
+    """
     nothing, factor = vec.floats(_LOWEST), vec.floats(scale)
     maxima = nothing
-    for i in range(0, padded, 16):
-        x = vec.load_floats(scores + 4 * i) * factor
-        x = vec.where(vec.first_lanes(context - i), x, nothing)
-        vec.store_floats(scores + 4 * i, x)
+    for block in range(blocks):
+        x = vec.load_floats(scores + stride * block) * factor
+        x = vec.where(vec.first_lanes(context - 16 * block), x, nothing)
+        vec.store_floats(scores + stride * block, x)
         maxima = vec.larger(maxima, x)
     largest = vec.floats(vec.max_lane(maxima))
     total = vec.floats(_ZERO)
-    for i in range(0, padded, 16):
-        x = vec.exp(vec.load_floats(scores + 4 * i) - largest)
-        vec.store_floats(scores + 4 * i, x)
+    for block in range(blocks):
+        x = vec.exp(vec.load_floats(scores + stride * block) - largest)
+        vec.store_floats(scores + stride * block, x)
         total = total + x
     return vec.sum_lanes(total)
 
@@ -75,51 +83,72 @@ def _head_bytes(cache):
 
 
 @native
-def _is_fast(cache):
+def is_fast(cache):
+    """Whether blocks are laid out for the inner loops, see `attention.arranged`."""
     return load_long(cache + A_HEAD_DIM) % 16 == 0 and load_long(cache + A_BLOCK) == 16
 
 
 @native
+def turned(q, q_bytes, length, rows, panel):
+    """Queries as (head dim, rows) at `panel`, for `scores_of`."""
+    for row in range(rows):
+        for i in range(length):
+            store_float(panel + 4 * (i * rows + row), load_float(q + row * q_bytes + 4 * i))
+
+
+@native
 def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scores, score_bytes):
-    """Dot products of `rows` queries of each head with its first `context` keys."""
+    """Dot products of `rows` queries of each head with its first `context` keys.
+
+    Args:
+        q, q_bytes: the first row and the distance to the next, or one head's rows `turned`.
+        rows: 1, `SOME` or `MANY`; with more than one, one head.
+        scores, score_bytes: (heads, blocks, rows, 16) and bytes from one head to the next.
+    """
     keys, each = load_long(cache + A_KEYS) + offset, _head_bytes(cache)
     blocks, is_bf16 = (context + 15) // 16, load_long(cache + A_IS_BF16) != 0
-    if not _is_fast(cache):
+    length = load_long(cache + A_HEAD_DIM)
+    if not is_fast(cache):
         for i in range(heads * rows):
-            source = q + i % rows * q_bytes + i // rows * 4 * load_long(cache + A_HEAD_DIM)
-            _scores_any(
-                cache, table, keys + (head + i // rows) * each, context, source, scores + i * score_bytes
-            )
+            source = q + i % rows * q_bytes + i // rows * 4 * length
+            target = scores + i // rows * score_bytes + i % rows * 64
+            _scores_any(cache, table, keys + (head + i // rows) * each, context, source, target, 64 * rows)
         return
-    parts = load_long(cache + A_HEAD_DIM) // 16
     for index in range(blocks):
         here = keys + _place(cache, table, index) + head * each
         later = keys + _place(cache, table, min(index + 1, blocks - 1)) + head * each
         for h in range(heads):
-            target = scores + h * rows * score_bytes + 64 * index
-            source, block, ahead = q + 64 * parts * h, here + h * each, later + h * each
-            if is_bf16 and rows == 1:
-                inner.scores_one_bf16(source, q_bytes, block, parts, target, score_bytes, ahead)
-            elif is_bf16:
-                inner.scores_four_bf16(source, q_bytes, block, parts, target, score_bytes, ahead)
-            elif rows == 1:
-                inner.scores_one_f32(source, q_bytes, block, parts, target, score_bytes, ahead)
+            target = scores + h * score_bytes + 64 * rows * index
+            source, block, ahead = q + 4 * length * h, here + h * each, later + h * each
+            if is_bf16:
+                if rows == inner.MANY:
+                    inner.scores_many_bf16(source, block, length // 2, target, ahead)
+                elif rows == inner.SOME:
+                    inner.scores_some_bf16(source, block, length // 2, target, ahead)
+                else:
+                    inner.scores_one_bf16(source, block, length // 2, target, ahead)
+            elif rows == inner.MANY:
+                inner.scores_many_f32(source, block, length // 2, target, ahead)
+            elif rows == inner.SOME:
+                inner.scores_some_f32(source, block, length // 2, target, ahead)
             else:
-                inner.scores_four_f32(source, q_bytes, block, parts, target, score_bytes, ahead)
+                inner.scores_one_f32(source, block, length // 2, target, ahead)
 
 
 @native
 def weigh(cache, table, head, heads, offset, context, rows, weights, weight_bytes, sums):
-    """Each head's first `context` values, weighted and summed; `sums` is (heads, rows, padded head dim)."""
+    """Each head's first `context` values, weighted and summed; weights are laid out as `scores_of` has left
+    them, `sums` is (heads, rows, padded head dim).
+    """
     values, each = load_long(cache + A_VALUES) + offset, _head_bytes(cache)
     blocks, is_bf16 = (context + 15) // 16, load_long(cache + A_IS_BF16) != 0
     padded = padded_bytes(load_long(cache + A_HEAD_DIM))
     for i in range(0, heads * rows * padded, 64):
         vec.store_floats(sums + i, vec.floats(_ZERO))
-    if not _is_fast(cache):
+    if not is_fast(cache):
         for i in range(heads * rows):
-            source = values + (head + i // rows) * each
-            _weigh_any(cache, table, source, context, weights + i * weight_bytes, sums + i * padded)
+            source, weight = values + (head + i // rows) * each, weights + i // rows * weight_bytes
+            _weigh_any(cache, table, source, context, weight + i % rows * 64, 64 * rows, sums + i * padded)
         return
     parts = load_long(cache + A_HEAD_DIM) // 16
     for index in range(blocks):
@@ -127,16 +156,21 @@ def weigh(cache, table, head, heads, offset, context, rows, weights, weight_byte
         later = values + _place(cache, table, min(index + 1, blocks - 1)) + head * each
         count = min(16, context - 16 * index)
         for h in range(heads):
-            source, total = weights + h * rows * weight_bytes + 64 * index, sums + h * rows * padded
+            source, total = weights + h * weight_bytes + 64 * rows * index, sums + h * rows * padded
             block, ahead = here + h * each, later + h * each
-            if is_bf16 and rows == 1:
-                inner.values_one_bf16(source, weight_bytes, block, parts, count, total, ahead)
-            elif is_bf16:
-                inner.values_four_bf16(source, weight_bytes, block, parts, count, total, ahead)
-            elif rows == 1:
-                inner.values_one_f32(source, weight_bytes, block, parts, count, total, ahead)
+            if is_bf16:
+                if rows == inner.MANY:
+                    inner.values_many_bf16(source, block, parts, count, total, ahead)
+                elif rows == inner.SOME:
+                    inner.values_some_bf16(source, block, parts, count, total, ahead)
+                else:
+                    inner.values_one_bf16(source, block, parts, count, total, ahead)
+            elif rows == inner.MANY:
+                inner.values_many_f32(source, block, parts, count, total, ahead)
+            elif rows == inner.SOME:
+                inner.values_some_f32(source, block, parts, count, total, ahead)
             else:
-                inner.values_four_f32(source, weight_bytes, block, parts, count, total, ahead)
+                inner.values_one_f32(source, block, parts, count, total, ahead)
 
 
 @native
@@ -153,8 +187,8 @@ def _cached_row(cache, table, position):
 
 
 @native
-def _scores_any(cache, table, keys, context, q, scores):
-    """`_scores` of one row for any head size."""
+def _scores_any(cache, table, keys, context, q, scores, stride):
+    """`scores_of` one row for any head size; `stride` as in `softmax`."""
     length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)
     for position in range(context):
         key, total = keys + _cached_row(cache, table, position), vec.floats(_ZERO)
@@ -162,16 +196,16 @@ def _scores_any(cache, table, keys, context, q, scores):
             mask = vec.first_lanes(length - i)
             x = _load_where(cache, key + each * i, mask)
             total = vec.multiply_add(vec.load_floats_where(q + 4 * i, mask), x, total)
-        store_float(scores + 4 * position, vec.sum_lanes(total))
+        store_float(scores + position // 16 * stride + position % 16 * 4, vec.sum_lanes(total))
 
 
 @native
-def _weigh_any(cache, table, values, context, weights, sums):
-    """`_weigh` of one row for any head size."""
+def _weigh_any(cache, table, values, context, weights, stride, sums):
+    """`weigh` for one row and any head size; `stride` as in `softmax`."""
     length, each = load_long(cache + A_HEAD_DIM), element_bytes(cache)
     for position in range(context):
         value = values + _cached_row(cache, table, position)
-        weight = vec.floats(load_float(weights + 4 * position))
+        weight = vec.floats(load_float(weights + position // 16 * stride + position % 16 * 4))
         for i in range(0, length, 16):
             x = _load_where(cache, value + each * i, vec.first_lanes(length - i))
             vec.store_floats(sums + 4 * i, vec.multiply_add(weight, x, vec.load_floats(sums + 4 * i)))
