@@ -74,9 +74,9 @@ class CpuAttention:
 def arranged(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """What the kernels' cache holds of these keys and values, each (…, block size, head dim), same shapes.
 
-    Where a block has sixteen tokens and a head whole vectors, a key is a column of its block and a value a row.
-    In bfloat16 two neighbours share four bytes: two places of a key, two tokens of a value. Otherwise both are
-    rows.
+    Where a block has sixteen tokens and a head whole vectors, a key is a column of its block and a value a
+    row. In bfloat16 two neighbours share four bytes: two places of a key, two tokens of a value. Otherwise
+    both are rows.
     """
     block, head_dim = keys.shape[-2:]
     if block != 16 or head_dim % 16:

@@ -2,9 +2,9 @@
 """Sixteen keys against some queries, and weights against values: the inner loops of attention.
 
 For heads of any multiple of sixteen. A block's keys lie in lanes, its values in parts of one vector; numbers
-are float32, or bfloat16 in pairs (`attention.arranged`), and sums are float32. **Each query row goes through the same
-operations in the same order whatever number of rows shares the loads**, so a row's bits do not depend on its
-companions. `attend` decides which rows and blocks meet, and handles other head sizes more slowly.
+are float32, or bfloat16 in pairs (`attention.arranged`), and sums are float32. **Each query row goes through
+the same operations in the same order whatever number of rows shares the loads**, so a row's bits do not
+depend on its companions. `attend` decides which rows and blocks meet; it has a slower way for other sizes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def _times_added(
     """Each row's total plus the vector times the row's factor; factors are `stride` bytes apart."""
     return [
         fma(
-            builder, splat(builder, load(builder, builder.add(factors, I64(stride * r)), F32)), vector, totals[r]
+            builder,
+            splat(builder, load(builder, builder.add(factors, I64(stride * r)), F32)),
+            vector,
+            totals[r],
         )
         for r in range(rows)
     ]

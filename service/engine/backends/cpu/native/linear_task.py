@@ -15,7 +15,7 @@ from service.engine.backends.cpu.native.team import claim, meet
 from service.engine.backends.cpu.processor import (
     HAS_TILES,
     MATRIX_ROWS,
-    MAX_ROWS,
+    MAX_PASS_ROWS,
     ROWS,
     STEP_BYTES,
     TILE,
@@ -45,9 +45,10 @@ from service.engine.backends.cpu.records import (
 _ARGS = 9
 _multiply_one = invoker(_ARGS)
 
-_GROUP = 96  # rows whose sums are kept while the matrix registers go along K
-_CHUNK = 64  # steps of K, 16 KB of weights: a third of a first-level cache
-_SCRATCH = STEP_BYTES * (_GROUP if HAS_TILES else MAX_ROWS) + 256  # bytes of sums on a thread
+_GROUP_BYTES = (
+    768 << 10
+)  # of packed rows, a part of a second-level cache: all columns pass them, then the next
+_SCRATCH = STEP_BYTES * MAX_PASS_ROWS + 256  # bytes of sums on a thread
 
 
 @native
@@ -73,7 +74,7 @@ def row_size(record):
 
 @native
 def multiply(record, packed, count, out, out_bytes, residual, out_kind, following, pool, thread):
-    """All columns of `count` packed rows; threads take tiles in turn, one phase.
+    """All columns of `count` packed rows; threads take groups of rows times tiles in turn, one phase.
 
     Args:
         record: address of the layer's record.
@@ -84,16 +85,24 @@ def multiply(record, packed, count, out, out_bytes, residual, out_kind, followin
         following: record of the layer whose weights are needed next, or 0: its first tiles are prefetched.
     """
     tiles, tile_address = load_long(record + W_TILES), load_long(record + W_TILE_ADDRESS)
-    tile_bytes = load_long(record + W_STEPS) * STEP_BYTES
+    tile_bytes, row_bytes = load_long(record + W_STEPS) * STEP_BYTES, row_size(record)
     function = load_long(record + W_FUNCTION)
-    tile = claim(pool, thread, tiles)
-    while tile < tiles:
-        later = claim(pool, thread, tiles)  # taken early, to be fetched while this one is multiplied
-        ahead = tile_address + later * tile_bytes
-        if later >= tiles:
+    groups = 1 + count * row_bytes // _GROUP_BYTES
+    together = (count + groups * MAX_PASS_ROWS - 1) // (groups * MAX_PASS_ROWS) * MAX_PASS_ROWS
+    pieces = (count + together - 1) // together * tiles
+    piece = claim(pool, thread, pieces)
+    while piece < pieces:
+        later = claim(pool, thread, pieces)  # taken early, to be fetched while this one is multiplied
+        ahead = tile_address + later % tiles * tile_bytes
+        if later >= pieces:
             ahead = _first_tile(following, thread)
-        _multiply_one(function, record, tile, packed, count, out, out_bytes, residual, out_kind, ahead)
-        tile = later
+        first = piece // tiles * together
+        source, target, added = packed + first * row_bytes, out + first * out_bytes, residual
+        if residual != 0:
+            added += first * out_bytes
+        num = min(together, count - first)
+        _multiply_one(function, record, piece % tiles, source, num, target, out_bytes, added, out_kind, ahead)
+        piece = later
     meet(pool, thread)
 
 
@@ -149,35 +158,14 @@ def _is_tiled(kind, steps):
 
 
 @native
-def _multiply_tiled(kind, source, row_bytes, weights, steps, count, blocks, sums, ahead):
-    """By the matrix registers, `blocks` times `count` rows: a part of K for all of them, then the next.
-
-    A part of the weights stays in the first-level cache while the rows pass, and the part that comes next is
-    prefetched meanwhile.
-    """
-    if not HAS_TILES:
-        return  # where there are none, none are compiled
-    lines = 4 if blocks == 1 else 2 if blocks == 2 else 1
-    max_steps = steps if blocks == 1 else _CHUNK
-    for start in range(0, steps, max_steps):
-        length = min(max_steps, steps - start)
-        here = weights + start * STEP_BYTES
-        following = here + length * STEP_BYTES if start + length < steps else ahead
-        for block in range(blocks):
-            a, total = source + block * count * row_bytes + 4 * start, sums + block * count * STEP_BYTES
-            prefetched = (
-                following + block * lines * length * 64 if block * lines < 4 and following != 0 else here
-            )
-            if kind == INT8:
-                matrix_tiles.multiply_int8(a, row_bytes, here, length, total, prefetched, lines, start)
-            else:
-                matrix_tiles.multiply_bfloat16(a, row_bytes, here, length, total, prefetched, lines, start)
-
-
-@native
-def _multiply_rows(kind, source, row_bytes, weights, steps, count, sums, ahead, lines):
-    """By vector registers, up to `ROWS[kind]` rows."""
-    if kind == INT8:
+def _multiply_rows(kind, is_tiled, source, row_bytes, weights, steps, count, sums, ahead, lines):
+    """Up to `MATRIX_ROWS` or `ROWS[kind]` rows of activations times one tile of weights."""
+    if HAS_TILES and is_tiled:
+        if kind == INT8:
+            matrix_tiles.multiply_int8(source, row_bytes, weights, steps, sums, ahead, lines)
+        else:
+            matrix_tiles.multiply_bfloat16(source, row_bytes, weights, steps, sums, ahead, lines)
+    elif kind == INT8:
         gemm.multiply_int8(source, row_bytes, weights, steps, sums, ahead, count, lines)
     elif kind == BFLOAT16:
         gemm.multiply_bfloat16(source, row_bytes, weights, steps, sums, ahead, count, lines)
@@ -196,26 +184,25 @@ def multiply_one(record, tile, packed, count, out, out_bytes, residual, out_kind
     weights = load_long(record + W_TILE_ADDRESS) + tile * steps * STEP_BYTES
     sums = stack_bytes(_SCRATCH)
     is_tiled = _is_tiled(kind, steps)
-    max_rows = _GROUP if is_tiled else ROWS[kind]
+    max_rows = MATRIX_ROWS if is_tiled else ROWS[kind]
     passes = (count + max_rows - 1) // max_rows
-    lines = 4 if passes == 1 else 2 if passes < 4 else 1
+    whole, lines = 4, 4 if passes == 1 else 2 if passes < 4 else 1
+    if HAS_TILES and is_tiled:
+        matrix_tiles.configure((count + passes - 1) // passes)  # rows behind the last may be multiplied, too
+        # the next tile is fetched in all passes: fetched at once, it would hold up this one's loads
+        whole, lines = 16, (16 + passes - 1) // passes
+    part_bytes = steps * STEP_BYTES // whole * lines
     first = 0
     for done in range(passes):
         num = (count - first + passes - done - 1) // (passes - done)  # even shares of the rows left
         source, shift = packed + first * row_bytes, first * out_bytes
-        if is_tiled:
-            prefetched = ahead if done == passes - 1 else weights
-            blocks = (num + MATRIX_ROWS - 1) // MATRIX_ROWS
-            height = (num + blocks - 1) // blocks  # in the last block, rows behind the last may be multiplied
-            matrix_tiles.configure(height)
-            _multiply_tiled(kind, source, row_bytes, weights, steps, height, blocks, sums, prefetched)
-            matrix_tiles.release()
-        else:
-            prefetched = ahead + done * lines * steps * 64 if done * lines < 4 and ahead != 0 else weights
-            _multiply_rows(kind, source, row_bytes, weights, steps, num, sums, prefetched, lines)
+        prefetched = ahead + done * part_bytes if done * lines < whole and ahead != 0 else weights
+        _multiply_rows(kind, is_tiled, source, row_bytes, weights, steps, num, sums, prefetched, lines)
         added = residual + shift if residual != 0 else 0
         _finish(record, tile, sums, source, num, out + shift, out_bytes, added, out_kind)
         first += num
+    if HAS_TILES and is_tiled:
+        matrix_tiles.release()
 
 
 @kernel

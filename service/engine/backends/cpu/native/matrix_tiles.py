@@ -20,6 +20,8 @@ from numba.extending import intrinsic
 
 from service.engine.backends.cpu.native.emit import I8, I64, call, emit_prefetch, pointer
 
+# cache lines of the next tile that may be prefetched for each instruction: with 16, all of it in one pass
+LINES = (1, 2, 3, 4, 6, 8, 16)
 STEPS = 16  # four-byte steps of K in one tile; K must be a multiple
 _VECTORS = 4  # sums of sixteen columns each, as in `gemm` with AVX-512
 _LINE = 64
@@ -68,8 +70,8 @@ def _emit_following(builder: Any, lines: int, k: Any, args: Any) -> tuple[Any, i
     occupies the same few fill buffers twice. Less than that is a part of the next tile.
     """
     _, _, b, steps, _, ahead = args
-    if lines < _VECTORS:
-        return builder.add(ahead, builder.mul(k, I64(lines * _LINE))), 2
+    if lines < STEPS:
+        return builder.add(ahead, builder.mul(k, I64(lines * _VECTORS * _LINE // STEPS))), 2
     later = builder.add(k, I64(_LEAD))
     behind = builder.sub(later, steps)
     is_here = builder.icmp_signed("<", behind, I64(0))
@@ -78,7 +80,7 @@ def _emit_following(builder: Any, lines: int, k: Any, args: Any) -> tuple[Any, i
 
 
 def _emit_loop(builder: Any, lines: int, dot: str, args: Any) -> None:
-    """All of K for `rows` rows; `lines` cache lines of what comes next are prefetched per step."""
+    """All of K for `rows` rows; `lines` cache lines of what comes next are prefetched per instruction."""
     a, row_bytes, b, steps = args[:4]
     entry, loop = builder.block, builder.append_basic_block("k")
     done = builder.append_basic_block("done")
@@ -91,7 +93,7 @@ def _emit_loop(builder: Any, lines: int, dot: str, args: Any) -> None:
     for j in range(_VECTORS):
         weights = _WEIGHTS[j % len(_WEIGHTS)]
         _load(builder, weights, builder.add(here, I64(_LINE * j)), I64(_STEP_BYTES))
-        for line in range(lines * STEPS // _VECTORS * j, lines * STEPS // _VECTORS * (j + 1)):
+        for line in range(lines * j, lines * (j + 1)):
             emit_prefetch(builder, builder.add(there, I64(_LINE * line)), level)
         call(builder, dot, _VOID, I8(_SUMS[j]), I8(_ACTIVATIONS), I8(weights))
     following = builder.add(k, I64(STEPS))
@@ -101,23 +103,13 @@ def _emit_loop(builder: Any, lines: int, dot: str, args: Any) -> None:
     builder.position_at_end(done)
 
 
-def _emit_sums(builder: Any, sums: Any, start: Any) -> None:
-    """Zero at the start of K, else what the part of K before has left."""
-    with builder.if_else(builder.icmp_signed("==", start, I64(0))) as (at_start, further):
-        with at_start:
-            for register in _SUMS:
-                call(builder, "llvm.x86.tilezero", _VOID, I8(register))
-        with further:
-            for j, register in enumerate(_SUMS):
-                _load(builder, register, builder.add(sums, I64(_LINE * j)), I64(_STEP_BYTES))
-
-
 def _emit(builder: Any, dot: str, args: Any) -> None:
-    sums, lines, start = args[4], args[6], args[7]
-    _emit_sums(builder, sums, start)
+    sums, lines = args[4], args[6]
+    for register in _SUMS:
+        call(builder, "llvm.x86.tilezero", _VOID, I8(register))
     end = builder.append_basic_block("sums")
     switch = builder.switch(lines, end)
-    for count in (1, 2, 4):
+    for count in LINES:
         block = builder.append_basic_block(f"lines{count}")
         switch.add_case(I64(count), block)
         builder.position_at_end(block)
@@ -130,9 +122,8 @@ def _emit(builder: Any, dot: str, args: Any) -> None:
 
 
 def tile_intrinsic(name: str, dot: str) -> Any:
-    """A numba intrinsic with the arguments of `gemm.multiply_*`, but K in `STEPS` and as many rows as
-    `configure` was told, up to `processor.MATRIX_ROWS`. Unless `start` is 0, the sums so far are at `sums`
-    and are added to.
+    """A numba intrinsic with the arguments of `gemm.multiply_*`, but K in `STEPS`, as many rows as
+    `configure` was told, up to `processor.MATRIX_ROWS`, and `lines` of `LINES`.
 
     Args:
         name: of the intrinsic.
@@ -143,8 +134,8 @@ def tile_intrinsic(name: str, dot: str) -> Any:
         _emit(builder, dot, args)
         return context.get_dummy_value()
 
-    def multiply(typingctx, a, row_bytes, b, steps, sums, ahead, lines, start):
-        return types.void(*[types.int64] * 8), codegen
+    def multiply(typingctx, a, row_bytes, b, steps, sums, ahead, lines):
+        return types.void(*[types.int64] * 7), codegen
 
     multiply.__name__ = name
     return intrinsic(multiply)
