@@ -14,7 +14,6 @@ import numpy as np
 from service.engine.backends.cpu.native import attend_ir as inner
 from service.engine.backends.cpu.native import vectors as vec
 from service.engine.backends.cpu.native.attend_rows import (
-    element_bytes,
     emit_row,
     is_fast,
     padded_bytes,
@@ -26,23 +25,18 @@ from service.engine.backends.cpu.native.attend_rows import (
 from service.engine.backends.cpu.native.functions import kernel, native
 from service.engine.backends.cpu.native.scalars import invoker, load_float, load_int, load_long, store_float
 from service.engine.backends.cpu.native.team import claim, meet
+from service.engine.backends.cpu.native.write_kv import write_kv
 from service.engine.backends.cpu.records import (
-    A_BLOCK,
     A_FUNCTION,
     A_HEAD_DIM,
-    A_IS_BF16,
-    A_KEYS,
     A_LAYER_BYTES,
     A_SCRATCH,
     A_SCRATCH_BYTES,
-    A_VALUES,
     B_LENGTHS,
     B_SEQUENCES,
-    B_SLOTS,
     B_STARTS,
     B_TABLE_BYTES,
     B_TABLES,
-    B_TOKENS,
     OUT_BFLOAT16,
     OUT_FLOAT32,
     SCRATCH_ROWS,
@@ -52,74 +46,6 @@ HEADS = 6  # heads of a decoding row that one thread takes at once: neighbours i
 _ONE = np.float32(1)
 _ARGS = 15
 _attend_rows = invoker(_ARGS)
-
-
-@native
-def write_kv(cache, batch, qkv, layer, pool, thread):
-    """Keys and values of the batch's tokens into the cache; all threads together, one phase."""
-    heads, head_dim, block = (
-        load_long(cache),
-        load_long(cache + A_HEAD_DIM),
-        load_long(cache + A_BLOCK),
-    )
-    width, base = heads * head_dim, layer * load_long(cache + A_LAYER_BYTES)
-    each = block * head_dim * element_bytes(cache)
-    slots, tokens = load_long(batch + B_SLOTS), load_long(batch + B_TOKENS)
-    token = claim(pool, thread, tokens)
-    while token < tokens:
-        slot = load_long(slots + 8 * token)
-        row = qkv + token * 12 * width + 4 * width
-        target = base + slot // block * heads * each
-        for head in range(heads):
-            key, value = row + 4 * head * head_dim, row + 4 * (width + head * head_dim)
-            keys, values = load_long(cache + A_KEYS) + target, load_long(cache + A_VALUES) + target
-            if is_fast(cache):
-                _store_key(cache, key, keys, slot % 16)
-                _store_value(cache, value, values, slot % 16)
-            else:
-                inside = slot % block * head_dim * element_bytes(cache)
-                _store_row(cache, key, keys + inside)
-                _store_row(cache, value, values + inside)
-            target += each
-        token = claim(pool, thread, tokens)
-    meet(pool, thread)
-
-
-@native
-def _store_key(cache, source, keys, place):
-    """One key into a block that is laid out for the inner loops."""
-    for i in range(0, load_long(cache + A_HEAD_DIM), 16):
-        x = vec.load_floats(source + 4 * i)
-        if load_long(cache + A_IS_BF16) != 0:
-            vec.store_bf16_pairs(keys + 32 * i + 4 * place, x)
-        else:
-            vec.store_lanes(keys + 64 * i + 4 * place, x)
-
-
-@native
-def _store_value(cache, source, values, place):
-    """One value into a block that is laid out for the inner loops."""
-    length = load_long(cache + A_HEAD_DIM)
-    for i in range(0, length, 16):
-        x = vec.load_floats(source + 4 * i)
-        if load_long(cache + A_IS_BF16) == 0:
-            vec.store_floats(values + 4 * (place * length + i), x)
-        elif place & 1:
-            vec.store_bf16_odd(values + 4 * (place // 2 * length + i), x)
-        else:
-            vec.store_bf16_even(values + 4 * (place // 2 * length + i), x)
-
-
-@native
-def _store_row(cache, source, target):
-    length = load_long(cache + A_HEAD_DIM)
-    for i in range(0, length, 16):
-        mask = vec.first_lanes(length - i)
-        x = vec.load_floats_where(source + 4 * i, mask)
-        if load_long(cache + A_IS_BF16) != 0:
-            vec.store_bf16_where(target + 2 * i, x, mask)
-        else:
-            vec.store_floats_where(target + 4 * i, x, mask)
 
 
 @native

@@ -8,11 +8,12 @@ int64 records: `M_*` for the model and its buffers, and `B_*` for the batch.
 from __future__ import annotations
 
 from service.engine.backends.cpu.native import rows
-from service.engine.backends.cpu.native.attend import attend, write_kv
+from service.engine.backends.cpu.native.attend import attend
 from service.engine.backends.cpu.native.functions import kernel, native
 from service.engine.backends.cpu.native.linear_task import multiply, pack_rows, row_size
 from service.engine.backends.cpu.native.scalars import load_float, load_long
 from service.engine.backends.cpu.native.team import claim, meet
+from service.engine.backends.cpu.native.write_kv import write_kv
 from service.engine.backends.cpu.records import (
     B_IDS,
     B_LOGITS,

@@ -17,7 +17,6 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from service.engine.backends.cpu.native.emit import (
-    I1,
     I8,
     I16,
     I32,
@@ -153,43 +152,6 @@ def store_bf16_where(builder: Any, address: Any, x: Any, mask: Any) -> None:
     halves = ir.VectorType(I16, LANES)
     target = pointer(builder, address, halves)
     call(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), narrow_bf16(builder, x), target, I32(2), mask)
-
-
-@numba_intrinsic(types.void, types.int64, FLOATS)
-def store_bf16_pairs(builder: Any, address: Any, x: Any) -> None:
-    """Lanes 0 and 1 rounded to bfloat16 at `address`, 2 and 3 a cache line further, and so on."""
-    pairs = builder.bitcast(narrow_bf16(builder, x), ir.VectorType(I32, LANES // 2))
-    for i in range(LANES // 2):
-        store(builder, builder.extract_element(pairs, I32(i)), builder.add(address, I64(64 * i)))
-
-
-@numba_intrinsic(types.void, types.int64, FLOATS)
-def store_lanes(builder: Any, address: Any, x: Any) -> None:
-    """Lane 0 at `address`, lane 1 a cache line further, and so on."""
-    for i in range(LANES):
-        store(builder, builder.extract_element(x, I32(i)), builder.add(address, I64(64 * i)))
-
-
-def _store_halves(builder: Any, address: Any, x: Any, shift: int) -> None:
-    """The other half of each lane's four bytes is not touched: it may be another thread's."""
-    halves = ir.VectorType(I16, 2 * LANES)
-    lanes = builder.shl(builder.zext(narrow_bf16(builder, x), VI), constant(VI, 16 * shift))
-    mask = ir.Constant(ir.VectorType(I1, 2 * LANES), [i % 2 == shift for i in range(2 * LANES)])
-    target = pointer(builder, address, halves)
-    values = builder.bitcast(lanes, halves)
-    call(builder, "llvm.masked.store.v32i16.p0", ir.VoidType(), values, target, I32(2), mask)
-
-
-@numba_intrinsic(types.void, types.int64, FLOATS)
-def store_bf16_even(builder: Any, address: Any, x: Any) -> None:
-    """Lanes rounded to bfloat16, as the first of two in each four bytes."""
-    _store_halves(builder, address, x, 0)
-
-
-@numba_intrinsic(types.void, types.int64, FLOATS)
-def store_bf16_odd(builder: Any, address: Any, x: Any) -> None:
-    """Lanes rounded to bfloat16, as the second of two in each four bytes."""
-    _store_halves(builder, address, x, 1)
 
 
 @numba_intrinsic(FLOATS, types.int64, MASK)
