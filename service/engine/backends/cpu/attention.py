@@ -83,8 +83,10 @@ def arranged(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return keys.clone(), values.clone()
     if keys.dtype == torch.float32:
         return keys.mT.reshape(keys.shape), values.clone()
-    pairs = keys.unflatten(-1, (head_dim // 2, 2)).transpose(-3, -2)  # (…, head dim / 2, block, 2)
-    return pairs.reshape(keys.shape), values.unflatten(-2, (8, 2)).mT.reshape(values.shape)
+    rest = keys.shape[:-2]
+    places = keys.reshape(*rest, block, head_dim // 2, 2).transpose(-3, -2)
+    tokens = values.reshape(*rest, block // 2, 2, head_dim).mT
+    return places.reshape(keys.shape), tokens.reshape(values.shape)
 
 
 def describe_batch(batch: ForwardBatch) -> _Record:
