@@ -122,9 +122,7 @@ def scale(
     replicas: Annotated[str, typer.Option(help="How many: 2, or 1-4 to let their load decide.")] = "1",
     cpus: Annotated[float, typer.Option(help="Processors of each replica.")] = 1.0,
     gpus: Annotated[float, typer.Option(help="GPUs of each replica.")] = 0.0,
-    host: Annotated[
-        str, typer.Option(help="Of front and replicas; 0.0.0.0 for several nodes.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Of front and replicas; 0.0.0.0 for many nodes.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port that Ray Serve listens on.")] = 8000,
     print_config: Annotated[bool, typer.Option("--print", help="Print the config only.")] = False,
 ) -> None:
