@@ -157,7 +157,7 @@ def serve_config(args: ScaleArgs, host: str, port: int) -> dict[str, Any]:
     Args:
         args: of `app`.
         host: where Serve's front and every replica listen; 0.0.0.0 where there are several nodes, since a
-            replica cannot listen on another node's address. In HAProxy mode it is every address if that is left out.
+            replica cannot listen on another node's address. Left out, it is every address in HAProxy mode.
         port: the front's.
     """
     return {
