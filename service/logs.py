@@ -154,12 +154,12 @@ def configure_logs(
     is_seen = out is None and form == "text" and sys.stderr is not None and sys.stderr.isatty()
     _terminal = Terminal() if is_seen else None
     standard_error, rendering = _terminal or out or StandardError(), _rendering(form)
-    least = logging.getLevelNamesMapping()[level.upper()]
-    _send_libraries_logs(standard_error, rendering, least)
+    min_level = logging.getLevelNamesMapping()[level.upper()]
+    _send_libraries_logs(standard_error, rendering, min_level)
     structlog.configure(
         processors=[*_SHARED, *rendering],
         logger_factory=lambda *_: standard_error,
-        wrapper_class=structlog.make_filtering_bound_logger(least),
+        wrapper_class=structlog.make_filtering_bound_logger(min_level),
         cache_logger_on_first_use=False,
     )
 
@@ -188,7 +188,7 @@ def _rendering(form: Literal["text", "json"]) -> list[structlog.typing.Processor
 
 
 def _send_libraries_logs(
-    standard_error: StandardError, rendering: list[structlog.typing.Processor], least: int
+    standard_error: StandardError, rendering: list[structlog.typing.Processor], min_level: int
 ) -> None:
     """Let libraries log the same way; our own lines cost half without `logging`."""
     handler = logging.StreamHandler(standard_error)
@@ -198,9 +198,9 @@ def _send_libraries_logs(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
-    logging.basicConfig(handlers=[handler], level=least, force=True)
+    logging.basicConfig(handlers=[handler], level=min_level, force=True)
     for noisy in ("uvicorn", "uvicorn.error", "asyncio", "httpx", "httpcore", "filelock", "urllib3"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, least))
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, min_level))
 
 
 def get_logger() -> structlog.typing.FilteringBoundLogger:

@@ -40,11 +40,11 @@ class CurveCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         names = {"loss": "loss", "eval_loss": "valid_loss", "learning_rate": "learning_rate"}
-        news = {column: f"{float(logs[key]):.6g}" for key, column in names.items() if key in logs}
-        if not state.is_world_process_zero or not news:
+        figures = {column: f"{float(logs[key]):.6g}" for key, column in names.items() if key in logs}
+        if not state.is_world_process_zero or not figures:
             return
         row = self._rows.setdefault(state.global_step, {"step": state.global_step})
-        row |= {"tokens": state.global_step * self._tokens_per_step, **news}
+        row |= {"tokens": state.global_step * self._tokens_per_step, **figures}
         self._write()
 
     def _write(self) -> None:

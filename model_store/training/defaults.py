@@ -41,12 +41,12 @@ def choose_block(lengths: npt.NDArray[np.int64], num_text: int, num_positions: i
     Returns:
         The block, and why.
     """
-    most = min(_TEXT_BLOCK, num_positions)
+    max_block = min(_TEXT_BLOCK, num_positions)
     if not len(lengths):
-        if num_text >= most * _STEPS_PER_EPOCH:
-            return most, "for text"
+        if num_text >= max_block * _STEPS_PER_EPOCH:
+            return max_block, "for text"
         block = num_text // _STEPS_PER_EPOCH // _BLOCK_UNIT * _BLOCK_UNIT
-        return min(max(_LEAST_BLOCK, block), most), f"the text has {num_text:,} tokens"
+        return min(max(_LEAST_BLOCK, block), max_block), f"the text has {num_text:,} tokens"
     longest = int(np.partition(lengths, place := math.ceil(len(lengths) * _COVERED) - 1)[place])
     longest = min(longest, num_positions)
     block = max(_LEAST_BLOCK, math.ceil(longest / _BLOCK_UNIT) * _BLOCK_UNIT)

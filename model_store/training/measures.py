@@ -134,8 +134,8 @@ def sentence_chrf(said: str, references: Sequence[str]) -> float:
 
 
 def _corpus(name: str, metric: Any, said: Sequence[str], references: Sequence[Sequence[str]]) -> Measure:
-    most = max((len(texts) for texts in references), default=1)
-    streams = [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
+    num_references = max((len(texts) for texts in references), default=1)
+    streams = [[texts[n] if n < len(texts) else None for texts in references] for n in range(num_references)]
     # sacrebleu's own significance tests work on these, too
     stats = np.array(metric._extract_corpus_statistics(said, streams), dtype=float)
 

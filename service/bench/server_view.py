@@ -71,8 +71,8 @@ def histogram_quantile(grown: Series, name: str, share: float) -> float | None:
         if key == f"{name}_bucket":
             bound = float(dict(labels)["le"])
             buckets[bound] = buckets.get(bound, 0.0) + count
-    most = max(buckets.values(), default=0.0)
-    reached = [bound for bound, count in sorted(buckets.items()) if most and count >= share * most]
+    total = max(buckets.values(), default=0.0)
+    reached = [bound for bound, count in sorted(buckets.items()) if total and count >= share * total]
     return reached[0] if reached else None
 
 

@@ -135,18 +135,18 @@ def _fitting(
 
 
 def _starts_in_reach(
-    messages: Messages, starts: list[int], tokenizer: Tokenizer, most: int
+    messages: Messages, starts: list[int], tokenizer: Tokenizer, max_tokens: int
 ) -> Steps[list[int]]:
     """Of the places where turns begin, those behind which the messages can fit, and the last in any case."""
     count, at = 0, len(messages)
-    while at > 0 and count <= most:
+    while at > 0 and count <= max_tokens:
         at -= 1
         text = messages[at]["content"]
         if at >= starts[-1]:  # it must stay, so it must fit
-            yield from check_can_fit(tokenizer, text, most, f"messages.{at}")
-        count += len((yield from encode(tokenizer, text[: 64 * most])))
+            yield from check_can_fit(tokenizer, text, max_tokens, f"messages.{at}")
+        count += len((yield from encode(tokenizer, text[: 64 * max_tokens])))
         yield
-    first = at if count <= most else at + 1
+    first = at if count <= max_tokens else at + 1
     return [start for start in starts if start >= first] or starts[-1:]
 
 

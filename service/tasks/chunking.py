@@ -22,23 +22,25 @@ Excess = Callable[[int, int], Steps[int]]
 """Tokens by which `text[start:end]`, rendered and with its new tokens, exceeds the model's window."""
 
 
-def split(document: Document, capacity: int, excess: Excess, most: int | None = None) -> Steps[list[Span]]:
+def split(
+    document: Document, capacity: int, excess: Excess, max_spans: int | None = None
+) -> Steps[list[Span]]:
     """Cut a document into chunks of similar size that tile it.
 
     Args:
         document: what to cut.
         capacity: tokens of text that fit one chunk, about; at least 1.
         excess: proves that a chunk fits (<= 0).
-        most: how many chunks are of use; None for any number.
+        max_spans: how many chunks are of use; None for any number.
 
     Returns:
-        Chunks in order. None of them is blank, unless all of the text is. When there are more than `most`, so
-        many and one.
+        Chunks in order. None of them is blank, unless all of the text is. When there are more than
+        `max_spans`, so many and one.
 
     Raises:
         PromptTooLong: one character does not fit.
     """
-    spans = _Spans(document.text, most)
+    spans = _Spans(document.text, max_spans)
     position = 0
     while position < len(document.text) and not spans.are_too_many:
         end = yield from _chunk_end(document, position, capacity, 0, position + 1, excess)
@@ -48,7 +50,7 @@ def split(document: Document, capacity: int, excess: Excess, most: int | None = 
 
 
 def windows(
-    document: Document, capacity: int, overlap: int, excess: Excess, most: int | None = None
+    document: Document, capacity: int, overlap: int, excess: Excess, max_spans: int | None = None
 ) -> Steps[list[Span]]:
     """Cut a document into overlapping windows that cover it.
 
@@ -57,16 +59,16 @@ def windows(
         capacity: tokens of text that fit one window, about; at least 1.
         overlap: every run of at most so many tokens lies wholly in some window; well below `capacity`.
         excess: proves that a window fits (<= 0).
-        most: how many windows that are not blank are of use; None for any number.
+        max_spans: how many windows that are not blank are of use; None for any number.
 
     Returns:
-        Windows in order; starts and ends both ascend. When more than `most` are not blank, up to the first
-        that is too many.
+        Windows in order; starts and ends both ascend. When more than `max_spans` are not blank, up to the
+        first that is too many.
 
     Raises:
         PromptTooLong: one character does not fit.
     """
-    spans = _Spans(document.text, most)
+    spans = _Spans(document.text, max_spans)
     start = end = 0
     while end < len(document.text) and not spans.are_too_many:
         last = Span(start, end)
@@ -83,11 +85,11 @@ def windows(
 
 
 class _Spans:
-    """Spans found so far, and whether more than `most` of them have something to read."""
+    """Spans found so far, and whether more than `max_spans` of them have something to read."""
 
-    def __init__(self, text: str, most: int | None) -> None:
+    def __init__(self, text: str, max_spans: int | None) -> None:
         self.found: list[Span] = []
-        self._text, self._most = text, most
+        self._text, self._max_spans = text, max_spans
         self._num_read = 0
 
     def add(self, span: Span) -> None:
@@ -98,7 +100,7 @@ class _Spans:
     @property
     def are_too_many(self) -> bool:
         """Whether it is certain that there are more than are of use."""
-        return self._most is not None and self._num_read > self._most
+        return self._max_spans is not None and self._num_read > self._max_spans
 
 
 def _overlap_start(document: Document, last: Span, overlap: int) -> int:

@@ -70,24 +70,24 @@ class Document:
         return whole_characters(self.text, wanted, low)
 
 
-def read_document(text: str, tokenizer: Tokenizer, most: int | None = None) -> Steps[Document | None]:
+def read_document(text: str, tokenizer: Tokenizer, max_tokens: int | None = None) -> Steps[Document | None]:
     """Tokenise a text and find its borders.
 
     Args:
         text: any text.
         tokenizer: measures it.
-        most: how many tokens are of use, those of white space not counted; None for any number.
+        max_tokens: how many tokens are of use, those of white space not counted; None for any number.
 
     Returns:
-        The document; None when it has more tokens than `most`.
+        The document; None when it has more tokens than `max_tokens`.
     """
-    starts = yield from token_starts(text, tokenizer, most)
+    starts = yield from token_starts(text, tokenizer, max_tokens)
     if starts is None:
         return None
     return Document(text, starts, (yield from borders_of(text)))
 
 
-def token_starts(text: str, tokenizer: Tokenizer, most: int | None = None) -> Steps[list[int] | None]:
+def token_starts(text: str, tokenizer: Tokenizer, max_tokens: int | None = None) -> Steps[list[int] | None]:
     """Tokenise a text slice by slice (cut before white space where there is some) and list the tokens'
     starts; see `read_document`.
     """
@@ -102,7 +102,7 @@ def token_starts(text: str, tokenizer: Tokenizer, most: int | None = None) -> St
         for start, _ in offsets:
             starts.append(max(position + start, starts[-1] if starts else 0))
         num_blank += sum(not part[slice(*offset)].strip() for offset in offsets)
-        if most is not None and len(starts) - num_blank > most:
+        if max_tokens is not None and len(starts) - num_blank > max_tokens:
             return None
         position = end
         yield

@@ -114,15 +114,15 @@ class Reader:
         return found
 
     def _spans(self, call: QaCall, capacity: int) -> Steps[list[Span]]:
-        overlap, most = min(MAX_OVERLAP_TOKENS, capacity // 4), self.limits.max_job_sequences
+        overlap, max_windows = min(MAX_OVERLAP_TOKENS, capacity // 4), self.limits.max_job_sequences
         # Of each window, one token more may begin in the white space before it.
-        most_tokens = None if self.task.evidence else most * (capacity + 1)
-        document = yield from read_document(call.context, self.tokenizer, most_tokens)
+        max_tokens = None if self.task.evidence else max_windows * (capacity + 1)
+        document = yield from read_document(call.context, self.tokenizer, max_tokens)
         if document is None:
             raise too_many_sequences(self.limits, self._document)
         if self.task.evidence:  # the prompt holds little of a window, which may be the whole document
             capacity = max(capacity, document.num_tokens(0, len(call.context)))
-        return (yield from windows(document, capacity, overlap, self._excess(call), most))
+        return (yield from windows(document, capacity, overlap, self._excess(call), max_windows))
 
     def _excess(self, call: QaCall) -> Excess:
         """Tokens too many in a window; the same for every question, unless the question chooses what is
@@ -175,10 +175,10 @@ class Reader:
         capacity = self.limits.n_positions - len(self._encode("", "")) - self._reserve(call)
         if capacity >= MIN_WINDOW_TOKENS:
             return capacity
-        most = self.decoding.max_new_tokens + capacity - MIN_WINDOW_TOKENS
+        limit = self.decoding.max_new_tokens + capacity - MIN_WINDOW_TOKENS
         reason = f"or a window of {self.limits.n_positions} tokens has no room for the context"
-        if most >= 1:
-            raise PromptTooLong(f"max_new_tokens must be at most {most}, {reason}", "max_new_tokens")
+        if limit >= 1:
+            raise PromptTooLong(f"max_new_tokens must be at most {limit}, {reason}", "max_new_tokens")
         raise self._question_too_long()
 
     def _question_too_long(self) -> PromptTooLong:

@@ -64,15 +64,15 @@ def read(task: Task, fields: Mapping[str, str]) -> Steps[Evidence]:
     return (yield from task.read_in_steps(fields))
 
 
-def has_more_tokens(tokenizer: Tokenizer, text: str, most: int) -> Steps[bool]:
-    """Say whether a text has, beyond doubt, more than `most` tokens, having read but its beginning.
+def has_more_tokens(tokenizer: Tokenizer, text: str, max_tokens: int) -> Steps[bool]:
+    """Say whether a text has, beyond doubt, more than `max_tokens` tokens, having read but its beginning.
 
-    Texts of hardly more than `most` are given the benefit: to cut a text may add tokens to it.
+    Texts of hardly more than `max_tokens` are given the benefit: to cut a text may add tokens to it.
     """
     count = 0
     for start in range(0, len(text) if len(text) > SLICE else 0, SLICE):
         count += len(tokenizer.encode(text[start : start + SLICE]))
-        if count > 2 * most:
+        if count > 2 * max_tokens:
             return True
         yield
     return False

@@ -107,14 +107,16 @@ class Summarizer:
         assert document is not None, "no round is refused for its length"
         return (yield from self._plot_chunks(document, first_ordinal))
 
-    def _plot_chunks(self, document: Document, first_ordinal: int, most: int | None = None) -> Steps[Plotted]:
+    def _plot_chunks(
+        self, document: Document, first_ordinal: int, max_chunks: int | None = None
+    ) -> Steps[Plotted]:
         text = document.text
 
         def excess(start: int, end: int) -> Steps[int]:
             return self._excess(text[start:end])
 
-        spans = yield from split(document, self._capacity(), excess, most)
-        if most is not None:
+        spans = yield from split(document, self._capacity(), excess, max_chunks)
+        if max_chunks is not None:
             check_job_size(len(spans), self._limits, self._field)
         is_last = len(spans) == 1  # of all others nobody reads the tokens, only the end
         requests: list[SequenceRequest] = []
@@ -164,10 +166,10 @@ class Summarizer:
         """The same, if it is enough to summarise with."""
         capacity = self._room()
         if capacity < MIN_CHUNK_TOKENS:
-            most = capacity + self._decoding.max_new_tokens - MIN_CHUNK_TOKENS
+            limit = capacity + self._decoding.max_new_tokens - MIN_CHUNK_TOKENS
             window = f"a window of {self._n_positions} tokens"
             raise PromptTooLong(
-                f"max_new_tokens must be at most {most}, or {window} has no room for text", "max_new_tokens"
+                f"max_new_tokens must be at most {limit}, or {window} has no room for text", "max_new_tokens"
             )
         return capacity
 

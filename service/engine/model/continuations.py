@@ -36,8 +36,8 @@ def continuations(
     wanted = [row.params.logprobs for row in rows]
     raw = logprobs if all(count is None for count in wanted) else logprobs.clone()
     process(logprobs, rows, end_ids)
-    most = max(2 * row.params.num_beams + len(ids) for row, ids in zip(rows, ends, strict=True))
-    scores, tokens = torch.topk(logprobs, min(most, logits.shape[-1]))  # each (R, most)
+    num_wanted = max(2 * row.params.num_beams + len(ids) for row, ids in zip(rows, ends, strict=True))
+    scores, tokens = torch.topk(logprobs, min(num_wanted, logits.shape[-1]))  # each (R, num_wanted)
     found = []
     for at, (row, own_ends) in enumerate(zip(rows, ends, strict=True)):
         pairs = enumerate(zip(tokens[at].tolist(), scores[at].tolist(), strict=True))
