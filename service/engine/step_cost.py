@@ -34,30 +34,30 @@ class StepCost:
 
     def __init__(self, min_prefill_rows: int = 16) -> None:
         self._min_prefill_rows = min_prefill_rows
-        self._seconds: dict[int, float] = {}
+        self._seconds: dict[int, _Average] = {}
         self._rows: list[int] = []  # knots with data, rising
         self._rising: list[float] = []  # their seconds, each at least those of fewer rows
-        self._row_s: dict[str, float] = {}  # of one row behind the forward pass, by kind
+        self._row_s: dict[str, _Average] = {}  # of one row behind the forward pass, by kind
         self._min_pass_s = self._min_score_s = _UNKNOWN_S  # of one row at its quickest: forward, scored
 
     # ---- learning ---------------------------------------------------------------------------------------
 
     def note(self, rows: int, seconds: float) -> None:
-        """Learn from a forward pass. A rare outlier, as a page fault makes, is clamped to twice."""
+        """Learn from a forward pass."""
         self._min_pass_s = min(self._min_pass_s, seconds / rows)
         knot = _KNOTS[min(bisect_left(_KNOTS, rows), len(_KNOTS) - 1)]
-        self._seconds[knot] = _averaged(self._seconds.get(knot), seconds)
+        self._seconds.setdefault(knot, _Average()).note(seconds)
         if len(self._rows) < len(self._seconds):
             self._rows = sorted(self._seconds)
-        self._rising = list(accumulate((self._seconds[at] for at in self._rows), max))
+        self._rising = list(accumulate((self._seconds[at].value for at in self._rows), max))
 
     def note_draws(self, kind: str, rows: int, seconds: float) -> None:
         """Learn from tokens drawn from rows of one kind."""
-        self._row_s[kind] = _averaged(self._row_s.get(kind), seconds / rows)
+        self._row_s.setdefault(kind, _Average()).note(seconds / rows)
 
     def note_scores(self, rows: int, seconds: float) -> None:
         """Learn from the log probabilities of some rows."""
-        self._row_s[_SCORED] = _averaged(self._row_s.get(_SCORED), seconds / rows)
+        self._row_s.setdefault(_SCORED, _Average()).note(seconds / rows)
         self._min_score_s = min(self._min_score_s, seconds / rows)
 
     # ---- knowing ----------------------------------------------------------------------------------------
@@ -84,12 +84,12 @@ class StepCost:
         """
         if not self._row_s or sequence.params.max_new_tokens == 0:
             return 0.0
-        row_s = self._row_s.get(sequence.kind_of_draw, _UNKNOWN_S)
-        return row_s if sequence.params.logprobs is None else row_s + self._row_s.get(_SCORED, 0.0)
+        row_s = self._known(sequence.kind_of_draw, _UNKNOWN_S)
+        return row_s if sequence.params.logprobs is None else row_s + self._known(_SCORED, 0.0)
 
     def score_s(self) -> float:
         """Seconds for the log probabilities of one row; as `draw_s` where they are not known."""
-        return self._row_s.get(_SCORED, _UNKNOWN_S) if self._row_s else 0.0
+        return self._known(_SCORED, _UNKNOWN_S) if self._row_s else 0.0
 
     def min_scoring_s(self, num_rows: int) -> float:
         """Seconds that so many rows of prompts and their log probabilities take at their quickest; 0 where
@@ -131,10 +131,25 @@ class StepCost:
 
     def rows_at_once(self, kind_of_draw: str) -> int:
         """How many rows to draw from before a sign of life is due."""
-        row_s = self._row_s.get(kind_of_draw, _PART_S)
-        return max(int(_PART_S / row_s), 1)
+        return max(int(_PART_S / self._known(kind_of_draw, _PART_S)), 1)
+
+    def _known(self, kind_of_draw: str, otherwise: float) -> float:
+        average = self._row_s.get(kind_of_draw)
+        return otherwise if average is None else average.value
 
 
-def _averaged(known: float | None, seconds: float) -> float:
-    seconds = max(seconds, _SHORTEST_S)
-    return seconds if known is None else known + _WEIGHT * (min(seconds, 2 * known) - known)
+class _Average:
+    """Exponential; while there are few measurements, quicker ones weigh more: the first had cold memory."""
+
+    __slots__ = ("_count", "value")
+
+    def __init__(self) -> None:
+        self.value, self._count = 0.0, 0
+
+    def note(self, seconds: float) -> None:
+        """Learn from one; a rare outlier, as a page fault makes, is clamped to twice what is known."""
+        seconds = max(seconds, _SHORTEST_S)
+        known = self.value if self._count else seconds
+        weight = max(_WEIGHT, 1 / max(self._count, 1)) if seconds < known else _WEIGHT
+        self.value = known + weight * (min(seconds, 2 * known) - known)
+        self._count += 1

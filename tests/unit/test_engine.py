@@ -440,6 +440,13 @@ def test_beyond_the_largest_measurement_cost_grows_with_the_rows() -> None:
     assert cost_of(r1=1.0, r8=2.0).predict(16) == 4.0
 
 
+def test_a_slow_first_step_is_forgotten_by_the_second() -> None:
+    cost = StepCost()
+    cost.note(1, 9.0)
+    cost.note(1, 1.0)
+    assert cost.predict(1) == pytest.approx(1.0)
+
+
 def test_one_slow_step_moves_the_average_little() -> None:
     cost = cost_of(r1=1.0)
     cost.note(1, 1000.0)
