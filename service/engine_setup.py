@@ -112,14 +112,16 @@ def engine_config(settings: Settings, folder: Path) -> EngineConfig:
         raise SettingsError(with_variables(str(error))) from error
     for notice in settings.notices():
         get_logger().warning(notice)
+    max_running = settings.max_running or DEVICES[name].max_running
     return EngineConfig(
         folder,
         device=name,
         precision=settings.precision,
         is_deterministic=settings.deterministic,
         kv_cache_bytes=settings.kv_cache_bytes or 0,
-        max_batch_tokens=settings.max_batch_tokens or DEVICES[name].max_batch_tokens,
-        max_running=settings.max_running or DEVICES[name].max_running,
+        # room for every running sequence and as many rows of prefill
+        max_batch_tokens=settings.max_batch_tokens or max(DEVICES[name].max_batch_tokens, 2 * max_running),
+        max_running=max_running,
         num_threads=settings.threads or 0,
         speculation=settings.speculation,
         report=get_logger().info,

@@ -42,6 +42,11 @@ def test_limits_that_nobody_sets_suit_the_device(
     assert (config.max_batch_tokens, config.max_running) == limits
 
 
+def test_a_step_has_room_for_all_that_may_run() -> None:
+    config = engine_config(load_settings({"device": "cpu", "max_running": "300"}), Path())
+    assert (config.max_batch_tokens, config.max_running) == (600, 300)
+
+
 def test_old_names_of_settings_are_told_once_in_the_log() -> None:
     with capture_logs() as lines:
         config = engine_config(load_settings({"device": "cpu", "quantization": "int8"}), Path())
