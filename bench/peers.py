@@ -3,8 +3,9 @@
     python bench/peers.py --work /tmp/peers --llama-server PATH --vllm PATH --peers-python PATH
 
 Every server is started once and stopped (SIGSTOP) while another is measured; rounds go A B C A B C, figures
-are medians over rounds. 64 words in, 64 tokens out, greedy, streamed, closed loop. What is not installed is
-left out by name. Speculation is off for ours: random weights repeat themselves, which would flatter it.
+are medians over rounds. Streamed, closed loop; `--load` says what is asked (64 words in and 64 tokens out,
+greedy, unless it says otherwise), `--shape 774m` asks a larger model. What is not installed is left out by
+name. Speculation is off for ours: random weights repeat themselves, which would flatter it.
 `--offline` adds libraries without a server, decoding one batch. The last line is JSON. `peer_servers` says
 how each server is started, `offline_peers` how each library is driven.
 """
@@ -39,14 +40,26 @@ MARKS = {
 }
 
 
-def plan_for(server: PeerServer, clients: int, seed: int, requests: int) -> Plan:
+_TOP_P = {"temperature": 0.8, "top_p": 0.95, "top_k": 0}  # llama.cpp cuts at 40 unless told
+_PENALTY = {"top_k": 50, "repetition_penalty": 1.2, "repeat_penalty": 1.2}  # llama.cpp's name for it
+# what is asked: words in and tokens out, and fields beside them
+LOADS: dict[str, tuple[Shape, dict[str, float]]] = {
+    "greedy": (Shape(64, 64), {}),
+    "top_p": (Shape(64, 64), _TOP_P),
+    "penalty": (Shape(64, 64), _TOP_P | _PENALTY),
+    "long": (Shape(500, 32), {}),
+}
+
+
+def plan_for(server: PeerServer, load: str, clients: int, seed: int, requests: int) -> Plan:
     """A closed loop against one server; every round has its own prompts."""
-    extra = dict(server.peer.extra)
+    shape, fields = LOADS[load]
+    extra = dict(server.peer.extra) | fields
     return Plan(
         dialect=Dialect(
             f"{server.url}/v1/completions", is_native=False, model=server.peer.model, extra=extra
         ),
-        shapes=[Shape(64, 64)],
+        shapes=[shape],
         prompts=None,
         shared_words=0,
         seed=seed,
@@ -68,7 +81,7 @@ def measure_in_turns(servers: list[PeerServer], arguments: argparse.Namespace) -
             for server in servers:
                 requests = max(4, clients * arguments.waves)
                 server.resume()
-                plan = plan_for(server, clients, 1000 * clients + round_number, requests)
+                plan = plan_for(server, arguments.load, clients, 1000 * clients + round_number, requests)
                 summary = run_async(measure(plan))[0]
                 server.pause()
                 results[server.peer.name][clients].append(summary)
@@ -165,7 +178,7 @@ def start_servers(places: Places, arguments: argparse.Namespace) -> list[PeerSer
             continue
         print(f"{peer.name} is ready after {server.seconds_to_ready:.1f} s")
         servers.append(server)
-        run_async(measure(plan_for(server, 8, 1, 16)))  # warm
+        run_async(measure(plan_for(server, arguments.load, 8, 1, 16)))  # warm
         server.pause()
     return servers
 
@@ -196,7 +209,17 @@ def main() -> None:
     compared = ratios(found, servers)
     show(found, compared)
     ready = {server.peer.name: round(server.seconds_to_ready, 1) for server in servers}
-    print(json.dumps({"served": found, "ratios": compared, "offline": offline, "seconds_to_ready": ready}))
+    print(
+        json.dumps(
+            {
+                "load": arguments.load,
+                "served": found,
+                "ratios": compared,
+                "offline": offline,
+                "seconds_to_ready": ready,
+            }
+        )
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -204,6 +227,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs, kept")
     parser.add_argument("--shape", choices=SHAPES, default="124m")
+    parser.add_argument("--load", choices=LOADS, default="greedy")
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--waves", type=int, default=2, help="requests of each client in a round")
