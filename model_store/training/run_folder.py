@@ -61,10 +61,17 @@ def prepare_folder(out: Path, options: TrainOptions, inputs: dict[str, Any], is_
         for key, value in wanted[part].items():
             if key in _WATCHING:
                 continue
-            if known.get(part, {}).get(key) != value:
-                raise InvalidOption(
-                    "--resume", f"{key} is {value!r} now and was {known.get(part, {}).get(key)!r} in that run"
-                )
+            was = known.get(part, {}).get(key)
+            if was != value:
+                raise InvalidOption("--resume", _difference(key, value, was))
+
+
+def _difference(name: str, now: Any, was: Any) -> str:
+    """Say what differs first, as deep as both are tables."""
+    if isinstance(now, dict) and isinstance(was, dict):
+        key = next(key for key in {**now, **was} if now.get(key) != was.get(key))
+        return _difference(f"{name}.{key}", now.get(key), was.get(key))
+    return f"{name} is {now!r} now and was {was!r} in that run"
 
 
 def keep_chosen(out: Path, chosen: Chosen) -> None:

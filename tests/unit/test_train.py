@@ -28,6 +28,7 @@ from model_store.training.lean_gpt2 import LeanGPT2, new_model
 from model_store.training.packing import Rows
 from model_store.training.pipeline import Shape, finetune, pretrain
 from model_store.training.recipe import Source
+from model_store.training.run_folder import prepare_folder
 from model_store.training.train_options import TrainOptions
 
 SHAPE = Shape(n_embd=32, n_layer=2, n_head=2, n_positions=64)
@@ -148,6 +149,17 @@ def test_a_finished_run_is_not_overwritten(data: Path, finished: Path) -> None:
 def test_a_run_is_not_resumed_with_another_option(data: Path, finished: Path) -> None:
     with pytest.raises(InvalidOption, match=r"learning_rate is 0\.1 now and was 0\.003"):
         start(data, finished, replace(OPTIONS, learning_rate=0.1), is_resumed=True)
+
+
+def test_of_another_task_the_field_that_differs_is_named(data: Path, finished: Path) -> None:
+    run = finished / "options.json"
+    (was := json.loads(run.read_text()))["inputs"]["tasks"] = {"qa": {"stop": ["a"], "evidence": 25}}
+    now = {**was["inputs"], "tasks": {"qa": {"stop": ["a"], "evidence": 23}}}
+    folder = finished.parent / "another"
+    (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    (folder / "options.json").write_text(json.dumps(was))
+    with pytest.raises(InvalidOption, match=r": tasks\.qa\.evidence is 23 now and was 25 in that run$"):
+        prepare_folder(folder, TrainOptions(**was["options"]), now, is_resumed=True)
 
 
 def test_a_run_stops_early_when_validation_gets_worse(data: Path, tmp_path: Path) -> None:
