@@ -200,9 +200,9 @@ def _finish(result: RunResult, out: Path, name: str, store: Path, is_activated: 
     from model_store.golden import check_golden
     from model_store.importer import Origin, import_model
     from model_store.store import Store
-    from model_store.training.pipeline import is_main_process
+    from model_store.training.processes import processes
 
-    if not is_main_process():
+    if not processes().is_main_process:
         return
     valid = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.3f}"
     typer.echo(

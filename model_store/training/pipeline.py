@@ -24,6 +24,7 @@ from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.export import export, export_tokenizer
 from model_store.training.material import Material
 from model_store.training.packing import PackedInfo, Rows, require_rows
+from model_store.training.processes import processes, told_once
 from model_store.training.retention import Mixed, OldWork, figures_of, losses, old_work, told
 from model_store.training.run_folder import Chosen, chosen_before, keep_chosen, prepare_folder
 from model_store.training.train import (
@@ -94,6 +95,7 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
         StoreError: Something given is wrong; nothing was trained.
     """
     require_training_extra(job.options.report_to)
+    report = told_once(report)
     tokenizer = Tokenizer.load(tokenizer_folder)
     _prepare(job, {"shape": asdict(shape)})
     data = _data(job, tokenizer, shape.n_positions, None, report)
@@ -128,6 +130,7 @@ def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
         StoreError: Something given is wrong; nothing was trained.
     """
     require_training_extra(job.options.report_to)
+    report = told_once(report)
     from model_store.training.lean_gpt2 import LeanGPT2
     from model_store.weights import load_gpt2
 
@@ -145,13 +148,6 @@ def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
     plan = job.material.plan(architecture.n_positions, job.options.seed)
     data = _with_old_work(job, replace(plan, block=data.rows.info.block), model, data, report)
     return _train_and_export(job, model, data, model_folder, report)
-
-
-def is_main_process() -> bool:
-    """Say whether this is the process, among those of `torchrun`, that reports and writes."""
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
 
 
 def built_valid(
@@ -194,9 +190,7 @@ class _Data:
 
 def _prepare(job: Job, inputs: dict[str, Any]) -> None:
     """Make or check the run's folder; the processes do it one after the other."""
-    from accelerate import PartialState
-
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         prepare_folder(job.out, job.options, {**inputs, **job.material.inputs()}, job.is_resumed)
 
 
@@ -204,13 +198,11 @@ def _data(
     job: Job, tokenizer: Tokenizer, num_positions: int, base: Architecture | None, report: Report
 ) -> _Data:
     """Build the rows, on the first process, and choose what the options leave open; both only once a run."""
-    from accelerate import PartialState
-
     plan = job.material.plan(num_positions, job.options.seed)
     known = chosen_before(job.out) if job.is_resumed else None
     if known is not None:
         plan = replace(plan, block=known.block)
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         built = build(plan, tokenizer, job.out / "rows", report)
         valid = Rows(built_valid(job.material, plan, built, tokenizer, job.out / "rows", report))
     train = Rows(built.train, num_positions, job.options.shifted_share, job.options.prompt_weight)
@@ -232,11 +224,9 @@ def _data(
 
 def _with_old_work(job: Job, plan: BuildPlan, model: Any, data: _Data, report: Report) -> _Data:
     """Add what the base could do before: to measure on and, where that is wanted, to learn from."""
-    from accelerate import PartialState
-
     material, options, cache = job.material, data.options, job.out / "rows"
     is_rehearsed = material.replay > 0
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         sources = material.old
         if not sources:
             plan = replace(plan, tasks=material.base_tasks)
@@ -254,23 +244,22 @@ def _with_old_work(job: Job, plan: BuildPlan, model: Any, data: _Data, report: R
     return replace(data, train=mixed, old=kinds)
 
 
-def _train_and_export(job: Job, model: Any, data: _Data, tokenizer: Path, report: Report) -> RunResult:
-    if is_main_process():
-        export_tokenizer(model, tokenizer, job.out / "model")
+def _train_and_export(job: Job, model: Any, data: _Data, source: Path, report: Report) -> RunResult:
+    if processes().is_main_process:
+        export_tokenizer(model, source, job.out / "model")
         require_room(job.out, model, data.options, num_steps(len(data.train), data.options), job.dtype)
     from model_store.training.curve import plot_curve
+    from model_store.training.keep_near import keep_near
 
     before = losses(model, data.old)
-    result = run(
-        model,
-        data.train,
-        data.valid,
-        job.out,
-        data.options,
-        Watcher(data.tokenizer, data.valid or data.rows, report),
-    )
-    if is_main_process():
-        after = losses(model, data.old)
+    watcher = Watcher(data.tokenizer, data.valid or data.rows, report)
+    result = run(model, data.train, data.valid, job.out, data.options, watcher)
+    if processes().is_main_process:
+        if job.material.replay:
+            after, valid_loss = keep_near(model, source, data.old, before, data.valid, report)
+            result = replace(result, valid_loss=valid_loss or result.valid_loss)
+        else:
+            after = losses(model, data.old)
         figures: dict[str, Any] = {"training": asdict(result)}
         if before:
             figures["old work"] = figures_of(before, after)

@@ -17,7 +17,7 @@ from model_store.training.base_writing import TEXTS
 from model_store.training.dataset import BuildPlan, build
 from model_store.training.errors import InvalidOption
 from model_store.training.material import num_old_rows
-from model_store.training.packing import PackedInfo, Rows
+from model_store.training.packing import IGNORED, PackedInfo, Rows
 from model_store.training.recipe import Source
 
 MOST_FORGETTING = 0.05  # by so much a loss on old work may rise before it is said in capitals
@@ -114,23 +114,24 @@ def losses(model: Any, work: Sequence[OldWork]) -> dict[str, float]:
         model: A `LeanGPT2`, on any device.
         work: What is measured; kinds without a row are left out.
     """
+    found = {each.name: mean_loss(model, each.measured) for each in work}
+    return {name: loss for name, loss in found.items() if loss is not None}
+
+
+def mean_loss(model: Any, rows: Rows) -> float | None:
+    """The mean loss of a token that counts in rows, in nats; None where none does."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    found = {}
+    total, count = 0.0, 0
     with torch.no_grad():
-        for each in work:
-            total, count = 0.0, 0
-            for index in range(len(each.measured)):
-                row = {name: value[None].to(device) for name, value in each.measured[index].items()}
-                targets = int((row["labels"] != -100).sum())
-                if targets:
-                    total += float(model(**row, num_items_in_batch=1).loss)
-                    count += targets
-            if count:
-                found[each.name] = total / count
+        for index in range(len(rows)):
+            row = {name: value[None].to(device) for name, value in rows[index].items()}
+            if targets := int((row["labels"] != IGNORED).sum()):
+                total += float(model(**row, num_items_in_batch=1).loss)
+                count += targets
     model.train(was_training)
-    return found
+    return total / count if count else None
 
 
 def figures_of(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -139,18 +140,22 @@ def figures_of(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
     return found | {f"{name} loss after": round(loss, 4) for name, loss in after.items()}
 
 
+def forgotten(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """The kinds of old work whose loss rose beyond the bound."""
+    return [name for name, old in before.items() if after[name] > (1 + MOST_FORGETTING) * old]
+
+
 def told(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
     """Say, for each kind of old work, how the loss changed; in capitals where it rose beyond the bound."""
-    lines, forgotten = [], []
+    lines = []
     for name, old in before.items():
-        new = after[name]
-        change = new / old - 1 if old else 0.0
-        lines.append(f"old work, {name}: loss {old:.3f} before, {new:.3f} after ({100 * change:+.1f} %)")
-        if change > MOST_FORGETTING:
-            forgotten.append(name)
-    if forgotten:
+        change = after[name] / old - 1 if old else 0.0
         lines.append(
-            f"THE MODEL HAS FORGOTTEN: THE LOSS ON {', '.join(forgotten).upper()} ROSE BY MORE THAN "
+            f"old work, {name}: loss {old:.3f} before, {after[name]:.3f} after ({100 * change:+.1f} %)"
+        )
+    if names := forgotten(before, after):
+        lines.append(
+            f"THE MODEL HAS FORGOTTEN: THE LOSS ON {', '.join(names).upper()} ROSE BY MORE THAN "
             f"{100 * MOST_FORGETTING:.0f} %; TRY --replay 0.3, A LOWER --learning-rate OR --lora-rank 8"
         )
     return lines

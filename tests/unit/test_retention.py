@@ -8,21 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from toy import QA, finetuned_model, toy_job, toy_records, write_records
+from toy import QA, finetuned_model, toy_job, toy_records, write_records, write_text
 
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import read_json_manifest
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from model_store.training.base_writing import _Writer, written_by
+from model_store.training.dataset import BuildPlan
 from model_store.training.errors import InvalidOption
 from model_store.training.examples import Example
+from model_store.training.keep_near import keep_near
 from model_store.training.lean_gpt2 import LeanGPT2
 from model_store.training.material import Material
 from model_store.training.packing import Rows, RowWriter
 from model_store.training.pipeline import finetune
 from model_store.training.recipe import Source
-from model_store.training.retention import Mixed, told
+from model_store.training.retention import Mixed, forgotten, losses, old_work, told
 from model_store.training.train_options import TrainOptions
 from model_store.training.watching import continued
 from model_store.weights import load_gpt2
@@ -135,6 +137,34 @@ def test_what_is_forgotten_is_measured_and_less_with_replay(base: Path, tmp_path
     assert rises(rehearsed)["text"] < rises(alone)["text"] / 2
     kept = read_json_manifest(tmp_path / "alone" / "model")["evaluation"]["old work"]
     assert set(kept) == {f"{name} loss {when}" for name in ("text", "qa") for when in ("before", "after")}
+
+
+@pytest.mark.parametrize("size", [0.0, 0.05, 3.0])
+def test_so_much_is_kept_of_what_was_learned_that_old_work_stays(
+    base: Path, tmp_path: Path, size: float
+) -> None:
+    model, tokenizer = load_gpt2(read_checkpoint(base), LeanGPT2), Tokenizer.load(base)
+    path = write_text(tmp_path / "old.txt", 60)
+    plan = BuildPlan((), {}, 64, is_loss_everywhere=False)
+    work = old_work(plan, [Source(path)], tokenizer, tmp_path / "rows", is_rehearsed=False)
+    before, said = losses(model, work), list[str]()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += size * torch.randn_like(weight) * weight.std()
+    tuned = {name: weight.clone() for name, weight in model.named_parameters()}
+    after, valid_loss = keep_near(model, base, work, before, work[0].measured, said.append)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    kept = dict(model.named_parameters())[name]
+    if size == 0.05:
+        share = float(said[0].partition(" %")[0]) / 100
+        old = dict(load_gpt2(read_checkpoint(base), LeanGPT2).named_parameters())[name]
+        assert torch.allclose(kept, torch.lerp(old, tuned[name], share)) and 0 < share < 1
+        assert not forgotten(before, after) and valid_loss == pytest.approx(after["text"])
+    else:  # nothing to take back, or nothing that would help
+        assert torch.equal(kept, tuned[name]) and valid_loss is None and said == []
+        assert bool(forgotten(before, after)) is (size > 0)
+    assert losses(model, work) == after
 
 
 def test_old_work_that_is_given_is_what_is_measured(base: Path, tmp_path: Path) -> None:
