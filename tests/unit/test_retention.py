@@ -24,7 +24,7 @@ from model_store.training.material import Material
 from model_store.training.packing import Rows, RowWriter
 from model_store.training.pipeline import finetune
 from model_store.training.recipe import Source
-from model_store.training.retention import Mixed, forgotten, losses, old_work, told
+from model_store.training.retention import Mixed, OldWork, forgotten, losses, old_work, told
 from model_store.training.train_options import TrainOptions
 from model_store.training.watching import continued
 from model_store.weights import load_gpt2
@@ -139,32 +139,46 @@ def test_what_is_forgotten_is_measured_and_less_with_replay(base: Path, tmp_path
     assert set(kept) == {f"{name} loss {when}" for name in ("text", "qa") for when in ("before", "after")}
 
 
-@pytest.mark.parametrize("size", [0.0, 0.05, 3.0])
-def test_so_much_is_kept_of_what_was_learned_that_old_work_stays(
-    base: Path, tmp_path: Path, size: float
-) -> None:
-    model, tokenizer = load_gpt2(read_checkpoint(base), LeanGPT2), Tokenizer.load(base)
-    path = write_text(tmp_path / "old.txt", 60)
+@pytest.fixture
+def measured(base: Path, tmp_path: Path) -> tuple[OldWork, ...]:
     plan = BuildPlan((), {}, 64, is_loss_everywhere=False)
-    work = old_work(plan, [Source(path)], tokenizer, tmp_path / "rows", is_rehearsed=False)
-    before, said = losses(model, work), list[str]()
-    torch.manual_seed(0)
+    sources = [Source(write_text(tmp_path / "old.txt", 60))]
+    return old_work(plan, sources, Tokenizer.load(base), tmp_path / "rows", is_rehearsed=False)
+
+
+def moved(base: Path, size: float) -> Any:
+    """The base with its weights moved by chance."""
+    model = load_gpt2(read_checkpoint(base), LeanGPT2)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += size * torch.randn_like(weight) * weight.std()
-    tuned = {name: weight.clone() for name, weight in model.named_parameters()}
-    after, valid_loss = keep_near(model, base, work, before, work[0].measured, said.append)
+            weight += size * torch.randn(weight.shape, generator=generator) * weight.std()
+    return model
+
+
+def test_a_part_of_what_was_learned_is_taken_back_until_old_work_stays(
+    base: Path, measured: tuple[OldWork, ...]
+) -> None:
+    before = losses(moved(base, 0), measured)
+    sizes = (1.3**n / 100 for n in range(30))
+    size = next(size for size in sizes if forgotten(before, losses(moved(base, size), measured)))
+    model, said = moved(base, size), list[str]()
+    after, valid_loss = keep_near(model, base, measured, before, measured[0].measured, said.append)
+    share = float(said[0].partition(" %")[0]) / 100
+    assert 0 < share < 1 and not forgotten(before, after) and valid_loss == after["text"]
     name = "transformer.h.0.mlp.c_fc.weight"
-    kept = dict(model.named_parameters())[name]
-    if size == 0.05:
-        share = float(said[0].partition(" %")[0]) / 100
-        old = dict(load_gpt2(read_checkpoint(base), LeanGPT2).named_parameters())[name]
-        assert torch.allclose(kept, torch.lerp(old, tuned[name], share)) and 0 < share < 1
-        assert not forgotten(before, after) and valid_loss == pytest.approx(after["text"])
-    else:  # nothing to take back, or nothing that would help
-        assert torch.equal(kept, tuned[name]) and valid_loss is None and said == []
-        assert bool(forgotten(before, after)) is (size > 0)
-    assert losses(model, work) == after
+    old, new, kept = (dict(m.named_parameters())[name] for m in (moved(base, 0), moved(base, size), model))
+    assert torch.allclose(kept, torch.lerp(old, new, share), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 3.0])
+def test_nothing_is_taken_back_where_nothing_was_forgotten_or_it_would_not_help(
+    base: Path, measured: tuple[OldWork, ...], size: float
+) -> None:
+    before, model, said = losses(moved(base, 0), measured), moved(base, size), list[str]()
+    after, valid_loss = keep_near(model, base, measured, before, None, said.append)
+    assert said == [] and valid_loss is None and bool(forgotten(before, after)) is (size > 0)
+    assert losses(model, measured) == after == losses(moved(base, size), measured)
 
 
 def test_old_work_that_is_given_is_what_is_measured(base: Path, tmp_path: Path) -> None:
