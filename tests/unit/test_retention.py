@@ -53,7 +53,7 @@ def moods(base: Path, out: Path, options: dict[str, Any], **material: Any) -> li
     lines = [{"text": f"Tom has {n} coins.", "label": ("good", "bad")[n % 2]} for n in range(40)]
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     given = TrainOptions(
-        precision="fp32", batch_rows=4, max_steps=20, learning_rate=3e-3, patience=0, **options
+        precision="fp32", batch_rows=4, max_steps=60, learning_rate=3e-3, patience=0, **options
     )
     job = toy_job(out, (Source(path, "examples", "mood"),), given, block=64, is_loss_everywhere=False)
     changed = replace(job.material, tasks={"mood": MOOD, "qa": QA}, base_tasks={"qa": QA}, **material)
