@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,17 @@ def test_offsets_count_characters_outside_the_basic_plane_once(page: Any) -> Non
     page.write("#ask-question", "Who built the lighthouse?")
     page.run("ask")
     assert page.text("#ask mark.best") == page.text("#ask .answer-text") == "two brothers"
+
+
+def test_the_speed_of_an_answer_that_comes_at_once_is_over_all_its_time(page: Any) -> None:
+    page.tab("ask")
+    page.write("#ask textarea", LIGHTHOUSE)
+    page.write("#ask-question", "Who built the lighthouse?")
+    page.run("ask")
+    told = re.search(r"([\d,]+) tokens/s · (\d+) tokens · ([\d.]+) (m?s) in all", page.text("#ask .status"))
+    assert told is not None
+    seconds = float(told[3]) / (1000 if told[4] == "ms" else 1)
+    assert int(told[1].replace(",", "")) == pytest.approx(int(told[2]) / seconds, rel=0.1, abs=1)
 
 
 def test_no_answer_is_said_plainly(page: Any) -> None:

@@ -172,7 +172,8 @@ class Clock {
     const parts = [];
     if (this.#first !== null) parts.push(`first token ${ms(this.#first - this.#start)}`);
     const tokens = this.#usage?.completion_tokens;
-    const seconds = (this.#last - (this.#first ?? this.#start)) / 1000;
+    const since = this.#events > 1 ? this.#first : this.#start; // what comes at once was all computed before
+    const seconds = (this.#last - since) / 1000;
     if (tokens > 1 && seconds > 0.001) parts.push(`${Math.round(tokens / seconds).toLocaleString("en")} tokens/s`);
     if (tokens !== undefined) parts.push(`${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`);
     parts.push(`${ms(this.#last - this.#start)} in all`);
