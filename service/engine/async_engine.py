@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine, Outputs
 from service.engine.foresight import check_time
 from service.engine.job_stream import JobStream
@@ -30,7 +31,7 @@ from service.engine.sequence import (
     SequenceRequest,
     Status,
 )
-from service.errors import EngineDead, EngineFault, NotReady
+from service.errors import EngineDead, EngineFault, InvalidRequest, NotReady
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
@@ -62,6 +63,7 @@ class AsyncEngine:
         self._hung_after_s, self._watch_every_s = hung_after_s, watch_every_s
         self.died = asyncio.Event()
         self.facts: dict[str, str | int] = {}  # how the engine was built; known once it is warm
+        self._pool: BlockPool | None = None  # the engine's; only its size is read here
         self._make_engine = make_engine
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._streams: dict[Job, JobStream] = {}
@@ -136,15 +138,16 @@ class AsyncEngine:
 
         Raises:
             NotReady, EngineDead, QueueFull: nothing was queued.
-            InvalidRequest: it cannot be done by then.
+            InvalidRequest: it cannot be done by then, or as `enqueue`.
         """
         self.check_room(tenant, sum(request.params.num_beams for request in requests))
         if any(request.params.score_from is not None for request in requests):
             unfinished = (s for stream in self._streams.values() for s in stream.unfinished.values())
             check_time(requests, unfinished, self._cost, deadline)
         job = Job(tenant, salt)
-        stream = self._streams[job] = JobStream(self, job)
+        stream = JobStream(self, job)
         self.enqueue(stream, requests)
+        self._streams[job] = stream
         return stream
 
     def check_room(self, tenant: str = "", count: int = 1) -> None:
@@ -162,6 +165,8 @@ class AsyncEngine:
 
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """See `StreamOwner`."""
+        for request in requests:
+            self._check_fits(request)
         first = stream.num_submitted
         now = time.monotonic()
         sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
@@ -172,6 +177,17 @@ class AsyncEngine:
         if self.died.is_set():
             stream.fail(EngineFault())
         return range(first, first + len(sequences))
+
+    def _check_fits(self, request: SequenceRequest) -> None:
+        """Refuse a beam search that the whole cache might not hold; one sequence it always does."""
+        assert self._pool is not None, "the engine is warm"
+        size, held = self._pool.block_size, self._pool.num_blocks
+        needed = request.max_blocks(size)
+        if request.params.num_beams > 1 and needed > held:
+            what = f"may need {needed * size} tokens of the cache, which holds {held * size}"
+            raise InvalidRequest(
+                f"num_beams must be less, or the texts shorter: the search {what}", "num_beams"
+            )
 
     def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""
@@ -218,7 +234,7 @@ class AsyncEngine:
             self._call(_settle, self._started, error)
             return
         self._pulse, self._cost = engine.pulse, engine.scheduler.cost
-        self.facts = engine.facts
+        self.facts, self._pool = engine.facts, engine.scheduler.pool
         self._call(_settle, self._started, None)
         try:
             while self._take_commands(engine):

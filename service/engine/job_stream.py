@@ -28,7 +28,11 @@ class StreamOwner(Protocol):
     """What a stream needs of its engine."""
 
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
-        """Add sequences to the stream's job and return their indices."""
+        """Add sequences to the stream's job and return their indices.
+
+        Raises:
+            InvalidRequest: a beam search among them might not fit into the whole cache; nothing was added.
+        """
         ...
 
     def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
@@ -62,10 +66,13 @@ class JobStream:
     # ---- the caller's side ------------------------------------------------------------------------------
 
     def extend(self, requests: collections.abc.Sequence[SequenceRequest]) -> range:
-        """Add sequences to the job; they are never refused.
+        """Add sequences to the job; none is refused for want of a place.
 
         Returns:
             Their indices, which continue those of the job.
+
+        Raises:
+            InvalidRequest: as `StreamOwner.enqueue`.
         """
         return self._owner.enqueue(self, requests)
 

@@ -16,7 +16,7 @@ from service.engine.batch import Batch
 from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
 from service.engine.quota import Quota
-from service.engine.sequence import FinishReason, SequenceRequest
+from service.engine.sequence import FinishReason, SamplingParams, SequenceRequest
 from service.errors import EngineDead, EngineFault, InvalidRequest, NotReady, QueueFull
 
 pytestmark = pytest.mark.asyncio
@@ -181,6 +181,26 @@ async def test_a_refused_job_leaves_no_trace() -> None:
             served.submit([long()])
         assert served.num_in_flight == 1
         gate.is_open.set()
+
+
+async def test_a_search_that_the_cache_may_not_hold_is_refused_before_it_begins() -> None:
+    engine = fake_engine(num_blocks=8)
+    size = engine.scheduler.pool.block_size
+    prompt, rest = (1,) * (2 * size), 2 * size  # two blocks that beams share, and two of each beam's own
+
+    def search(num_beams: int) -> SequenceRequest:
+        return SequenceRequest(prompt, SamplingParams(rest, num_beams=num_beams))
+
+    async with running(engine) as served:
+        with pytest.raises(InvalidRequest, match="num_beams") as refused:
+            served.submit([search(3), search(4)])
+        assert refused.value.param == "num_beams" and served.num_in_flight == 0
+        async with served.submit([long(1)]) as stream:
+            with pytest.raises(InvalidRequest, match="num_beams"):
+                stream.extend([search(4)])
+            assert served.num_in_flight <= 1
+        async with served.submit([search(3)]):  # that one fits
+            pass
 
 
 async def test_an_extension_is_taken_when_the_queue_is_full() -> None:

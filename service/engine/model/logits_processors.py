@@ -32,6 +32,14 @@ class SampleRow:
     num_drafts: int = 0  # how many of the last output ids are guesses
     memo: DrawMemo = field(default_factory=DrawMemo)  # its sequence's
     kind_of_draw: str = ""  # rows of one kind are drawn, and timed, together
+    allowed: Sequence[int] | TokenMask | None = None  # by its constraint, once it was asked
+    asked_s: float = 0.0  # how long the step waited for that
+
+    def ask(self) -> Sequence[int] | TokenMask | None:
+        """What its constraint allows; None where it has none."""
+        if self.allowed is None and self.params.allowed_next is not None:
+            self.allowed = self.params.allowed_next(self.output_ids)
+        return self.allowed
 
 
 def is_plain(params: SamplingParams, num_output: int) -> bool:
@@ -74,8 +82,9 @@ def _process_row(logits: Tensor, row: SampleRow, end_ids: Sequence[int]) -> None
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
         logits[list(ids)] += torch.tensor(values, device=logits.device)
-    if params.allowed_next is not None:
-        _allow_only(logits, params.allowed_next(row.output_ids), end_ids)
+    allowed = row.ask()
+    if allowed is not None:
+        _allow_only(logits, allowed, end_ids)
     if not math.isfinite(float(logits.max())):
         _repair(logits, end_ids)
 

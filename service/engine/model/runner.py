@@ -15,6 +15,7 @@ from torch import Tensor
 
 from service.engine.batch import Batch, Scheduled, StepOutput
 from service.engine.beam_search import Candidates
+from service.engine.model.asking import Asking, wait_for
 from service.engine.model.attention import Forward, ForwardBatch
 from service.engine.model.continuations import continuations
 from service.engine.model.logits_processors import SampleRow
@@ -62,6 +63,7 @@ class ModelRunner:
         self._end_ids = tuple(end_ids)
         self._sampler = sampler or TorchSampler()
         self._copy_blocks = copy_blocks
+        self._asking = Asking()
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[StepOutput]:
@@ -93,11 +95,15 @@ class ModelRunner:
         if copied:
             assert self._copy_blocks is not None, "beams without a cache to copy in"
             self._copy_blocks(copied)
+        rows = [_sample_rows(item) if draw else [] for item, draw in zip(batch.items, sampled, strict=True)]
+        all_rows = [row for of_item in rows for row in of_item]
+        asked = self._asking.begin(all_rows, self.on_progress)
         logits = self._forward(self._lay_out(batch, counts, wanted))  # (R, vocab)
         if wanted and not logits.is_cpu:
             logits[0, 0].item()  # waits for the device, so that what follows is timed by itself
         self.on_progress()
-        return self._read(batch, logits, scored, sampled)
+        wait_for(asked, all_rows)
+        return self._read(batch, logits, scored, sampled, rows)
 
     def _lay_out(self, batch: Batch, counts: list[int], wanted: list[int]) -> ForwardBatch:
         """Put all tokens into one row; S sequences, B blocks in the longest table."""
@@ -132,17 +138,23 @@ class ModelRunner:
         return tensor if self._is_on_host else tensor.to(self._layout)
 
     def _read(
-        self, batch: Batch, logits: Tensor, scored: list[range], sampled: list[range]
+        self,
+        batch: Batch,
+        logits: Tensor,
+        scored: list[range],
+        sampled: list[range],
+        rows_of: list[list[SampleRow]],
     ) -> list[StepOutput]:
         """Draw from all rows that want a token, then give each item what is its own."""
         score_at, draw_at = _split(scored, sampled)
-        drawn = self._draw_rows(batch, logits, draw_at)
-        candidates = self._candidates(batch, logits, draw_at)
+        drawn = self._draw_rows(batch, logits, draw_at, rows_of)
+        candidates = self._candidates(batch, logits, draw_at, rows_of)
         outputs = []
         for index, (item, rows, of_item) in enumerate(zip(batch.items, score_at, drawn, strict=True)):
             new_ids = _verified(item.draft_ids, [row.token_id for row in of_item])
             logprobs = tuple(row.logprob for row in of_item[: len(new_ids)] if row.logprob is not None)
             draw_s, score_s = sum(row.draw_s for row in of_item), sum(row.score_s for row in of_item)
+            draw_s += sum(row.asked_s for row in rows_of[index])
             started = time.monotonic() if rows else 0.0
             scores = self._score_prompt(item, logits, rows)
             score_s += time.monotonic() - started if rows else 0.0
@@ -150,19 +162,21 @@ class ModelRunner:
             outputs.append(StepOutput(new_ids, logprobs, scores, draw_s + found_s, score_s, found))
         return outputs
 
-    def _draw_rows(self, batch: Batch, logits: Tensor, draw_at: list[list[int]]) -> list[list[Drawn]]:
+    def _draw_rows(
+        self, batch: Batch, logits: Tensor, draw_at: list[list[int]], rows_of: list[list[SampleRow]]
+    ) -> list[list[Drawn]]:
         """Draw for each item from each of its rows, some milliseconds' worth of rows at a time."""
         drawn: list[list[Drawn]] = [[] for _ in batch.items]
         owners: list[list[Drawn]] = []
         places: list[int] = []
         rows: list[SampleRow] = []
         kinds: list[str] = []
-        for item, draw, of_item in zip(batch.items, draw_at, drawn, strict=True):
+        for item, draw, of_item, own in zip(batch.items, draw_at, drawn, rows_of, strict=True):
             if draw and item.sequence.params.num_beams == 1:
                 owners += [of_item] * len(draw)
                 kinds += [item.sequence.kind_of_draw] * len(draw)
                 places += draw
-                rows += _sample_rows(item)
+                rows += own
         for at in self._parts(kinds):
             found = self._sampler.draw(logits, places[at], rows[at], self._end_ids)
             for of_item, row in zip(owners[at], found, strict=True):
@@ -183,7 +197,7 @@ class ModelRunner:
             yield slice(start, len(kinds))
 
     def _candidates(
-        self, batch: Batch, logits: Tensor, draw_at: list[list[int]]
+        self, batch: Batch, logits: Tensor, draw_at: list[list[int]], rows_of: list[list[SampleRow]]
     ) -> dict[int, tuple[Candidates, float]]:
         """Give the beams of a search what may come next, and the seconds it took, by the item's index."""
         candidates: dict[int, tuple[Candidates, float]] = {}
@@ -194,7 +208,7 @@ class ModelRunner:
             started = time.monotonic()
             found = continuations(
                 logits[[place for index in part for place in draw_at[index]]],
-                [row for index in part for row in _sample_rows(items[index])],
+                [row for index in part for row in rows_of[index]],
                 [items[index].sequence.end_ids for index in part],
                 self._end_ids,
             )

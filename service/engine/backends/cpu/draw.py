@@ -21,7 +21,7 @@ from service.engine.backends.cpu.pool import pool
 from service.engine.model.alternatives import Alternatives
 from service.engine.model.logits_processors import SampleRow
 from service.engine.model.sampler import Drawn, min_p_offsets, temperatures_of
-from service.engine.sequence import AllowedNext, TokenLogprob, TokenMask
+from service.engine.sequence import TokenLogprob, TokenMask
 
 _LINE = 64  # bytes: threads share no line of the cache
 _BY_SEED = -1
@@ -49,7 +49,6 @@ class CpuSampler:
         """
         began = time.monotonic()
         width, turns, longest, num_top = logits.shape[1], array("q"), 0, -1
-        asked: dict[int, float] = {}  # seconds that constraints took, by index
         held: list[NDArray[Any]] = []  # what they allow, while the kernel reads it
         for index, (place, row) in enumerate(zip(places, rows, strict=True)):
             rules = row.memo.kept
@@ -61,16 +60,14 @@ class CpuSampler:
                 longest = max(longest, length)
             num_top = max(num_top, rules.num_top)
             given = _BY_SEED if units is None else units[index]
-            allowed = (0, 0, 0)
-            if row.params.allowed_next is not None:
-                started = time.monotonic()
-                bits, allowed = _allowed(row.params.allowed_next, row, end_ids, width)
+            allowed, where = row.ask(), (0, 0, 0)
+            if allowed is not None:
+                bits, where = _where(allowed, end_ids, width)
                 held.append(bits)
-                asked[index] = time.monotonic() - started
-            turns.extend((rules.address, place, length, given, *allowed))
+            turns.extend((rules.address, place, length, given, *where))
         step = _Step(logits, turns, len(rows), max(num_top, 0), end_ids[0])
         step.run("draw_task", self._scratch_for(width, longest))
-        return _timed(step, rows, asked, began)
+        return _timed(step, rows, began)
 
     def score(
         self, logits: Tensor, places: Sequence[int], ids: Sequence[int], num_top: int
@@ -221,28 +218,24 @@ class _Step:
         return [TokenLogprob(*found) for found in zip(ids, of_ids, alternatives, strict=True)]
 
 
-def _timed(step: _Step, rows: Sequence[SampleRow], asked: dict[int, float], began: float) -> list[Drawn]:
-    """Results of a step. Rows share the time of the whole call by what their own part of it took; what a
-    constraint took is its row's.
-    """
+def _timed(step: _Step, rows: Sequence[SampleRow], began: float) -> list[Drawn]:
+    """Results of a step. Rows share the time of the whole call by what their own part of it took."""
     nums_top = {i: row.params.logprobs for i, row in enumerate(rows) if row.params.logprobs is not None}
     scored = [*nums_top]
     found = step.logprobs(scored, [step.ids[i] for i in scored], [*nums_top.values()]) if scored else ()
     logprobs = dict(zip(scored, found, strict=True))
-    shared_s = time.monotonic() - began - sum(asked.values())
-    per_ns = max(shared_s, 0.0) / max(sum(step.draw_ns) + sum(step.score_ns), 1)
+    per_ns = (time.monotonic() - began) / max(sum(step.draw_ns) + sum(step.score_ns), 1)
     taken = zip(step.ids, step.draw_ns, step.score_ns, strict=True)
     return [
-        Drawn(token_id, logprobs.get(i), draw_ns * per_ns + asked.get(i, 0.0), score_ns * per_ns)
+        Drawn(token_id, logprobs.get(i), draw_ns * per_ns, score_ns * per_ns)
         for i, (token_id, draw_ns, score_ns) in enumerate(taken)
     ]
 
 
-def _allowed(
-    allowed_next: AllowedNext, row: SampleRow, end_ids: Sequence[int], width: int
+def _where(
+    allowed: Sequence[int] | TokenMask, end_ids: Sequence[int], width: int
 ) -> tuple[NDArray[Any], tuple[int, int, int]]:
-    """What a constraint allows: as bits or as ids, and the fields that say where."""
-    allowed = allowed_next(row.output_ids)
+    """What a constraint allows, as bits or as ids, and the fields that say where it is."""
     if isinstance(allowed, TokenMask):
         bits = np.ascontiguousarray(allowed.bits)
         return bits, (bits.ctypes.data, bits.nbytes, 0)
