@@ -96,7 +96,7 @@ test-scale: $(TOOLS) ## Ray Serve on a cluster on this machine; installs the ext
 CLIENTS = .venv-clients/.installed
 
 test-clients: $(RUNTIME) $(CLIENTS) ## other people's clients, unchanged, from an environment of their own (Node's where there is npm)
-	TEXTGEN_PYTHON="$(abspath $(PY))" .venv-clients/bin/python -m pytest -c /dev/null --rootdir tests/clients \
+	TEXTGEN_PYTHON="$(abspath $(PY))" .venv-clients/bin/python -m pytest --rootdir tests/clients \
 	  --confcutdir tests/clients -p no:cacheprovider $(or $(ARGS),-q) tests/clients
 
 $(CLIENTS): tests/clients/requirements.txt tests/clients/package.json

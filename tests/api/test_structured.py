@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -60,6 +61,55 @@ def test_openais_and_vllms_fields_ask_for_a_form(live: Live, fields: dict[str, A
         )
     ended = [choice.text for choice in reply.choices if choice.finish_reason == "stop"]
     assert ended and all(is_right({"json_schema": 0}, text) for text in ended)
+
+
+SPELLINGS: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/completions", {"response_format": {"type": "json_object"}}, r"(?s)\{.*\}"),
+    ("/v1/completions", {"structured_outputs": {"regex": "[ab]{3}"}}, "[ab]{3}"),
+    ("/v1/completions", {"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+    ("/v1/completions", {"structured_outputs": {"grammar": 'start: "x" "y"+'}}, "xy+"),
+    ("/v1/completions", {"structured_outputs": {"json_object": True}}, r"(?s)\{.*\}"),
+    ("/v1/completions", {"guided_regex": "[ab]{3}"}, "[ab]{3}"),
+    ("/v1/completions", {"guided_choice": ["yes", "no"]}, "yes|no"),
+    ("/v1/completions", {"guided_grammar": 'start: "x" "y"+'}, "xy+"),
+    ("/v1/completions", {"constraint": {"json_object": True}}, r"(?s)\{.*\}"),
+    ("/", {"grammar": {"type": "regex", "value": "[ab]{3}"}}, "[ab]{3}"),
+    ("/generate", {"grammar": {"type": "json", "value": {"type": "boolean"}}}, "true|false"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "pattern"), SPELLINGS, ids=str)
+def test_every_dialects_spelling_is_followed(
+    live: Live, path: str, fields: dict[str, Any], pattern: str
+) -> None:
+    if path == "/v1/completions":
+        body = {"prompt": "hello", "max_tokens": 200, "seed": 5, **fields}
+        choice = live.post(path, body).json()["choices"][0]
+        text, reason = choice["text"], choice["finish_reason"]
+    else:
+        parameters = {"max_new_tokens": 60, "seed": 5, "details": True, **fields}
+        reply = live.post(path, {"inputs": "hello", "parameters": parameters}).json()
+        reply = reply[0] if isinstance(reply, list) else reply
+        text, reason = reply["generated_text"], reply["details"]["finish_reason"]
+    assert re.fullmatch(pattern, text) or (reason == "length" and text[:1] == "{")
+
+
+def test_a_text_that_ends_inside_its_form_says_length(live: Live) -> None:
+    body = {"prompt": "a", "max_tokens": 3, "guided_regex": "[a-z]{50}"}
+    [choice] = live.post("/v1/completions", body).json()["choices"]
+    assert choice["finish_reason"] == "length" and re.fullmatch("[a-z]{1,49}", choice["text"])
+
+
+def test_drafts_change_no_text_with_a_form(live: Live, serve: Callable[..., Live]) -> None:
+    """The names are in the prompt, so what is copied from there can be right."""
+    names = {"type": "array", "items": {"enum": ["Anna", "Bertha"]}, "minItems": 12, "maxItems": 12}
+    fields = {"prompt": json.dumps(["Anna", "Bertha"] * 8), "seed": 3, "max_new_tokens": 60}
+    bodies = [{**fields, "temperature": t, "constraint": {"json_schema": names}} for t in (0, 0.7)]
+    drafting = serve(speculation=True)
+    for body in bodies:
+        plain, drafted = (each.post("/generate", body).json()["choices"] for each in (live, drafting))
+        assert drafted == plain
+    assert drafting.metric("textgen_draft_tokens_total") > 0
 
 
 @pytest.mark.parametrize(
