@@ -123,9 +123,9 @@ class SequenceRequest:
 
     def max_blocks(self, block_size: int) -> int:
         """How many blocks of the cache it may come to need: its beams share those that the prompt fills."""
-        num_prompt = len(self.prompt_ids)
-        shared = num_prompt // block_size
-        return shared + self.params.num_beams * (-(-(num_prompt + self.params.max_new_tokens) // block_size) - shared)
+        num_tokens = len(self.prompt_ids) + self.params.max_new_tokens
+        shared = len(self.prompt_ids) // block_size
+        return shared + self.params.num_beams * (-(-num_tokens // block_size) - shared)
 
 
 @dataclass(frozen=True, slots=True)
