@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from live_service import Live
+from live_service import WAIT_S, Live, Stuck, expect, running
+
+from service.engine.async_engine import AsyncEngine
+from service.settings import Settings
 
 PROMPT = {"prompt": "Once upon a time", "max_new_tokens": 12}
 
@@ -140,3 +147,38 @@ def test_a_completion_says_nothing_of_messages(client: httpx.Client) -> None:
     for more in ({}, {"use_beam_search": True, "n": 3}):
         usage = client.post("/v1/completions", json={**body, **more}).json()["usage"]
         assert "dropped_messages" not in usage
+
+
+SEARCH = {**PROMPT, "num_beams": 4, "n": 2}
+
+
+def test_a_search_ends_with_its_deadline_or_its_client(serve: Callable[..., Live], tiny_model: Path) -> None:
+    stuck = Stuck(tiny_model)
+    live = serve(AsyncEngine(stuck.make, hung_after_s=WAIT_S))
+    assert live.post("/generate", {**SEARCH, "timeout_s": 0.05}).status_code == 504
+    expect(lambda: live.num_sequences() == 0, "the end of the search")
+    with live.connect() as sock:
+        body = json.dumps(SEARCH).encode()
+        length = f"Content-Length: {len(body)}"
+        lines = ["POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json", length, "", ""]
+        sock.sendall("\r\n".join(lines).encode() + body)
+        expect(lambda: live.num_sequences() == 4, "the search to begin")
+    expect(lambda: live.num_sequences() == 0, "the client's leaving to be seen")
+    stuck.gate.set()
+    assert len(live.post("/generate", SEARCH).json()["choices"]) == 2
+
+
+def test_a_search_that_runs_finishes_while_the_service_drains(tiny_model: Path) -> None:
+    stuck = Stuck(tiny_model)
+    found: list[int] = []
+    with running(
+        Settings(model=str(tiny_model), port=0), AsyncEngine(stuck.make, hung_after_s=WAIT_S)
+    ) as live:
+        asking = threading.Thread(target=lambda: found.append(live.post("/generate", SEARCH).status_code))
+        asking.start()
+        expect(lambda: live.num_sequences() == 4, "the search to begin")
+        live.server._loop.call_soon_threadsafe(live.server._begin_drain, "SIGTERM")
+        expect(lambda: live.state.is_draining, "the drain")
+        stuck.gate.set()
+        asking.join(WAIT_S)
+    assert found == [200]
