@@ -34,6 +34,7 @@ _MOST_SENTENCES = 20_000  # in some two million characters of prose
 _PER_STEP = 128  # sentences
 _BYTES_PER_WORD = 6  # so many count as a word at least: in Chinese, a sentence has no spaces
 _SATURATION, _LENGTH_NORM = 0.8, 0.2  # BM25's k1 and b; sentences are short and of similar length
+_EARLY = 1.5  # what a sentence gains by standing first, half of it by standing second; chosen by measurement
 _FROM_BEFORE = 0.2  # what a sentence takes of the score before it: "He was born there" follows the name
 _RUNNING = 3  # copies of a line that make it a running head or foot
 _TIE = 1e-9  # what a sentence counts that shares nothing with others: it still comes before a running line
@@ -110,7 +111,7 @@ def for_summary(document: str, num_words: int) -> Steps[Evidence]:
     counts = Counter(stem for bag in first.values() for stem in bag)
     scores = [
         (_salience(bag, counts) + _TIE)
-        * (1 + 1 / (1 + place))
+        * (1 + _EARLY / (1 + place))
         * (_TIE**2 if copies[form] >= _RUNNING else 1.0)
         for place, (bag, form) in enumerate(zip(bags, forms, strict=True))
     ]
