@@ -30,7 +30,7 @@ Another prompt with the same 5 tokens claims block 1 and computes position 4 alo
 is always computed, since the next one is drawn from what the model says there.
 
 To look up when a question leads there: `room` and `step_cost` (what steps may take and do), `time_share` and
-`quota` (fair shares of time and of places), `foresight` (what cannot be done in time), `speculator`,
+`quota` (fair shares of time and of places), `foresight` (what cannot be done), `speculator`,
 `draft_model` and `followers` (drafts), `beams` and `beam_search`, `job_stream` (what a caller holds),
 `observer` and `pulse` (who watches), `loader`; then `model.runner` and `backend`.
 """

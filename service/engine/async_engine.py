@@ -19,19 +19,12 @@ from contextlib import suppress
 
 from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine, Outputs
-from service.engine.foresight import check_time
+from service.engine.foresight import check_cache, check_time
 from service.engine.job_stream import JobStream
 from service.engine.pulse import Pulse
 from service.engine.quota import Quota
-from service.engine.sequence import (
-    FinishReason,
-    Job,
-    Sequence,
-    SequenceOutput,
-    SequenceRequest,
-    Status,
-)
-from service.errors import EngineDead, EngineFault, InvalidRequest, NotReady
+from service.engine.sequence import FinishReason, Job, Sequence, SequenceOutput, SequenceRequest, Status
+from service.errors import EngineDead, EngineFault, NotReady
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
@@ -165,8 +158,8 @@ class AsyncEngine:
 
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """See `StreamOwner`."""
-        for request in requests:
-            self._check_fits(request)
+        assert self._pool is not None, "the engine is warm"
+        check_cache(requests, self._pool.block_size, self._pool.num_blocks)
         first = stream.num_submitted
         now = time.monotonic()
         sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
@@ -177,17 +170,6 @@ class AsyncEngine:
         if self.died.is_set():
             stream.fail(EngineFault())
         return range(first, first + len(sequences))
-
-    def _check_fits(self, request: SequenceRequest) -> None:
-        """Refuse a beam search that the whole cache might not hold; one sequence it always does."""
-        assert self._pool is not None, "the engine is warm"
-        size, held = self._pool.block_size, self._pool.num_blocks
-        needed = request.max_blocks(size)
-        if request.params.num_beams > 1 and needed > held:
-            what = f"may need {needed * size} tokens of the cache, which holds {held * size}"
-            raise InvalidRequest(
-                f"num_beams must be less, or the texts shorter: the search {what}", "num_beams"
-            )
 
     def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""

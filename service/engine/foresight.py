@@ -1,7 +1,7 @@
-"""Refuses what cannot be done in time, before any of it is done.
+"""Refuses what cannot be done, in time or in the cache, before any of it is done.
 
-Only log probabilities of prompts can be foreseen: each is a row of a forward pass, whatever the prefix cache
-holds and whenever a text ends.
+Of the time, only log probabilities of prompts can be foreseen: each is a row of a forward pass, whatever the
+prefix cache holds and whenever a text ends.
 """
 
 from __future__ import annotations
@@ -46,6 +46,32 @@ def check_time(
         raise QueueFull(
             "the log probabilities that others asked for take the time this request has", excess_s
         )
+
+
+def check_cache(
+    requests: collections.abc.Sequence[SequenceRequest], block_size: int, num_blocks: int
+) -> None:
+    """Refuse a beam search that the whole cache might not hold; one sequence it always does.
+
+    Args:
+        requests: a job's.
+        block_size: tokens of a block.
+        num_blocks: of the cache.
+
+    Raises:
+        InvalidRequest: says how much the search may need.
+    """
+    for request in requests:
+        num_tokens = len(request.prompt_ids) + request.params.max_new_tokens
+        shared = len(request.prompt_ids) // block_size  # by all beams: the blocks that the prompt fills
+        needed = shared + request.params.num_beams * (-(-num_tokens // block_size) - shared)
+        if request.params.num_beams > 1 and needed > num_blocks:
+            what = (
+                f"may need {needed * block_size} tokens of the cache, which holds {num_blocks * block_size}"
+            )
+            raise InvalidRequest(
+                f"num_beams must be less, or the texts shorter: the search {what}", "num_beams"
+            )
 
 
 def _num_scored(request: SequenceRequest) -> int:

@@ -121,12 +121,6 @@ class SequenceRequest:
         if self.params.num_beams > 1 and self.params.max_new_tokens == 0:
             raise ValueError("num_beams is above 1 where max_new_tokens is 0; nothing is searched for there")
 
-    def max_blocks(self, block_size: int) -> int:
-        """How many blocks of the cache it may come to need: its beams share those that the prompt fills."""
-        num_tokens = len(self.prompt_ids) + self.params.max_new_tokens
-        shared = len(self.prompt_ids) // block_size
-        return shared + self.params.num_beams * (-(-num_tokens // block_size) - shared)
-
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
