@@ -37,7 +37,7 @@ def keep_near(
         work: What is measured.
         before: The base's losses on it.
         valid: Rows to measure what was learned on.
-        report: Gets a line where something was taken back.
+        report: Gets a line where something was taken back, or would have to be.
 
     Returns:
         The losses on old work, and on `valid` where it was measured anew.
@@ -56,6 +56,10 @@ def keep_near(
             if not forgotten(before, now):
                 break
         else:
+            report(
+                f"nothing is taken back: even {100 * _SHARES[-1]:.0f} % of what was learned makes some old "
+                f"work worse by more than {100 * MOST_FORGETTING:.0f} %"
+            )
             return after, None
     valid_loss = mean_loss(model, valid) if valid else None
     cost = "" if learned is None else f"; validation loss {valid_loss:.3f} instead of {learned:.3f}"

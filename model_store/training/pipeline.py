@@ -263,7 +263,7 @@ def _train_and_export(job: Job, model: Any, data: _Data, source: Path, report: R
         figures: dict[str, Any] = {"training": asdict(result)}
         if before:
             figures["old work"] = figures_of(before, after)
-            for line in told(before, after):
+            for line in told(before, after, job.material.replay):
                 report(line)
         with told_when_full(job.out, checkpoint_bytes(model, data.options)):
             full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))

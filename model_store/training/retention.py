@@ -145,8 +145,14 @@ def forgotten(before: Mapping[str, float], after: Mapping[str, float]) -> list[s
     return [name for name, old in before.items() if after[name] > (1 + MOST_FORGETTING) * old]
 
 
-def told(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Say, for each kind of old work, how the loss changed; in capitals where it rose beyond the bound."""
+def told(before: Mapping[str, float], after: Mapping[str, float], replay: float = 0.0) -> list[str]:
+    """Say, for each kind of old work, how the loss changed; in capitals where it rose beyond the bound.
+
+    Args:
+        before: the base's losses.
+        after: the new model's.
+        replay: the share of old work among the rows it learned from.
+    """
     lines = []
     for name, old in before.items():
         change = after[name] / old - 1 if old else 0.0
@@ -154,8 +160,9 @@ def told(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
             f"old work, {name}: loss {old:.3f} before, {after[name]:.3f} after ({100 * change:+.1f} %)"
         )
     if names := forgotten(before, after):
+        rehearsal = f"A LARGER --replay THAN {replay:g}" if replay else "--replay 0.3"
         lines.append(
             f"THE MODEL HAS FORGOTTEN: THE LOSS ON {', '.join(names).upper()} ROSE BY MORE THAN "
-            f"{100 * MOST_FORGETTING:.0f} %; TRY --replay 0.3, A LOWER --learning-rate OR --lora-rank 8"
+            f"{100 * MOST_FORGETTING:.0f} %; TRY {rehearsal}, A LOWER --learning-rate OR --lora-rank 8"
         )
     return lines

@@ -127,7 +127,10 @@ def test_a_share_is_from_0_to_below_1(share: float) -> None:
 def test_a_loss_beyond_the_bound_is_said_in_capitals() -> None:
     assert told({"text": 2.0}, {"text": 2.09}) == ["old work, text: loss 2.000 before, 2.090 after (+4.5 %)"]
     lines = told({"text": 2.0, "qa": 1.0}, {"text": 2.2, "qa": 1.0})
-    assert lines[-1].startswith("THE MODEL HAS FORGOTTEN: THE LOSS ON TEXT ROSE BY MORE THAN 5 %")
+    assert lines[-1].startswith(
+        "THE MODEL HAS FORGOTTEN: THE LOSS ON TEXT ROSE BY MORE THAN 5 %; TRY --replay 0.3, "
+    )
+    assert "TRY A LARGER --replay THAN 0.4, A LOWER" in told({"qa": 1.0}, {"qa": 2.0}, 0.4)[-1]
 
 
 def test_what_is_forgotten_is_measured_and_less_with_replay(base: Path, tmp_path: Path) -> None:
@@ -179,7 +182,8 @@ def test_nothing_is_taken_back_where_nothing_was_forgotten_or_it_would_not_help(
 ) -> None:
     before, model, said = losses(moved(base, 0), measured), moved(base, size), list[str]()
     after, valid_loss = keep_near(model, base, measured, before, None, said.append)
-    assert said == [] and valid_loss is None and bool(forgotten(before, after)) is (size > 0)
+    assert [line.partition(":")[0] for line in said] == (["nothing is taken back"] if size else [])
+    assert valid_loss is None and bool(forgotten(before, after)) is (size > 0)
     assert losses(model, measured) == after == losses(moved(base, size), measured)
 
 
