@@ -175,8 +175,9 @@ def prometheus(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def _is_up(client: httpx.Client) -> bool:
+    """Whether Prometheus answers queries (it says 503 until it does) and has scraped the service."""
     try:
-        return values(client, 'up{job="textgen"} == 1') != []
+        return client.get("/-/ready").is_success and values(client, 'up{job="textgen"} == 1') != []
     except httpx.TransportError:
         return False
 
