@@ -202,8 +202,9 @@ def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, s
         found: pydantic's errors; only types, places and our own limits are read, never the input.
         legal: legal values in words, by field name; the keys are the names that exist.
     """
-    place = [part for part in found[0]["loc"] if part != "body"]
-    kind = str(found[0]["type"])
+    first = next((error for error in found if _is_misspelt(error, found)), found[0])
+    place = [part for part in first["loc"] if part != "body"]
+    kind = str(first["type"])
     if not place:
         return Problem("invalid_request", "the body " + _EXPECTED.get(kind, "must be an object"))
     if kind == "extra_forbidden":
@@ -216,6 +217,15 @@ def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, s
     text = _EXPECTED.get(kind, "has a value that is not legal")
     legal_text = f"; legal: {hint}" if hint and kind != "missing" else ""
     return Problem("invalid_request", f"{path or 'a field'} {text}{legal_text}", path or None)
+
+
+def _is_misspelt(error: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an unknown field looks like a required one that is missing beside it."""
+    if error["type"] != "extra_forbidden":
+        return False
+    *place, name = error["loc"]
+    missing = [str(e["loc"][-1]) for e in found if e["type"] == "missing" and [*e["loc"][:-1]] == place]
+    return difflib.get_close_matches(str(name)[:100], missing) != []
 
 
 def _unknown_field(name: str, legal: Mapping[str, str]) -> Problem:

@@ -85,6 +85,17 @@ def test_an_unknown_field_is_named_with_the_nearest_one(live: Live) -> None:
     assert error["param"] == "temprature" and "did you mean temperature?" in error["message"]
 
 
+def test_a_required_field_that_is_misspelt_is_named_before_the_one_that_is_missing(live: Live) -> None:
+    error = check(send(live, "/generate", {"promt": "x"}), 422, "invalid_request")
+    assert error["param"] == "promt" and "did you mean prompt?" in error["message"]
+    error = check(send(live, "/qa", {"context": "x", "questoin": "y"}), 422, "invalid_request")
+    assert error["param"] == "questoin" and "did you mean question?" in error["message"]
+    assert (
+        check(send(live, "/generate", {"zzz": "x"}), 422, "invalid_request")["message"]
+        == "prompt is required"
+    )
+
+
 def test_a_name_of_transformers_leads_to_ours(live: Live) -> None:
     error = check(send(live, "/generate", {**PROMPT, "do_sample": True}), 422, "invalid_request")
     assert error["param"] == "do_sample" and "did you mean temperature?" in error["message"]
