@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -71,13 +72,11 @@ def measure(
 def wait_until_ready(port: int) -> None:
     """Until it answers."""
     while True:
-        try:
+        with suppress(OSError):  # nobody listens yet
             connection = HTTPConnection("127.0.0.1", port, timeout=10)
             connection.request("GET", "/readyz")
             if connection.getresponse().status == 200:
                 return
-        except OSError:
-            pass  # nobody listens yet
         time.sleep(0.2)
 
 

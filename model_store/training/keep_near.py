@@ -49,13 +49,15 @@ def keep_near(
     with torch.no_grad():
         tuned = {name: weight.clone() for name, weight in model.named_parameters()}
         old = dict(load_gpt2(read_checkpoint(base), LeanGPT2).named_parameters())
-        for share in (*_SHARES, 1.0):
+        for share in _SHARES:
             for name, weight in model.named_parameters():
                 weight.copy_(torch.lerp(old[name].to(weight), tuned[name], share))
             now = losses(model, work)
             if not forgotten(before, now):
                 break
         else:
+            for name, weight in model.named_parameters():
+                weight.copy_(tuned[name])
             report(
                 f"nothing is taken back: even {100 * _SHARES[-1]:.0f} % of what was learned makes some old "
                 f"work worse by more than {100 * MOST_FORGETTING:.0f} %"

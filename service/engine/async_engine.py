@@ -159,7 +159,7 @@ class AsyncEngine:
     def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
         """See `StreamOwner`."""
         assert self._pool is not None, "the engine is warm"
-        check_cache(requests, self._pool.block_size, self._pool.num_blocks)
+        check_cache(requests, self._pool)
         first = stream.num_submitted
         now = time.monotonic()
         sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]

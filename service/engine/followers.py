@@ -134,8 +134,7 @@ class Followers:
 
     def _reserve(self, twin: Sequence, num_tokens: int) -> bool:
         """Take blocks for a twin's tokens and some more; false where there are too few."""
-        size = self._pool.block_size
-        missing = -(-(len(twin.token_ids) + num_tokens) // size) - len(twin.block_table)
+        missing = self._pool.blocks_for(len(twin.token_ids) + num_tokens) - len(twin.block_table)
         blocks = self._pool.allocate(max(missing, 0))
         twin.block_table += blocks or []
         return blocks is not None

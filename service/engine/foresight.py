@@ -10,6 +10,7 @@ import collections.abc
 import time
 from collections.abc import Iterable
 
+from service.engine.block_pool import BlockPool
 from service.engine.sequence import Sequence, SequenceRequest
 from service.engine.step_cost import StepCost
 from service.errors import InvalidRequest, QueueFull
@@ -48,27 +49,24 @@ def check_time(
         )
 
 
-def check_cache(
-    requests: collections.abc.Sequence[SequenceRequest], block_size: int, num_blocks: int
-) -> None:
+def check_cache(requests: collections.abc.Sequence[SequenceRequest], pool: BlockPool) -> None:
     """Refuse a beam search that the whole cache might not hold; one sequence it always does.
 
     Args:
         requests: a job's.
-        block_size: tokens of a block.
-        num_blocks: of the cache.
+        pool: the cache's; only its size is read.
 
     Raises:
         InvalidRequest: says how much the search may need.
     """
+    size, held = pool.block_size, pool.num_blocks
     for request in requests:
-        num_tokens = len(request.prompt_ids) + request.params.max_new_tokens
-        shared = len(request.prompt_ids) // block_size  # by all beams: the blocks that the prompt fills
-        needed = shared + request.params.num_beams * (-(-num_tokens // block_size) - shared)
-        if request.params.num_beams > 1 and needed > num_blocks:
-            what = (
-                f"may need {needed * block_size} tokens of the cache, which holds {num_blocks * block_size}"
-            )
+        num_prompt, num_beams = len(request.prompt_ids), request.params.num_beams
+        shared = num_prompt // size  # by all beams: the blocks that the prompt fills
+        own = pool.blocks_for(num_prompt + request.params.max_new_tokens) - shared
+        needed = shared + num_beams * own
+        if num_beams > 1 and needed > held:
+            what = f"may need {needed * size} tokens of the cache, which holds {held * size}"
             raise InvalidRequest(
                 f"num_beams must be less, or the texts shorter: the search {what}", "num_beams"
             )

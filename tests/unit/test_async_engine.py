@@ -454,5 +454,5 @@ async def test_log_probabilities_wait_for_those_that_others_asked_for() -> None:
 
 
 async def test_nothing_is_foreseen_before_something_was_measured() -> None:
-    async with running(fake_engine()) as served, served.submit([scored(100)], deadline=0.0):
-        pass
+    async with running(fake_engine()) as served, served.submit([scored(100)], deadline=0.0) as stream:
+        assert stream.num_submitted == 1
