@@ -1,7 +1,9 @@
 """Muon, which learns more from few tokens than AdamW: for the built-in model's pretraining."""
 
 import math
+import timeit
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ import torch
 _MOMENTUM = 0.95
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients
 _ITERATIONS = 5
+_PRODUCTS = 7
+_CLEARLY = 0.8  # of the time: no run of one machine is to differ from the next by chance
 
 
 class Muon(torch.optim.Optimizer):
@@ -16,7 +20,7 @@ class Muon(torch.optim.Optimizer):
 
     The update is that of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, which multiplies in
     bfloat16 everywhere: on a processor without such instructions that takes 30 times as long as in float32
-    and longer than the rest of a step. Here the precision follows the hardware.
+    and longer than the rest of a step. Here the precision is the faster one.
 
     Args:
         matrices: Parameters with two dimensions.
@@ -46,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """The nearly orthogonal matrix beside `matrix` (rows, columns): its singular values become about 1, by
     Newton and Schulz's iteration."""
-    x = matrix.to(torch.bfloat16 if has_bf16(matrix.device) else torch.float32)
+    x = matrix.to(torch.bfloat16 if is_faster_in_bf16(matrix.device) else torch.float32)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = _QUINTIC
@@ -56,11 +60,19 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 by instructions of its own, or as fast as float32."""
+@cache
+def is_faster_in_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 faster than float32: measured on a processor, where having the
+    instructions does not tell (AVX-512's without AMX took 1.5 times as long as float32)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return _product_s(torch.bfloat16) < _CLEARLY * _product_s(torch.float32)
+
+
+def _product_s(dtype: torch.dtype) -> float:
+    """Seconds that a product of a small model's layer takes: the best of some, on a shared processor."""
+    left, right = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+    return min(timeit.repeat(lambda: left @ right, number=1, repeat=_PRODUCTS))
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from model_store.recipes.muon import has_bf16
+from model_store.recipes.muon import is_faster_in_bf16
 from model_store.tokenizer import Tokenizer
 from model_store.training.disk import checkpoint_bytes, told_when_full
 from model_store.training.errors import Diverged, InvalidOption, MissingExtra
@@ -227,7 +227,7 @@ def is_bf16(precision: str) -> bool:
     """Say whether a run of a precision computes in bfloat16 here."""
     if precision != "auto":
         return precision == "bf16"
-    return has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return is_faster_in_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def with_adapters(model: Any, rank: int) -> Any:

@@ -37,7 +37,7 @@ class TrainOptions:
         weight_decay: Of matrices.
         clip: The largest norm of the gradient; 0 for no clipping.
         optimizer: `adamw`, or `muon` (Muon for the layers' matrices, AdamW for the rest).
-        precision: `bf16` (autocast), `fp32`, or `auto` for bf16 where the processor or the GPU has it.
+        precision: `bf16` (autocast), `fp32`, or `auto` for bf16 where that is faster.
         is_compiled: Use torch.compile; needs a C++ compiler.
         shifted_share: The share of rows moved to drawn positions; see `packing.Rows`.
         prompt_weight: How much a prompt's token counts beside an answer's when answers are what is learned,

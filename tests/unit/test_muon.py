@@ -34,13 +34,23 @@ def test_the_update_has_singular_values_near_one(shape: tuple[int, int]) -> None
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_the_precision_follows_the_hardware(
-    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: torch.dtype
+@pytest.mark.parametrize(("is_faster", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_update_is_computed_in_the_faster_precision(
+    monkeypatch: pytest.MonkeyPatch, is_faster: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(muon, "has_bf16", lambda device: has_bf16)
+    monkeypatch.setattr(muon, "is_faster_in_bf16", lambda device: is_faster)
     seen: list[torch.dtype] = []
     addmm = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda x, *args, **kw: seen.append(x.dtype) or addmm(x, *args, **kw))
     assert orthogonal(torch.randn(4, 6)).dtype == torch.float32
     assert set(seen) == {dtype}
+
+
+@pytest.mark.parametrize(("bf16_s", "is_faster"), [(0.5, True), (0.9, False), (1.5, False)])
+def test_bfloat16_is_chosen_where_it_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, bf16_s: float, is_faster: bool
+) -> None:
+    muon.is_faster_in_bf16.cache_clear()
+    monkeypatch.setattr(muon, "_product_s", {torch.bfloat16: bf16_s, torch.float32: 1.0}.get)
+    assert muon.is_faster_in_bf16(torch.device("cpu")) == is_faster
+    muon.is_faster_in_bf16.cache_clear()
