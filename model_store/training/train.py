@@ -201,6 +201,7 @@ def _arguments(train: Learned, valid: Rows | None, out: Path, options: TrainOpti
         max_grad_norm=options.clip,
         bf16=is_bf16(options.precision),
         use_cpu=not torch.accelerator.is_available(),
+        ddp_find_unused_parameters=False,
         logging_steps=options.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if valid else "no",
