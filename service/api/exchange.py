@@ -228,7 +228,13 @@ class Exchange:
             raise self._failure
         self._worker = worker = asyncio.current_task()
         assert worker is not None, "an exchange lives on the event loop"
-        watchers = [] if is_reading else [asyncio.ensure_future(self._watch())]
+        watchers: list[asyncio.Task[None]] = []
+
+        def watch() -> None:
+            watchers.append(asyncio.ensure_future(self._watch()))
+
+        # At the loop's next turn: work that is refused at once needs no watcher.
+        begin = None if is_reading else asyncio.get_running_loop().call_soon(watch)
         limit = asyncio.timeout_at(None if self.deadline == math.inf else self.deadline)
         try:
             async with limit:
@@ -244,6 +250,8 @@ class Exchange:
             raise self._failure from None
         finally:
             self._worker = None
+            if begin is not None:
+                begin.cancel()
             await end_tasks(*watchers)
 
     async def _watch(self) -> None:

@@ -13,7 +13,6 @@ import collections.abc
 import math
 import queue
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -131,7 +130,7 @@ class AsyncEngine:
 
         Raises:
             NotReady, EngineDead, QueueFull: nothing was queued.
-            InvalidRequest: it cannot be done by then, or as `enqueue`.
+            InvalidRequest: it cannot be done by then, or as `JobStream.extend`.
         """
         self.check_room(tenant, sum(request.params.num_beams for request in requests))
         if any(request.params.score_from is not None for request in requests):
@@ -139,7 +138,7 @@ class AsyncEngine:
             check_time(requests, unfinished, self._cost, deadline)
         job = Job(tenant, salt)
         stream = JobStream(self, job)
-        self.enqueue(stream, requests)
+        stream.extend(requests)
         self._streams[job] = stream
         return stream
 
@@ -156,20 +155,16 @@ class AsyncEngine:
             raise NotReady
         self.quota.check(tenant, count)
 
-    def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
+    def enqueue(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""
         assert self._pool is not None, "the engine is warm"
-        check_cache(requests, self._pool)
-        first = stream.num_submitted
-        now = time.monotonic()
-        sequences = [Sequence(stream.job, first + i, request, now) for i, request in enumerate(requests)]
-        stream.num_submitted += len(sequences)
-        self.quota.take(stream.job.tenant, sum(request.params.num_beams for request in requests))
-        stream.unfinished.update((sequence.index, sequence) for sequence in sequences)
+        num_places = sum(sequence.params.num_beams for sequence in sequences)
+        if num_places > len(sequences):
+            check_cache((sequence.request for sequence in sequences), self._pool)
+        self.quota.take(stream.job.tenant, num_places)
         self._commands.put(lambda engine: self._add_all(engine, sequences))
         if self.died.is_set():
             stream.fail(EngineFault())
-        return range(first, first + len(sequences))
 
     def drop(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
         """See `StreamOwner`."""

@@ -49,7 +49,7 @@ def check_time(
         )
 
 
-def check_cache(requests: collections.abc.Sequence[SequenceRequest], pool: BlockPool) -> None:
+def check_cache(requests: Iterable[SequenceRequest], pool: BlockPool) -> None:
     """Refuse a beam search that the whole cache might not hold; one sequence it always does.
 
     Args:

@@ -27,8 +27,8 @@ from service.errors import EngineFault
 class StreamOwner(Protocol):
     """What a stream needs of its engine."""
 
-    def enqueue(self, stream: JobStream, requests: collections.abc.Sequence[SequenceRequest]) -> range:
-        """Add sequences to the stream's job and return their indices.
+    def enqueue(self, stream: JobStream, sequences: collections.abc.Sequence[Sequence]) -> None:
+        """Let sequences of the stream's job wait for their turn.
 
         Raises:
             InvalidRequest: a beam search among them might not fit into the whole cache; nothing was added.
@@ -74,7 +74,12 @@ class JobStream:
         Raises:
             InvalidRequest: as `StreamOwner.enqueue`.
         """
-        return self._owner.enqueue(self, requests)
+        first, now = self.num_submitted, time.monotonic()
+        sequences = [Sequence(self.job, first + i, request, now) for i, request in enumerate(requests)]
+        self._owner.enqueue(self, sequences)
+        self.num_submitted += len(sequences)
+        self.unfinished.update((sequence.index, sequence) for sequence in sequences)
+        return range(first, self.num_submitted)
 
     def abort(self, index: int) -> None:
         """Drop one sequence; it gives no further output."""

@@ -17,7 +17,7 @@ to write into a block that others hold, too, gets a copy first. `beams` says whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from service.engine.batch import Batch, Scheduled
 from service.engine.block_pool import BlockPool
@@ -223,21 +223,21 @@ class Scheduler:
         there is no time left for that: it would hold blocks and a place that others could use.
         """
         items: list[Scheduled] = []
-        while room.rows > 0 and (found := next(self._startable(room, newcomers_only), None)):
-            if not self._start(*found, now):
+        while room.rows > 0 and (startable := self._next_startable(room, newcomers_only)):
+            if not self._start(*startable, now):
                 break
-            items += self._prefill(found[0], room)
+            items += self._prefill(startable[0], room)
         return items
 
-    def _startable(self, room: Room, newcomers_only: bool) -> Iterator[tuple[Sequence, list[int]]]:
-        """Those for whom there are places, with their cached blocks; nobody takes what a search waits for."""
+    def _next_startable(self, room: Room, newcomers_only: bool) -> tuple[Sequence, list[int]] | None:
+        """The first with places, and its cached blocks; nobody takes what a search waits for."""
         full: set[str] = set()  # tenants
         for sequence in self.waiting.candidates():
             job, width = sequence.job, sequence.params.num_beams
             if newcomers_only and job.num_running:
                 continue
             if self.places.num_held + width > self.places.limit:
-                return
+                return None
             if self.places.excess(job.tenant, width) > 0:
                 full.add(job.tenant)
             if job.tenant in full or job.num_running + width > self.places.share:
@@ -246,17 +246,18 @@ class Scheduler:
                 continue
             cached = self.prefix_cache.match(sequence)
             if cached is not None:
-                yield sequence, cached
+                return sequence, cached
+        return None
 
     def _start(self, sequence: Sequence, cached: list[int], now: float) -> bool:
         """Move a sequence from waiting to running with blocks for all of its tokens; false if there are
         too few.
         """
-        missing = self.pool.blocks_for(len(sequence.token_ids)) - len(cached)
-        num_common = sequence.num_prompt_tokens // self.pool.block_size  # with its other beams, at least
-        own = [self.pool.blocks_for(len(beam.token_ids)) - num_common for beam in sequence.followers]
-        num_free = self.pool.num_free - self.pool.count_unreferenced(cached)
-        if missing + sum(max(count, 1) for count in own) > num_free:
+        wanted = missing = self.pool.blocks_for(len(sequence.token_ids)) - len(cached)
+        for beam in sequence.followers:  # each shares the full blocks of the prompt, at least
+            num_shared = sequence.num_prompt_tokens // self.pool.block_size
+            wanted += max(self.pool.blocks_for(len(beam.token_ids)) - num_shared, 1)
+        if wanted > self.pool.num_free - self.pool.count_unreferenced(cached):
             return False
         self.prefix_cache.claim(sequence, cached)
         sequence.block_table += self.pool.allocate(missing) or []

@@ -35,6 +35,8 @@ def encode(tokenizer: Tokenizer, text: str, parses_special: bool = False) -> Ste
         characters, which is cut.
     """
     encode_part = tokenizer.encode_specials if parses_special else tokenizer.encode
+    if len(text) <= SLICE:
+        return encode_part(text)
     ids: list[int] = []
     for start, end in _parts(tokenizer, text, parses_special):
         if start:
