@@ -558,3 +558,11 @@ def test_kernels_work_on_a_processor_with_avx512_but_no_matrix_registers() -> No
     features = FeatureMap({name: has and not name.startswith("amx") for name, has in usual.items()})
     told = self_checks_with(get_host_cpu_name(), features.flatten())
     assert told.count("AVX-512") == 3 and "AMX" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not get_host_cpu_features().get("avx512bf16"), reason="no products of bfloat16")
+@pytest.mark.parametrize(("name", "is_paired"), [("znver4", True), ("sapphirerapids", False)])
+def test_bfloat16_rows_are_multiplied_as_such_where_that_is_faster(name: str, is_paired: bool) -> None:
+    told = self_checks_with(name, "+avx2,+fma,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512bf16,+avx512vnni")
+    assert ("AVX-512 BF16" in told) == is_paired and told.count("AVX-512") == 3

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from service.engine.backends.cpu import kernels
 from service.engine.backends.cpu.pool import pool
-from service.engine.backends.cpu.processor import MAX_PASS_ROWS, STEP_BYTES, TILE
+from service.engine.backends.cpu.processor import HAS_BF16, MAX_PASS_ROWS, STEP_BYTES, TILE
 from service.engine.backends.cpu.records import (
     BFLOAT16,
     FLOAT32,
@@ -106,7 +106,8 @@ class CpuLinear:
 
 def packed_row_bytes(kind: int, length: int) -> int:
     """Bytes from one packed row to the next: whole vectors, and the int8 row's scale and zero point."""
-    return -(-_steps(kind, length) * 4 // 64) * 64 + META
+    step_bytes = 8 if kind == BFLOAT16 and not HAS_BF16 else 4
+    return -(-_steps(kind, length) * step_bytes // 64) * 64 + META
 
 
 def _steps(kind: int, length: int) -> int:

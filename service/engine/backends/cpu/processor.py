@@ -39,16 +39,18 @@ def _tiles_are_permitted() -> bool:
 _HAS = {told[1:] for told in features().split(",") if told.startswith("+")}
 HAS_AVX512 = "avx512f" in _HAS
 HAS_AVX2 = "avx2" in _HAS
-HAS_BF16 = HAS_AVX512 and "avx512bf16" in _HAS
 HAS_VNNI = HAS_AVX512 and "avx512vnni" in _HAS
 HAS_TILES = HAS_AVX512 and {"amx-tile", "amx-bf16", "amx-int8"} <= _HAS and _tiles_are_permitted()
+# Whether bfloat16 weights meet rows of bfloat16, else rows of float32: Intel's vector unit multiplies
+# bfloat16 more slowly than float32 (bench/NOTES.md).
+HAS_BF16 = HAS_TILES or (HAS_AVX512 and "avx512bf16" in _HAS and name().startswith("znver"))
 
 VECTORS = 4 if HAS_AVX512 else 1  # vectors of columns in a tile
 TILE = VECTORS * LANES  # columns in a tile
 STEP_BYTES = VECTORS * 64  # packed weights of one tile and one step of K
 # Maximum rows in a tile, by kind. With 32 registers, 6 * 4 sums, 4 weights and a broadcast fit; with 16 that
-# are half as wide, 6 * 2, 2 and 1, and fewer rows where a step needs registers to take bytes apart.
-ROWS = (6, 6, 6) if HAS_AVX512 else (6, 4, 4)
+# are half as wide, 6 * 2, 2 and 1, and fewer rows where int8's bytes have to be taken apart in registers.
+ROWS = (6, 6, 6) if HAS_AVX512 else (6, 6, 4)
 MAX_ROWS = max(ROWS)
 MATRIX_ROWS = 16  # of activations that the matrix registers take at once
 MAX_PASS_ROWS = MATRIX_ROWS if HAS_TILES else MAX_ROWS  # in one call, by matrix registers or without

@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
 """The hand-made register tile: some rows of activations times one packed tile of weights.
 
-Every precision walks K in steps of four bytes of each activation row: one float32, two bfloat16 or four
-uint8. A step broadcasts those four bytes and combines them with one vector of weights per sixteen columns.
+Every precision walks K in steps of four bytes of weights: one float32, two bfloat16 or four int8. A step
+broadcasts what a row of activations has for it and combines that with one vector of weights per sixteen
+columns. bfloat16 weights meet rows of bfloat16 where an instruction multiplies them, else of float32.
 **Each output is one chain of such steps in the order of K, whatever the number of rows, so a row's bits
 never depend on its neighbours.** This module knows registers and prefetching; `linear_task` gives it tiles,
 scales and biases.
@@ -44,6 +45,7 @@ from service.engine.backends.cpu.processor import (
 from service.engine.backends.cpu.records import BFLOAT16, FLOAT32, INT8
 
 Dot = Callable[[Any, Any, Any, Any], Any]  # (builder, sum, activation <16 x i32>, weights <16 x i32>) -> sum
+Half = Callable[[Any, Any], Any]  # (builder, weights <16 x i32>) -> what of them the dot multiplies
 
 
 class _BFloat(ir.types._BaseFloatType):  # llvmlite has no name for it
@@ -67,15 +69,18 @@ def _dot_bfloat16(builder: Any, total: Any, activation: Any, weights: Any) -> An
     return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", VF, total, a, w)
 
 
-def _dot_bfloat16_shifted(builder: Any, total: Any, activation: Any, weights: Any) -> Any:
-    """For any processor: the low and the high half of each lane as float32."""
-    for shift in (True, False):
-        a, w = (
-            builder.shl(x, constant(VI, 16)) if shift else builder.and_(x, constant(VI, 0xFFFF0000))
-            for x in (activation, weights)
-        )
-        total = fma(builder, builder.bitcast(a, VF), builder.bitcast(w, VF), total)
-    return total
+def _low_half(builder: Any, weights: Any) -> Any:
+    """The first bfloat16 of each lane, as float32 bits."""
+    return builder.shl(weights, constant(VI, 16))
+
+
+def _high_half(builder: Any, weights: Any) -> Any:
+    """The second one."""
+    return builder.and_(weights, constant(VI, 0xFFFF0000))
+
+
+def _all(builder: Any, weights: Any) -> Any:
+    return weights
 
 
 def _dot_int8(builder: Any, total: Any, activation: Any, weights: Any) -> Any:
@@ -110,11 +115,14 @@ def _dot_int8_shifted(builder: Any, total: Any, activation: Any, weights: Any) -
     return total
 
 
-def _emit_loop(builder: Any, rows: int, lines: int, dot: Dot, sums: Any, args: Any) -> None:
+def _emit_loop(
+    builder: Any, rows: int, lines: int, dot: Dot, halves: tuple[Half, ...], sums: Any, args: Any
+) -> None:
     """The loop over K for a fixed number of rows; leaves rows * TILE sums at `scratch`.
 
     Args:
         lines: cache lines to prefetch per step.
+        halves: parts of a step's weights, each for four bytes of a row.
         sums: LLVM vector type of the sums.
         args: addresses and counts, as in `multiply_tile`.
     """
@@ -130,10 +138,14 @@ def _emit_loop(builder: Any, rows: int, lines: int, dot: Dot, sums: Any, args: A
     for line in range(lines):
         offset = builder.mul(k, I64(64 * lines))
         emit_prefetch(builder, builder.add(builder.add(ahead, offset), I64(64 * line)))
-    new = []
-    for r in range(rows):
-        quad = splat(builder, load(builder, builder.add(starts[r], builder.shl(k, I64(2))), I32))
-        new += [dot(builder, totals[r * VECTORS + j], quad, weights[j]) for j in range(VECTORS)]
+    new: list[Any] = list(totals)
+    for half, of in enumerate(halves):
+        parts = [of(builder, each) for each in weights]
+        place = builder.add(builder.mul(k, I64(4 * len(halves))), I64(4 * half))
+        for r in range(rows):
+            quad = splat(builder, load(builder, builder.add(starts[r], place), I32))
+            for j in range(VECTORS):
+                new[r * VECTORS + j] = dot(builder, new[r * VECTORS + j], quad, parts[j])
     following = builder.add(k, I64(1))
     for phi, first, later in zip(
         [k, *totals], [I64(0)] + [constant(sums, 0)] * len(new), [following, *new], strict=True
@@ -146,7 +158,7 @@ def _emit_loop(builder: Any, rows: int, lines: int, dot: Dot, sums: Any, args: A
         store(builder, total, builder.add(scratch, I64(64 * i)), 64)
 
 
-def _tile_intrinsic(name: str, kind: int, dot: Dot, sums: Any) -> Any:
+def _tile_intrinsic(name: str, kind: int, dot: Dot, sums: Any, halves: tuple[Half, ...] = (_all,)) -> Any:
     """An intrinsic with one loop per number of rows; its docstring is below."""
     max_rows = ROWS[kind]
     variants = [(rows, 4) for rows in range(1, max_rows + 1)]
@@ -160,7 +172,7 @@ def _tile_intrinsic(name: str, kind: int, dot: Dot, sums: Any) -> Any:
             block = builder.append_basic_block(f"rows{rows}_lines{lines}")
             switch.add_case(I64(16 * lines + rows), block)
             builder.position_at_end(block)
-            _emit_loop(builder, rows, lines * VECTORS // 4, dot, sums, args[:6])
+            _emit_loop(builder, rows, lines * VECTORS // 4, dot, halves, sums, args[:6])
             builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
@@ -172,7 +184,7 @@ def _tile_intrinsic(name: str, kind: int, dot: Dot, sums: Any) -> Any:
     multiply.__doc__ = """Sums of `rows` rows against one tile of weights.
 
     Args (all int64; addresses are of bytes):
-        a: first row of activations, rows `row_bytes` apart, readable for 4 * steps bytes each.
+        a: first row of activations, rows `row_bytes` apart, readable for 4 or 8 * steps bytes each.
         b: the packed tile, 64-byte aligned: steps * STEP_BYTES bytes.
         steps: four-byte steps along K, at least 1.
         scratch: rows * TILE sums, 64-byte aligned.
@@ -184,8 +196,10 @@ def _tile_intrinsic(name: str, kind: int, dot: Dot, sums: Any) -> Any:
 
 
 multiply_float32 = _tile_intrinsic("multiply_float32", FLOAT32, _dot_float32, VF)
-multiply_bfloat16 = _tile_intrinsic(
-    "multiply_bfloat16", BFLOAT16, _dot_bfloat16 if HAS_BF16 else _dot_bfloat16_shifted, VF
+multiply_bfloat16 = (
+    _tile_intrinsic("multiply_bfloat16", BFLOAT16, _dot_bfloat16, VF)
+    if HAS_BF16
+    else _tile_intrinsic("multiply_bfloat16", BFLOAT16, _dot_float32, VF, (_low_half, _high_half))
 )
 multiply_int8 = _tile_intrinsic(
     "multiply_int8", INT8, _dot_int8 if HAS_VNNI else _dot_int8_pairs if HAS_AVX2 else _dot_int8_shifted, VI

@@ -14,6 +14,7 @@ from service.engine.backends.cpu.native.linear_task import multiply, pack_rows, 
 from service.engine.backends.cpu.native.scalars import load_float, load_long
 from service.engine.backends.cpu.native.team import claim, meet
 from service.engine.backends.cpu.native.write_kv import write_kv
+from service.engine.backends.cpu.processor import HAS_BF16
 from service.engine.backends.cpu.records import (
     B_IDS,
     B_LOGITS,
@@ -101,7 +102,7 @@ def _stage(record, plain, packed):
     kind = load_long(record + W_KIND)
     if kind == INT8:
         return plain, 4 * load_long(record + W_K), OUT_FLOAT32
-    return packed, row_size(record), OUT_BFLOAT16 if kind == BFLOAT16 else OUT_FLOAT32
+    return packed, row_size(record), OUT_BFLOAT16 if kind == BFLOAT16 and HAS_BF16 else OUT_FLOAT32
 
 
 @native
