@@ -1,6 +1,6 @@
 """GPT-2 checkpoints with random weights of a real shape, for measuring: speed does not depend on the weights.
 
-    python bench/checkpoint.py FOLDER --shape 124m
+    python bench/checkpoint.py FOLDER --shape 124m [--peaked]
 
 writes a Hugging Face folder with a byte-level BPE tokenizer whose vocabulary has the real size: its merges
 are of the made-up words that `textgen bench` sends, the rest is filled with words that nobody writes, so
@@ -55,13 +55,14 @@ def make_tokenizer(vocab_size: int) -> Any:
     return tokenizer
 
 
-def make_checkpoint(folder: Path, shape: str, seed: int = 0) -> Path:
+def make_checkpoint(folder: Path, shape: str, seed: int = 0, peaked: bool = False) -> Path:
     """Write the checkpoint unless the folder holds one already.
 
     Args:
         folder: where to.
         shape: of `SHAPES`.
         seed: of the weights.
+        peaked: most of a token's probability is on a few, as of a trained model; else on thousands.
 
     Returns:
         The folder.
@@ -73,10 +74,10 @@ def make_checkpoint(folder: Path, shape: str, seed: int = 0) -> Path:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "GPT2TokenizerFast", "eos_token": END, "bos_token": END})
     )
-    return make_weights(folder, shape, seed)
+    return make_weights(folder, shape, seed, peaked)
 
 
-def make_weights(folder: Path, shape: str, seed: int = 0) -> Path:
+def make_weights(folder: Path, shape: str, seed: int = 0, peaked: bool = False) -> Path:
     """Write weights and configuration only, unless they are there."""
     if (folder / "model.safetensors").exists():
         return folder
@@ -88,7 +89,11 @@ def make_weights(folder: Path, shape: str, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     # wider than GPT-2's own 0.02: with it, random weights say the same token again and again
     config = GPT2Config(**sizes, bos_token_id=end, eos_token_id=end, initializer_range=0.08)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    model = GPT2LMHeadModel(config)
+    if peaked:
+        with torch.no_grad():
+            model.transformer.ln_f.weight *= 4  # logits are as many times as far apart
+    model.save_pretrained(folder)
     return folder
 
 
@@ -198,8 +203,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="124m")
     parser.add_argument("--gguf", choices=("bf16", "f32", "q8_0"), help="also write FOLDER/model-KIND.gguf")
+    parser.add_argument("--peaked", action="store_true", help="as a trained model's distribution")
     arguments = parser.parse_args()
-    folder = make_checkpoint(arguments.folder, arguments.shape)
+    folder = make_checkpoint(arguments.folder, arguments.shape, peaked=arguments.peaked)
     if arguments.gguf:
         write_gguf(folder, folder / f"model-{arguments.gguf}.gguf", arguments.gguf)
     print(folder)

@@ -1,6 +1,6 @@
 """The engine without HTTP: tokens/s at 1, 8 and 32 sequences, and what speculation changes. JSON last.
 
-    python bench/engine.py FOLDER [--precision int8] [--rounds 3] [--only-bare 64]
+    python bench/engine.py FOLDER [--precision int8] [--rounds 3] [--only-bare 64 | --only-sampled 8 32]
 
 `bare` is what the served figures are to be compared with: same prompts' lengths (90 tokens in, 64 out,
 greedy), a sequence that ends is replaced at once. `sampled` is the same with the fields that people set, as a
@@ -37,6 +37,7 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 90, 64
 SAMPLED: dict[str, dict[str, Any]] = {
     "temperature 0.8": {},
     "temperature 0.8, top_p 0.95": {"top_p": 0.95},
+    "temperature 0.8, min_p 0.05": {"min_p": 0.05},
     "temperature 0.8, top_k 50, top_p 0.95": {"top_k": 50, "top_p": 0.95},
     "the same, repetition_penalty 1.2": {"top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2},
     "temperature 0.8, no_repeat_ngram_size 3": {"no_repeat_ngram_size": 3},
@@ -119,19 +120,20 @@ def bare(
     return found
 
 
-def sampled(engine: Engine, vocab_size: int, rounds: int) -> dict[str, dict[int, float]]:
-    """Median of tokens/s over greedy's, by fields and by sequences in flight."""
+def sampled(
+    engine: Engine, vocab_size: int, rounds: int, levels: Iterable[int] = (8, 32)
+) -> dict[str, dict[int, float]]:
+    """Median of tokens/s over greedy's just before, by fields and by sequences in flight."""
     shares: dict[str, dict[int, float]] = {name: {} for name in SAMPLED}
-    for clients in (8, 32):
-        rates: dict[str, list[float]] = {"": [], **{name: [] for name in SAMPLED}}
+    for clients in levels:
+        ratios: dict[str, list[float]] = {name: [] for name in SAMPLED}
         for seed in range(rounds):
             prompts = random_prompts(2 * clients, vocab_size, 100 * clients + seed)
-            rates[""].append(run(engine, requests_for(prompts, 0.0), clients)[0])
             for name, fields in SAMPLED.items():
-                rates[name].append(run(engine, requests_for(prompts, 0.8, **fields), clients)[0])
+                greedy = run(engine, requests_for(prompts, 0.0), clients)[0]
+                ratios[name].append(run(engine, requests_for(prompts, 0.8, **fields), clients)[0] / greedy)
         for name in SAMPLED:
-            ratios = [rate / greedy for rate, greedy in zip(rates[name], rates[""], strict=True)]
-            shares[name][clients] = round(statistics.median(ratios), 3)
+            shares[name][clients] = round(statistics.median(ratios[name]), 3)
             print(f"{name}, {clients:2} in flight: {shares[name][clients]:.2f} of greedy", flush=True)
     return shares
 
@@ -191,6 +193,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-bare", type=int, metavar="N", help="nothing but `bare`, N in flight")
+    parser.add_argument(
+        "--only-sampled", type=int, nargs="+", metavar="N", help="nothing but `sampled`, N in flight"
+    )
     args = parser.parse_args()
     vocab_size = read_architecture(args.folder).vocab_size
     config = EngineConfig(args.folder, precision=args.precision, report=print)
@@ -198,6 +203,9 @@ def main() -> None:
     plain = build_engine(EngineConfig(args.folder, precision=args.precision, speculation=False), tokenizer)
     if args.only_bare:
         bare(plain, vocab_size, args.rounds, [args.only_bare])
+        return
+    if args.only_sampled:
+        print(json.dumps(sampled(plain, vocab_size, args.rounds, args.only_sampled)))
         return
     figures: dict[str, object] = {"facts": plain.facts, "bare": bare(plain, vocab_size, args.rounds)}
     figures["sampled"] = sampled(plain, vocab_size, args.rounds)

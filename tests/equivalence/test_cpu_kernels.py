@@ -104,6 +104,29 @@ def test_top_k_top_p_and_min_p_draw_what_the_reference_draws(vocabulary: int, sc
     assert draw_natively(*asked) == draw_rows(*asked)
 
 
+@pytest.mark.parametrize(
+    "shaped",
+    [
+        lambda x: (4 * x).round() / 4,  # thousands of equals
+        lambda x: x - 1000.0,
+        lambda x: torch.cat([x[:, :40] + 30.0, x[:, 40:]], 1),  # little mass but for a few
+        lambda x: 0.1 * x,
+    ],
+    ids=["equals", "far from zero", "peaked", "flat"],
+)
+def test_cuts_of_a_real_vocabulary_are_those_of_the_reference(shaped: Any) -> None:
+    params = [
+        SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+        for temperature in (0.1, 1.0)
+        for top_k in (0, 2, 50, 5000)
+        for top_p in (0.01, 0.5, 0.95, 0.999)
+    ]
+    logits = shaped(randoms((len(params), 50257), seed=7)[0])
+    draws = torch.rand(len(params), generator=torch.Generator().manual_seed(4), dtype=torch.float64).numpy()
+    asked = (logits, range(len(params)), params, draws)
+    assert draw_natively(*asked) == draw_rows(*asked)
+
+
 def test_what_is_as_strong_as_the_last_token_kept_is_kept() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
     draws = np.linspace(0, 1, 200, endpoint=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -77,18 +78,16 @@ class CpuSampler:
         for place, token_id in zip(places, ids, strict=True):
             turns.extend((0, place, 0, token_id, 0, 0, 0))
         step = _Step(logits, turns, len(ids), num_top, 0)
-        step.run("score_task", (self._scratch, [0] * 6))
+        step.run("score_task", (self._scratch, [0] * 8))
         return step.logprobs(range(len(ids)), ids, [num_top] * len(ids))
 
     def _scratch_for(self, width: int, longest: int) -> tuple[NDArray[np.int64], list[int]]:
         """Memory of the threads, with room for a row and a text each, and what a kernel is told of it."""
-        places, size = [], records.CUT_BYTES + 12 * width
-        for num_bytes in (4 * width, 4 * width, width // 8 + 1, 0):
-            places.append(size := _rounded(size))
-            size += num_bytes
+        row, bits = _rounded(4 * width), _rounded(width // 8 + 1)
+        places = [0, *accumulate((row, row, 4 * row, row, bits))]  # the fields from `D_COPY` on
         if self._shape[:2] != (pool().threads, width) or self._shape[2] < longest:
             self._shape = (pool().threads, width, 2 * longest)
-            size_of_one = _rounded(size + 4 * (2 * longest + 1))
+            size_of_one = _rounded(places[-1] + 4 * (2 * longest + 1))
             self._scratch = np.zeros(pool().threads * size_of_one // 8, np.int64)
         scratch = self._scratch
         return scratch, [scratch.ctypes.data, scratch.nbytes // pool().threads, *places]

@@ -48,9 +48,8 @@ D_LOGITS, D_ROW_BYTES, D_WIDTH, D_COUNT, D_TURNS, D_OUT, D_END = range(
     0, 56, 8
 )  # D_END: an id that ends a text
 D_TOP_IDS, D_TOP_LOGITS, D_NUM_TOP = 56, 64, 72  # int32 and float32, so many for each row
-D_SCRATCH, D_SCRATCH_BYTES, D_COPY, D_MARKS, D_BITS, D_MATCHES = range(
-    80, 128, 8
-)  # the last four: places in it
+D_SCRATCH, D_SCRATCH_BYTES = 80, 88  # of one thread; the others are places in it
+D_COPY, D_MASSES, D_ROOM, D_MARKS, D_BITS, D_MATCHES = range(96, 144, 8)
 
 # what a sequence asks of all its draws
 R_IS_DRAWN, R_INVERSE, R_OFFSET, R_TOP_K, R_TOP_P, R_SEED, R_ORDINAL = range(0, 56, 8)
@@ -69,9 +68,6 @@ O_ID, O_DRAW_NS, O_SCORE_NS, O_SUM, O_LARGEST, O_CHOSEN = 0, 8, 16, 24, 32, 36
 O_FIELDS = 5
 
 UNIT_BITS = 53  # numbers from 0 to 1 travel as multiples of 2^-53
-CUT_BINS = 1024
-# a count and a mass for each bin; a row of masses (int64) and of values (float32) follow
-CUT_BYTES = 16 * CUT_BINS
 
 # the pool of threads
 P_TASK, P_ARGS, P_COUNT, P_FIRST_PHASE, P_PINS = range(0, 40, 8)  # written between tasks

@@ -1,10 +1,11 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
-"""Finds the smallest logit that top-k and top-p keep, without sorting the vocabulary.
+"""Finds what top-k and top-p keep of a row, without sorting the vocabulary: all that is at least as large as
+one logit.
 
-One walk counts a row's logits and their weights in bins of falling strength; the bin where the wanted number
-or mass is reached is then looked into with a selection that sorts only the part where the answer lies.
-Weights are counted as whole multiples of 2^-40 of the likeliest's, so their sums are exact in any order. The
-torch reference is `sampler.kept_weights`.
+A row is copied, each logit with its mass beside it: its weight as a whole multiple of 2^-40 of the
+likeliest's, so that sums are exact in any order. The bound is then found by halving the interval that it must
+lie in, with a walk each time. Once few logits lie in the interval, only the vectors that hold one of them are
+walked. The torch reference is `sampler.kept_weights`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,14 @@ import numpy as np
 
 from service.engine.backends.cpu.native import vectors as vec
 from service.engine.backends.cpu.native.functions import native
-from service.engine.backends.cpu.native.scalars import (
-    load_float,
-    load_long,
-    stack_bytes,
-    store_float,
-    store_long,
-)
-from service.engine.backends.cpu.records import CUT_BINS, CUT_BYTES
+from service.engine.backends.cpu.native.scalars import load_int, stack_bytes, store_float
 
-_MASSES = 8 * CUT_BINS
-_MEMBERS = CUT_BYTES
-_SPAN = np.float32(32)  # what is further below the largest, in units of the temperature, weighs under 2^-46
-_MASS_UNITS = np.float32(2.0**40)
+MASS_UNITS = np.float32(2.0**40)
+_SPAN = np.float32(28)  # what is further below the largest, in units of the temperature, has no mass
 _LOWEST, _ZERO, _ONE = np.float32(-np.inf), np.float32(0), np.float32(1)
-_ROOM = 64
+_EXACT = 1 << 16  # masses that a vector of float64 adds up exactly
+_SPARSE = 64  # places walked for each logit that matters, at most
+_LN_2 = 0.6931471805599453
 
 
 @native
@@ -42,152 +36,153 @@ def largest_of(row, width):
 
 
 @native
-def _bin_of(x, largest, scale):
-    """The bin of a logit; banned ones and those that are no number are in the last."""
-    below = (largest - x) * scale
-    return np.int64(below) if below < np.float32(CUT_BINS - 1) else CUT_BINS - 1
-
-
-@native
-def _store_weights(row, at, width, largest, inverse, room):
-    """The weights of sixteen logits, into `room`."""
-    x = vec.load_floats_where(row + 4 * at, vec.first_lanes(width - at))
-    vec.store_floats(room, vec.exp((x - vec.floats(largest)) * vec.floats(inverse)))
-
-
-@native
-def _fill_bins(row, width, largest, inverse, scale, scratch):
-    """Count all logits of a row, and their masses, by bin; the mass of all."""
-    room = stack_bytes(_ROOM)
-    total = 0
-    for i in range(2 * CUT_BINS):
-        store_long(scratch + 8 * i, 0)
-    for at in range(0, width, 16):
-        _store_weights(row, at, width, largest, inverse, room)
-        for i in range(min(16, width - at)):
-            bin_at = scratch + 8 * _bin_of(load_float(row + 4 * (at + i)), largest, scale)
-            mass = np.int64(load_float(room + 4 * i) * _MASS_UNITS)
-            store_long(bin_at, load_long(bin_at) + 1)
-            store_long(bin_at + _MASSES, load_long(bin_at + _MASSES) + mass)
-            total += mass
-    return total
-
-
-@native
-def _collect(row, width, largest, inverse, scale, wanted, scratch):
-    """Copy the logits of one bin, and their masses, to the scratch; how many there are."""
-    room = stack_bytes(_ROOM)
-    masses, values = scratch + _MEMBERS, scratch + _MEMBERS + 8 * width
-    # whole vectors are passed over by bounds a bin wider than the bin itself, on either side
-    high = largest - np.float32(wanted - 1) / scale
-    low = largest - np.float32(wanted + 2) / scale if wanted < CUT_BINS - 1 else _LOWEST
-    count = 0
-    for at in range(0, width, 16):
-        mask = vec.first_lanes(width - at)
-        x = vec.load_floats_where(row + 4 * at, mask)
-        is_near = vec.where(vec.at_least(x, vec.floats(low)), vec.floats(_ONE), vec.floats(_ZERO))
-        is_near = vec.where(vec.at_least(vec.floats(high), x), is_near, vec.floats(_ZERO))
-        if vec.max_lane(is_near) == _ZERO:
-            continue
-        _store_weights(row, at, width, largest, inverse, room)
-        for i in range(min(16, width - at)):
-            value = load_float(row + 4 * (at + i))
-            if _bin_of(value, largest, scale) == wanted:
-                store_long(masses + 8 * count, np.int64(load_float(room + 4 * i) * _MASS_UNITS))
-                store_float(values + 4 * count, value)
-                count += 1
-    return count
-
-
-@native
-def _swap(masses, values, i, j):
-    mass, value = load_long(masses + 8 * i), load_float(values + 4 * i)
-    store_long(masses + 8 * i, load_long(masses + 8 * j))
-    store_float(values + 4 * i, load_float(values + 4 * j))
-    store_long(masses + 8 * j, mass)
-    store_float(values + 4 * j, value)
-
-
-@native
-def _select(masses, values, num, count, mass):
-    """The smallest of the largest values that are at least so many and have at least so much mass; and the
-    mass of these. What is equal counts one by one.
-    """
-    low, high = 0, num
-    count_above = mass_above = 0
-    while True:
-        pivot = load_float(values + 4 * ((low + high) // 2))
-        # larger ones in [low, greater), equal ones in [greater, lower), smaller ones behind
-        i = greater = low
-        lower = high
-        mass_greater = mass_equal = 0
-        while i < lower:
-            value = load_float(values + 4 * i)
-            if value > pivot:
-                mass_greater += load_long(masses + 8 * i)
-                _swap(masses, values, i, greater)
-                greater += 1
-                i += 1
-            elif value < pivot:
-                lower -= 1
-                _swap(masses, values, i, lower)
-            else:
-                mass_equal += load_long(masses + 8 * i)
-                i += 1
-        if greater > low and count_above + greater - low >= count and mass_above + mass_greater >= mass:
-            high = greater
-            continue
-        num_equal = lower - greater
-        is_enough = count_above + lower - low >= count and mass_above + mass_greater + mass_equal >= mass
-        if is_enough or lower == high:
-            needed = max(min(count - count_above - (greater - low), num_equal), 0)
-            return pivot, mass_above + mass_greater + mass_equal // num_equal * needed
-        count_above += lower - low
-        mass_above += mass_greater + mass_equal
-        low = lower
-
-
-@native
-def _reach(row, width, largest, inverse, scale, count, mass, scratch):
-    """The smallest of the strongest logits that are at least so many and have at least so much mass; and the
-    mass of so many.
-    """
-    count_before = mass_before = index = 0
-    while index < CUT_BINS - 1:
-        num, mass_of_bin = load_long(scratch + 8 * index), load_long(scratch + 8 * index + _MASSES)
-        if num > 0 and count_before + num >= count and mass_before + mass_of_bin >= mass:
-            break
-        count_before += num
-        mass_before += mass_of_bin
-        index += 1
-    num = _collect(row, width, largest, inverse, scale, index, scratch)
-    if num == 0:
-        return _LOWEST, mass_before
-    masses, values = scratch + _MEMBERS, scratch + _MEMBERS + 8 * width
-    value, mass_of_these = _select(masses, values, num, count - count_before, mass - mass_before)
-    return value, mass_before + mass_of_these
-
-
-@native
-def lowest_kept(row, width, largest, inverse, top_k, top_p, scratch):
-    """The smallest logit that top-k (0 is off) and then top-p (1 is off) keep.
+def weigh(row, width, largest, inverse, values, masses):
+    """Copy a row and write down the mass of each logit; the mass of all.
 
     Args:
         row: address of float32 logits.
         width: how many.
         largest: of them.
         inverse: of the temperature.
+        values, masses: addresses of whole vectors; `row` may be the first. What is behind the last logit gets
+            minus infinity, and no mass.
+    """
+    total, zero, lowest = 0, vec.floats(_ZERO), vec.floats(_LOWEST)
+    for start in range(0, width, _EXACT):
+        sums = vec.no_doubles()
+        for at in range(start, min(start + _EXACT, width), 16):
+            mask = vec.first_lanes(width - at)
+            x = vec.where(mask, vec.load_floats_where(row + 4 * at, mask), lowest)
+            weights = vec.exp((x - vec.floats(largest)) * vec.floats(inverse))
+            mass = vec.where(vec.above(x, lowest), vec.floor(weights * vec.floats(MASS_UNITS)), zero)
+            vec.store_floats(values + 4 * at, x)
+            vec.store_floats(masses + 4 * at, mass)
+            sums = sums + vec.to_doubles(mass)
+        total += np.int64(vec.sum_doubles(sums))
+    return total
+
+
+@native
+def standing(values, masses, num, least):
+    """How many of these values are at least `least`, and their mass; `num` is a multiple of 16."""
+    count = total = 0
+    for start in range(0, num, _EXACT):
+        sums, counts = vec.no_doubles(), vec.floats(_ZERO)
+        for at in range(start, min(start + _EXACT, num), 16):
+            stands = vec.at_least(vec.load_floats(values + 4 * at), vec.floats(least))
+            counts = counts + vec.where(stands, vec.floats(_ONE), vec.floats(_ZERO))
+            mass = vec.where(stands, vec.load_floats(masses + 4 * at), vec.floats(_ZERO))
+            sums = sums + vec.to_doubles(mass)
+        count += np.int64(vec.sum_lanes(counts))
+        total += np.int64(vec.sum_doubles(sums))
+    return count, total
+
+
+@native
+def _gather(values, masses, num, low, high, kept_values, kept_masses):
+    """Copy the vectors that hold a value from `low` to below `high`, nothing else left in them; how many
+    places that makes.
+    """
+    kept, lowest = 0, vec.floats(_LOWEST)
+    for at in range(0, num, 16):
+        x = vec.load_floats(values + 4 * at)
+        x = vec.where(vec.at_least(x, vec.floats(low)), x, lowest)
+        x = vec.where(vec.at_least(x, vec.floats(high)), lowest, x)
+        vec.store_floats(kept_values + 4 * kept, x)
+        vec.store_floats(kept_masses + 4 * kept, vec.load_floats(masses + 4 * at))
+        kept += 16 * np.int64(vec.any_lane(vec.above(x, lowest)))
+    return kept
+
+
+@native
+def _reach(values, masses, num, low, high, count, mass, kept_values, kept_masses):
+    """A bound above which stand the fewest values that are at least so many and have at least so much mass.
+
+    Args:
+        values, masses, num: as of `standing`.
+        low, high: at least so large are enough of them, or else all that have mass; and none.
+        kept_values, kept_masses: addresses of as much room as all of them take.
+
+    Returns:
+        The bound, and the mass of the strongest `count`.
+    """
+    (count_low, mass_low), count_high, mass_high = standing(values, masses, num, low), 0, 0
+    if count_low < count or mass_low < mass:
+        return low, mass_low
+    count_gone = mass_gone = 0  # of those above `high` that are walked no more
+    while count_low - count_high > 1:
+        if num > _SPARSE * (count_low - count_high):
+            num = _gather(values, masses, num, low, high, kept_values, kept_masses)
+            values, masses, count_gone, mass_gone = kept_values, kept_masses, count_high, mass_high
+        middle = low + (high - low) * np.float32(0.5)
+        if not low < middle < high:
+            break
+        count_middle, mass_middle = standing(values, masses, num, middle)
+        count_middle += count_gone
+        mass_middle += mass_gone
+        if count_middle >= count and mass_middle >= mass:
+            low, count_low, mass_low = middle, count_middle, mass_middle
+        else:
+            high, count_high, mass_high = middle, count_middle, mass_middle
+    mass_of_each = (mass_low - mass_high) // max(count_low - count_high, 1)  # equals are left, or one
+    return low, mass_high + mass_of_each * max(count - count_high, 0)
+
+
+@native
+def _low_for(values, masses, num, count, low, high, room):
+    """A bound above which stand at least `count` values, and mostly not many more: of the largest of several
+    groups, so many stand there. `low` where that is larger, or there are too few groups.
+    """
+    step = num // 16 // (count // 4 + 4) * 16
+    if step == 0:
+        return low
+    num_groups = 0
+    for start in range(0, num - step + 1, step):
+        largest = vec.floats(_LOWEST)
+        for at in range(start, start + step, 16):
+            x = vec.load_floats(values + 4 * at)
+            largest = vec.where(vec.above(x, largest), x, largest)
+        vec.store_floats(room + 4 * num_groups, largest)
+        num_groups += 16
+    bound, _ = _reach(room, masses, num_groups, low, high, count, 0, room, room + 4 * num_groups)
+    return bound
+
+
+@native
+def _logarithm_below(x):
+    """At most 0.07 below the logarithm of a positive float32, whose bits are one of base 2 by chords."""
+    room = stack_bytes(4)
+    store_float(room, x)
+    return np.float32((np.float64(load_int(room)) / (1 << 23) - 127) * _LN_2 - 0.01)
+
+
+@native
+def lowest_kept(values, masses, width, total, largest, inverse, top_k, top_p, room):
+    """A bound above which stands what top-k (0 is off) and then top-p (1 is off) keep.
+
+    Args:
+        values, masses: what `weigh` wrote.
+        width: how many.
+        total: mass of them.
+        largest: of the values.
+        inverse: of the temperature.
         top_k: below `width`.
         top_p: above 0.
-        scratch: address of `SCRATCH_BYTES` + 12 bytes for each logit, for this thread alone.
+        room: address of twice as much again.
     """
-    scale = inverse * np.float32(CUT_BINS) / _SPAN
-    total = _fill_bins(row, width, largest, inverse, scale, scratch)
-    lowest = _LOWEST
+    num = (width + 15) // 16 * 16
+    row = 4 * num
+    lowest = largest - _SPAN / inverse
+    high = largest + max(abs(largest) * np.float32(2.0**-22), (largest - lowest) * np.float32(2.0**-10))
     if top_k > 0:
-        lowest, total = _reach(row, width, largest, inverse, scale, top_k, 0, scratch)
+        lowest = _low_for(values, masses, num, top_k, lowest, high, room)
+        num = _gather(values, masses, num, lowest, high, room, room + row)
+        values, masses = room, room + row
+        lowest, total = _reach(values, masses, num, lowest, high, top_k, 0, room + 2 * row, room + 3 * row)
     if top_p < 1:
+        # what weighs less than this part of the mean is together less than what top-p leaves out
+        weight = np.float32((1 - top_p) * np.float64(total) / width / MASS_UNITS)
+        lowest = max(lowest, largest + _logarithm_below(max(weight, 1 / MASS_UNITS)) / inverse)
         wanted = max(np.int64(np.ceil(top_p * total)), 1)
-        nucleus, _ = _reach(row, width, largest, inverse, scale, 1, wanted, scratch)
-        lowest = max(lowest, nucleus)
+        lowest, _ = _reach(values, masses, num, lowest, high, 1, wanted, room + 2 * row, room + 3 * row)
     return lowest

@@ -1,12 +1,11 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, misc"
-"""Takes one id from each row of logits: the strongest, or one that is drawn, without writing probabilities
-anywhere; and a row's log probabilities.
+"""Takes one id from each row of logits: the strongest, or one that is drawn; and a row's log probabilities.
 
 `edits` changes a copy of the row where a field asks for it. What top-k, top-p and min-p leave is what is at
-least as large as one logit, which `cut` finds without sorting. Then two walks over the row: the sum of the
-weights that are left, and the index where their running sum passes the draw. Weights are made anew in each
-walk, which is cheaper than storing them. A row is walked by one thread in one order, so its id depends on
-itself only; the thread writes down how long it took. The torch reference is `sampler.TorchSampler`.
+least as large as one logit, which `cut` finds without sorting. Then two walks over the masses that it wrote
+down: the sum of those that are left, and the index where their running sum passes the draw. A row is walked
+by one thread in one order, so its id depends on itself only; the thread writes down how long it took. The
+torch reference is `sampler.TorchSampler`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numba.core import types
 
 from service.engine.backends.cpu.native import vectors as vec
 from service.engine.backends.cpu.native.counting import draw_units
-from service.engine.backends.cpu.native.cut import largest_of, lowest_kept
+from service.engine.backends.cpu.native.cut import largest_of, lowest_kept, standing, weigh
 from service.engine.backends.cpu.native.edits import edited, is_edited
 from service.engine.backends.cpu.native.functions import kernel, native
 from service.engine.backends.cpu.native.scalars import (
@@ -32,10 +31,13 @@ from service.engine.backends.cpu.native.scalars import (
 from service.engine.backends.cpu.native.scores import strongest
 from service.engine.backends.cpu.native.team import claim, meet
 from service.engine.backends.cpu.records import (
+    D_COPY,
     D_COUNT,
     D_LOGITS,
+    D_MASSES,
     D_NUM_TOP,
     D_OUT,
+    D_ROOM,
     D_ROW_BYTES,
     D_SCRATCH,
     D_SCRATCH_BYTES,
@@ -68,78 +70,70 @@ from service.engine.backends.cpu.records import (
 )
 
 _BLOCK = 64  # weights summed in float32 before they go into the float64 sum
-_ROOM = 4 * _BLOCK
-_ZERO, _ONE, _LOWEST = np.float32(0), np.float32(1), np.float32(-np.inf)
+_WALKED = 512  # masses between two looks whether the draw is passed
+_ZERO, _LOWEST = np.float32(0), np.float32(-np.inf)
 _CLOCK = time.CLOCK_MONOTONIC
 _clock = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
 _UNIT = 2.0**-UNIT_BITS
 
 
 @native
-def _weights(row, at, width, largest, inverse, lowest):
-    """exp((x - largest) / temperature) of sixteen logits; 0 below the lowest and past the end."""
-    mask, zero = vec.first_lanes(width - at), vec.floats(_ZERO)
-    x = vec.load_floats_where(row + 4 * at, mask)
-    weights = vec.exp((x - vec.floats(largest)) * vec.floats(inverse))
-    return vec.where(mask, vec.where(vec.at_least(x, vec.floats(lowest)), weights, zero), zero)
-
-
-@native
-def _mass(row, at, width, largest, inverse, lowest):
-    """The sum of a block's weights."""
-    total = vec.floats(_ZERO)
-    for start in range(at, min(at + _BLOCK, width), 16):
-        total = total + _weights(row, start, width, largest, inverse, lowest)
-    return np.float64(vec.sum_lanes(total))
-
-
-@native
-def _index_in_block(row, at, width, largest, inverse, lowest, left):
-    """Where the running sum of a block's weights passes `left`; its last weight above 0 if it never does."""
-    room = stack_bytes(_ROOM)
-    for start in range(0, _BLOCK, 16):
-        vec.store_floats(room + 4 * start, _weights(row, at + start, width, largest, inverse, lowest))
-    index = 0
-    for i in range(_BLOCK):
-        weight = np.float64(load_float(room + 4 * i))
-        if weight > 0:
-            index = i
-        left -= weight
-        if weight > 0 and left < 0:
-            break
-    return at + index
-
-
-@native
-def _sum(row, width, largest, inverse, lowest):
-    """The sum of all weights of a row."""
+def _sum_of_weights(row, width, largest):
+    """The sum of exp(x - largest) over a row."""
     total = np.float64(0)
-    for at in range(0, width, _BLOCK):
-        total += _mass(row, at, width, largest, inverse, lowest)
+    for start in range(0, width, _BLOCK):
+        weights = vec.floats(_ZERO)
+        for at in range(start, min(start + _BLOCK, width), 16):
+            mask = vec.first_lanes(width - at)
+            x = vec.load_floats_where(row + 4 * at, mask)
+            weights = weights + vec.where(mask, vec.exp(x - vec.floats(largest)), vec.floats(_ZERO))
+        total += np.float64(vec.sum_lanes(weights))
     return total
 
 
 @native
-def _drawn(row, width, largest, turn, scratch):
-    """The id where the running sum of the weights that are left passes the draw."""
-    rules = load_long(turn + T_RULES)
-    inverse, lowest = load_float(rules + R_INVERSE), largest + load_float(rules + R_OFFSET)
-    top_k, top_p = load_long(rules + R_TOP_K), np.float64(load_long(rules + R_TOP_P)) * _UNIT
+def _units(turn, rules):
+    """The number to draw by, in multiples of 2^-53."""
     units = load_long(turn + T_GIVEN)
     if units < 0:
         position = load_long(turn + T_LENGTH) - load_long(rules + R_NUM_PROMPT)
         units = draw_units(load_long(rules + R_SEED), load_long(rules + R_ORDINAL), position)
+    return units
+
+
+@native
+def _drawn(args, row, largest, turn, scratch):
+    """The id where the running sum of the masses that are left passes the draw."""
+    width, rules = load_long(args + D_WIDTH), load_long(turn + T_RULES)
+    values, masses = scratch + load_long(args + D_COPY), scratch + load_long(args + D_MASSES)
+    inverse, lowest = load_float(rules + R_INVERSE), largest + load_float(rules + R_OFFSET)
+    top_k, top_p = load_long(rules + R_TOP_K), np.float64(load_long(rules + R_TOP_P)) * _UNIT
+    total = weigh(row, width, largest, inverse, values, masses)
     if top_k > 0 or top_p < 1:
-        lowest = max(lowest, lowest_kept(row, width, largest, inverse, top_k, top_p, scratch))
-    left, chosen, before = np.float64(units) * _UNIT * _sum(row, width, largest, inverse, lowest), 0, 0.0
-    for at in range(0, width, _BLOCK):
-        mass = _mass(row, at, width, largest, inverse, lowest)
-        if mass > 0:
-            chosen, before = at, left
+        room = scratch + load_long(args + D_ROOM)
+        kept = lowest_kept(values, masses, width, total, largest, inverse, top_k, top_p, room)
+        lowest = max(lowest, kept)
+    if lowest > _LOWEST:
+        _, total = standing(values, masses, (width + 15) // 16 * 16, lowest)
+    left = max(min(np.int64(np.float64(_units(turn, rules)) * _UNIT * total), total - 1), 0)
+    for start in range(0, width, _WALKED):
+        num = min(_WALKED, (width - start + 15) // 16 * 16)
+        _, mass = standing(values + 4 * start, masses + 4 * start, num, lowest)
+        if mass > left:
+            return _index_from(values, masses, start, lowest, left)
         left -= mass
-        if mass > 0 and left < 0:
-            break
-    return _index_in_block(row, chosen, width, largest, inverse, lowest, before)
+    return 0  # there is no mass: logits that are no numbers
+
+
+@native
+def _index_from(values, masses, start, lowest, left):
+    """Where the running sum of masses from `start` on, which comes to more than `left`, passes it."""
+    index = start - 1
+    while left >= 0:
+        index += 1
+        if load_float(values + 4 * index) >= lowest:
+            left -= np.int64(load_float(masses + 4 * index))
+    return index
 
 
 @native
@@ -160,7 +154,7 @@ def _score(args, index, row, largest, num_top, out):
     """What the log probabilities of a row are made from."""
     width = load_long(args + D_WIDTH)
     store_float(out + O_LARGEST, largest)
-    store_double(out + O_SUM, _sum(row, width, largest, _ONE, _LOWEST))
+    store_double(out + O_SUM, _sum_of_weights(row, width, largest))
     place = 4 * index * load_long(args + D_NUM_TOP)
     strongest(
         row, width, num_top, load_long(args + D_TOP_IDS) + place, load_long(args + D_TOP_LOGITS) + place
@@ -188,7 +182,7 @@ def _take(args, index, row, turn, out, scratch):
     if is_edited(turn):
         source, largest = edited(args, turn, row, scratch)
     if load_long(rules + R_IS_DRAWN) != 0:
-        chosen = _drawn(source, width, largest, turn, scratch)
+        chosen = _drawn(args, source, largest, turn, scratch)
     else:
         chosen = _first_of(source, width, largest)
     store_long(out + O_ID, chosen)

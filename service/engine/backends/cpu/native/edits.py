@@ -185,18 +185,15 @@ def _allow_only(row, width, turn, room):
 @native
 def _repaired(row, width, end):
     """The largest logit of a row, once overflow is mended; if everything is forbidden the text ends."""
-    zero, sound = vec.floats(_ZERO), vec.floats(_ONE)
-    for at in range(0, width, 16):
-        x = vec.load_floats_where(row + 4 * at, vec.first_lanes(width - at))
-        sound = vec.where(vec.at_least(vec.floats(_LARGEST), x), sound, zero)
-    if vec.min_lane(sound) == _ZERO:
+    largest = largest_of(row, width)
+    if not largest <= _LARGEST:
         for i in range(width):
             x = load_float(row + 4 * i)
             if x != x:
                 store_float(row + 4 * i, _ZERO)
             elif x > _LARGEST:
                 store_float(row + 4 * i, _STRONGEST)
-    largest = largest_of(row, width)
+        largest = largest_of(row, width)
     if largest == _BANNED:
         store_float(row + 4 * end, _ZERO)
         return _ZERO

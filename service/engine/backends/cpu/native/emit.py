@@ -16,7 +16,7 @@ from service.engine.backends.cpu.processor import LANES
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 VF, VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
-VM = ir.VectorType(I1, LANES)
+VD, VM = ir.VectorType(F64, LANES), ir.VectorType(I1, LANES)
 
 
 def call(builder: Any, name: str, result: Any, *args: Any) -> Any:

@@ -21,6 +21,7 @@ from service.engine.backends.cpu.native.emit import (
     I16,
     I32,
     I64,
+    VD,
     VF,
     VI,
     VM,
@@ -43,15 +44,15 @@ from service.engine.backends.cpu.processor import LANES
 
 
 class VectorType(types.Type):
-    """Sixteen lanes of one kind: 'f32', 'i32' or 'mask'."""
+    """Sixteen lanes of one kind: 'f32', 'f64', 'i32' or 'mask'."""
 
     def __init__(self, lane: str) -> None:
         self.lane = lane
         super().__init__(name=f"vector16_{lane}")
 
 
-FLOATS, INTS, MASK = VectorType("f32"), VectorType("i32"), VectorType("mask")
-_LLVM = {"f32": VF, "i32": VI, "mask": VM}
+FLOATS, DOUBLES, INTS, MASK = map(VectorType, ("f32", "f64", "i32", "mask"))
+_LLVM = {"f32": VF, "f64": VD, "i32": VI, "mask": VM}
 
 
 @register_model(VectorType)
@@ -64,7 +65,7 @@ class VectorModel(models.PrimitiveModel):
 
 class _SameType(AbstractTemplate):
     def generic(self, args: Any, kws: Any) -> Any:
-        if len(args) == 2 and args[0] == args[1] and args[0] in (FLOATS, INTS):
+        if len(args) == 2 and args[0] == args[1] and args[0] in (FLOATS, DOUBLES, INTS):
             return signature(args[0], *args)
         return None
 
@@ -73,7 +74,7 @@ def _operator(function: Any, **emit: str) -> None:
     """Let `a <function> b` on vectors emit the named llvmlite builder method."""
     infer_global(function)(type(f"_Infer_{function.__name__}", (_SameType,), {"key": function}))
     for lane, method in emit.items():
-        vector = FLOATS if lane == "f32" else INTS
+        vector = VectorType(lane)
 
         def lower(context: Any, builder: Any, sig: Any, args: Any, method: str = method) -> Any:
             return getattr(builder, method)(*args)
@@ -81,7 +82,7 @@ def _operator(function: Any, **emit: str) -> None:
         lower_builtin(function, vector, vector)(lower)
 
 
-_operator(operator.add, f32="fadd", i32="add")
+_operator(operator.add, f32="fadd", f64="fadd", i32="add")
 _operator(operator.sub, f32="fsub", i32="sub")
 _operator(operator.mul, f32="fmul", i32="mul")
 _operator(operator.truediv, f32="fdiv")
@@ -186,8 +187,9 @@ def ints(builder: Any, scalar: Any) -> Any:
 @numba_intrinsic(MASK, types.int64)
 def first_lanes(builder: Any, count: Any) -> Any:
     """Lanes 0 .. count - 1 (none below 1, all above 15)."""
-    lanes = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
-    return builder.icmp_signed("<", lanes, splat(builder, count))
+    lanes = ir.Constant(VI, list(range(LANES)))
+    few = builder.trunc(call(builder, "llvm.smin.i64", I64, count, I64(LANES)), I32)
+    return builder.icmp_signed("<", lanes, splat(builder, few))
 
 
 @numba_intrinsic(MASK, types.int64)
@@ -260,6 +262,30 @@ def min_lane(builder: Any, x: Any) -> Any:
 def exp(builder: Any, x: Any) -> Any:
     """e**x."""
     return exponential(builder, x)
+
+
+@numba_intrinsic(FLOATS, FLOATS)
+def floor(builder: Any, x: Any) -> Any:
+    """The next integer at or below each lane."""
+    return call(builder, "llvm.floor.v16f32", VF, x)
+
+
+@numba_intrinsic(DOUBLES)
+def no_doubles(builder: Any) -> Any:
+    """0 in all lanes."""
+    return constant(VD, 0.0)
+
+
+@numba_intrinsic(DOUBLES, FLOATS)
+def to_doubles(builder: Any, x: Any) -> Any:
+    """The same numbers in 64 bits."""
+    return builder.fpext(x, VD)
+
+
+@numba_intrinsic(types.float64, DOUBLES)
+def sum_doubles(builder: Any, x: Any) -> Any:
+    """Sum of the lanes, in a fixed tree."""
+    return fold(builder, x, builder.fadd)
 
 
 @numba_intrinsic(FLOATS, INTS)
