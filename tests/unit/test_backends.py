@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -174,8 +175,6 @@ def test_kernels_that_were_kept_are_found(kernel_folder: Path) -> None:
     assert cache.keep(objects) == ""
     assert cache.read() == objects
     assert [file.suffix for file in kernel_folder.iterdir()] == [".kernels"]
-    cache.discard()
-    assert cache.read() is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "one bit"])
@@ -185,6 +184,50 @@ def test_damage_is_noticed_before_the_code_runs(kernel_folder: Path, damage: str
     file.write_bytes(damaged(file.read_bytes())[damage])
     with pytest.raises(cache.DamagedKernels, match=str(file)):
         cache.read()
+
+
+def test_what_is_no_file_is_compiled_anew(kernel_folder: Path) -> None:
+    os.mkfifo(cache.path())
+    assert cache.read() is None
+    assert cache.keep([b"code"]) == ""
+    assert cache.read() == [b"code"]
+
+
+def test_kernels_that_cannot_be_kept_leave_nothing_behind(
+    kernel_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert f"in {kernel_folder} (NUMBA_CACHE_DIR): No space left" in cache.keep([b"code"])
+    assert not any(kernel_folder.iterdir())
+
+
+def test_each_start_that_has_to_compile_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_loaded", replace(kernels.load(), complaint="no folder"))
+    told = Told()
+    choose(told.config)
+    assert ("warn", "no folder") in told.lines
+
+
+@pytest.mark.parametrize("complaint", ["", "may not write"])
+def test_damaged_kernels_are_replaced_where_that_may_be(
+    kernel_folder: Path, monkeypatch: pytest.MonkeyPatch, complaint: str
+) -> None:
+    cache.path().write_bytes(b"junk")
+    for name, value in {"_loaded": None, "_is_distrusted": False, "_retired": []}.items():
+        monkeypatch.setattr(kernels, name, value)
+    monkeypatch.setattr(kernels, "_compile", lambda: [b"code"])
+    monkeypatch.setattr(kernels, "_link", lambda objects, told: (objects, told))
+    if complaint:
+        monkeypatch.setattr(cache, "keep", lambda objects: complaint)
+    with pytest.raises(cache.DamagedKernels):
+        kernels.load()
+    kernels.forget()
+    assert kernels.load() == ([b"code"], complaint)
+    if not complaint:
+        assert cache.read() == [b"code"]
 
 
 def test_kernels_are_those_of_this_processor(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def _told(error: Exception) -> str:
 
 
 def _forget_kernels() -> None:
-    """Delete the processor's compiled kernels, in the cache and here: who uses them next compiles them."""
+    """Let go of the processor's compiled kernels: who uses them next compiles and keeps others."""
     from service.engine.backends.cpu import kernels, pool
 
     pool.close()

@@ -45,7 +45,7 @@ class CpuBackend:
     def for_config(cls, config: EngineConfig) -> CpuBackend:
         """bfloat16 unless the config says otherwise; tells if the next start has to compile again."""
         if complaint := kernels.load().complaint:
-            config.report(complaint)
+            config.warn(complaint)
         return cls(config.precision or "bfloat16", config.num_threads or None)
 
     @property

@@ -55,6 +55,8 @@ def read() -> list[bytes] | None:
     Raises:
         DamagedKernels: they are not what was written.
     """
+    if not has_kernels():  # else a pipe of that name would be waited for
+        return None
     try:
         data = path().read_bytes()
     except OSError:
@@ -81,23 +83,20 @@ def keep(objects: Sequence[bytes]) -> str:
     waiting = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with waiting.open("wb") as file:
-            file.write(_digest(rest) + rest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(waiting, target)
+        try:
+            with waiting.open("wb") as file:
+                file.write(_digest(rest) + rest)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(waiting, target)
+        finally:
+            waiting.unlink(missing_ok=True)  # a full volume took a part of it
     except OSError as error:
-        why = error.strerror or str(error)
         return (
-            f"compiled kernels are not kept: user {os.getuid()} may not write to {target.parent} "
-            f"(NUMBA_CACHE_DIR): {why}"
+            f"each start compiles the kernels again: user {os.getuid()} cannot keep them in {target.parent} "
+            f"(NUMBA_CACHE_DIR): {error.strerror or error}"
         )
     return ""
-
-
-def discard() -> None:
-    """Delete what is kept: it is damaged, or computes something else. Another process may be at it, too."""
-    path().unlink(missing_ok=True)
 
 
 def _digest(data: bytes) -> bytes:

@@ -51,6 +51,7 @@ class Loaded:
 
 
 _loaded: Loaded | None = None
+_is_distrusted = False  # what is kept; compiled anew, it is replaced
 _retired: list[Loaded] = []
 
 
@@ -68,7 +69,7 @@ def load() -> Loaded:
     """Load the kernels, once."""
     global _loaded
     if _loaded is None:
-        complaint, objects = "", cache.read()
+        complaint, objects = "", None if _is_distrusted else cache.read()
         if objects is None:
             objects = _compile()
             complaint = cache.keep(objects)
@@ -77,15 +78,15 @@ def load() -> Loaded:
 
 
 def forget() -> None:
-    """Compile them anew at the next use: those kept are damaged, or compute something else.
+    """Compile them anew at the next use and replace those kept: they are damaged, or compute something else.
 
-    What was loaded stays where it is: another engine of this process may be at work with it.
+    Where the folder cannot be written they stay, but are not read again here. What was loaded stays where it
+    is: another engine of this process may be at work with it.
     """
-    global _loaded
+    global _loaded, _is_distrusted
     if _loaded is not None:
         _retired.append(_loaded)
-    _loaded = None
-    cache.discard()
+    _loaded, _is_distrusted = None, True
 
 
 def _compile() -> list[bytes]:
