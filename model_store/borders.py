@@ -87,9 +87,7 @@ def clause_ends(text: str) -> list[int]:
 
 
 def word_ends(text: str) -> list[int]:
-    """Positions after the white space that follows a word, and between characters of scripts without
-    spaces.
-    """
+    """Positions after the white space behind a word, and between characters of scripts without spaces."""
     return [match.end() for match in _WORD_END.finditer(text) if not splits_character(text, match.end())]
 
 
@@ -105,9 +103,7 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
 
 
 def splits_character(text: str, position: int) -> bool:
-    """Whether a cut would separate what is read as one: a letter and its accent, the parts of an emoji, CR
-    LF.
-    """
+    """Whether a cut would separate what is read as one: letter and accent, parts of an emoji, CR LF."""
     if not 0 < position < len(text):
         return False
     before, after = text[position - 1], text[position]

@@ -190,8 +190,7 @@ class Tokenizer:
         return self._backend.id_to_token(token_id) or ""
 
     def special_piece(self, previous_id: int | None, token_id: int) -> bytes:
-        """Give the bytes of a special token where it is shown; WordPiece puts a space before it, as before a
-        word."""
+        """Give the bytes of a special token that is shown; WordPiece puts a space before, as for a word."""
         text = self._added[token_id].encode()
         return b" " + text if self._style == "wordpiece" and previous_id is not None else text
 

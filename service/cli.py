@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from service.commands.batch import batch
 from service.commands.chat import chat
@@ -44,27 +44,39 @@ def _root(
     """Serve a GPT-2 over HTTP."""
 
 
-@app.command()
+class SettingsCommand(TyperCommand):
+    """A command whose options are settings: they say what its help says, and are read for that only."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the help."""
+        from service.settings import Settings
+        from service.settings_text import flag_help
+
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument | TyperOption) and parameter.name in Settings.model_fields:
+                parameter.help = flag_help(Settings.model_fields[parameter.name])
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=SettingsCommand)
 def serve(
-    model: Annotated[
-        str | None, typer.Argument(help="Store name, name@version, folder, or hf:<id>; left out: built in.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument()] = None,
     model_option: Annotated[str | None, typer.Option("--model", help="The same, as an option.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[str | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
-    store: Annotated[str | None, typer.Option(help="Folder of models.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or int8.")] = None,
+    host: str | None = None,
+    port: str | None = None,
+    store: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
     dtype: Annotated[str | None, typer.Option(hidden=True)] = None,  # old, as is the next: see `precision`
     quantization: Annotated[str | None, typer.Option(hidden=True)] = None,
-    draft_model: Annotated[str | None, typer.Option(help="Small model that guesses; as MODEL.")] = None,
-    deterministic: Annotated[bool | None, typer.Option(help="Same text in every batch.")] = None,
-    threads: Annotated[str | None, typer.Option(help="Compute threads.")] = None,
-    max_running: Annotated[str | None, typer.Option(help="Maximum sequences per forward pass.")] = None,
-    max_waiting: Annotated[str | None, typer.Option(help="Sequences that may wait beyond those.")] = None,
-    api_keys_file: Annotated[str | None, typer.Option(help="File with one key a line.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    draft_model: str | None = None,
+    deterministic: bool | None = None,
+    threads: str | None = None,
+    max_running: str | None = None,
+    max_waiting: str | None = None,
+    api_keys_file: str | None = None,
+    log_format: str | None = None,
+    log_level: str | None = None,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C.
 
@@ -98,10 +110,8 @@ def _serve(flags: dict[str, Any]) -> int:
     os._exit(code)  # all is closed: neither a hung thread nor the end of large libraries holds this up
 
 
-@app.command()
-def warmup(
-    model: Annotated[str | None, typer.Option(help="Store name, name@version, folder, or hf:<id>.")] = None,
-) -> None:
+@app.command(cls=SettingsCommand)
+def warmup(model: str | None = None) -> None:
     """Load the model once and leave its compiled kernels in the cache; an image build runs this."""
     from model_store.errors import StoreError
     from service.settings import load_settings

@@ -38,6 +38,12 @@ def legal_values(field: FieldInfo) -> str:
     return str(extra["legal"]) if isinstance(extra, dict) else ""
 
 
+def flag_help(field: FieldInfo) -> str:
+    """What a setting does and what is legal, for a flag's help on a terminal."""
+    legal = "" if field.annotation is bool else f" Legal: {legal_values(field)}."
+    return f"{field.description}.{legal}".replace("`", "")
+
+
 def name_variables(text: str, fields: Fields) -> str:
     """An engine's message in a person's words: each `name` of a setting becomes its variable."""
     return re.sub(rf"`({'|'.join(fields)})`", lambda name: variable_name(name[1]), text)

@@ -150,8 +150,7 @@ def _thin(words: list[str], share: float, rng: random.Random) -> list[str]:
 
 
 def _order(asked: str, left: list[str], right: list[str], rng: random.Random) -> list[str]:
-    """Put the question word first, in the place of the span, or before an auxiliary; rarely shuffle the
-    rest."""
+    """Put the question word first, where the span was, or before an auxiliary; rarely shuffle the rest."""
     draw = rng.random()
     if draw < 0.45:
         return [asked, *left, *right] if rng.random() < 0.7 else [asked, *right, *left]

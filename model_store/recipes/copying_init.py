@@ -120,8 +120,7 @@ def _attend_after_equal(attention: Any, layout: _Layout, head: int, rms: float) 
 
 
 def _parts(attention: Any, layout: _Layout, head: int) -> tuple[torch.Tensor, ...]:
-    """Views of one head's weights: query, key, value (width, size) and output (size, width), nearly
-    emptied."""
+    """Views of a head's weights, nearly emptied: query, key, value (width, size), output (size, width)."""
     columns = slice(head * layout.size, (head + 1) * layout.size)
     joined = attention.c_attn.weight.view(layout.width, 3, layout.width)
     query, key, value = (joined[:, part, columns] for part in range(3))

@@ -185,7 +185,9 @@ class _Reply:
         choices = list(self._result.choices)
         given = self._body.parameters
         if given.best_of > 1:
-            choices.sort(key=self._likelihood, reverse=True)
+            choices.sort(
+                key=lambda choice: sum(s.logprob or 0.0 for s in choice.logprobs or ()), reverse=True
+            )
             best, *others = map(self._one, choices)
             if "details" in best:
                 best["details"]["best_of_sequences"] = [
@@ -193,9 +195,6 @@ class _Reply:
                 ]
             return [best]
         return [self._one(choice) for choice in choices]
-
-    def _likelihood(self, choice: Choice) -> float:
-        return sum(score.logprob or 0.0 for score in choice.logprobs or ())
 
     def _one(self, choice: Choice) -> dict[str, Any]:
         given, scores = self._body.parameters, list(choice.logprobs or ())

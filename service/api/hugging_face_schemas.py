@@ -130,7 +130,9 @@ class SummarizationBody(_HuggingFaceBody):
         """One task call for each text."""
         given = self.parameters
         given.check_refused()
-        sampling = given.sampling() if given.do_sample else _without_temperature(given)
+        sampling = given.sampling()
+        if not given.do_sample:
+            sampling.pop("temperature", None)
         if given.max_length is not None:
             sampling.setdefault("max_new_tokens", given.max_length)
         if given.min_length:
@@ -179,9 +181,3 @@ class QuestionBody(OpenAIBody):
         may_fail = given.handle_impossible_answer
         question, context = self.inputs["question"], self.inputs["context"]
         return QaCall(question, context, given.top_k, may_fail, origin=origin)
-
-
-def _without_temperature(given: Parameters) -> SamplingFields:
-    sampling = given.sampling()
-    sampling.pop("temperature", None)
-    return sampling

@@ -126,9 +126,7 @@ class EventStream(Response):
             await end_tasks(*helpers)
 
     async def _keep_writing(self, send: Send) -> None:
-        """Write what is ready whenever there is some: what one step of the engine brought goes out
-        together.
-        """
+        """Write what is ready whenever there is some: what one step brought goes out together."""
         with self._ending_the_exchange():
             while True:
                 await self._has_frames.wait()

@@ -96,9 +96,7 @@ def of_tgi_grammar(value: Mapping[str, Any]) -> Constraint:
 
 
 class StructuredFields(Body):
-    """What the OpenAI dialect's clients send for it: OpenAI's own field, vLLM's of today and before, and
-    ours.
-    """
+    """What the OpenAI dialect's clients send for it: OpenAI's field, vLLM's new and old ones, and ours."""
 
     response_format: dict[str, JsonValue] = body_field(
         None, "an object whose type is text, json_object or json_schema"

@@ -19,7 +19,7 @@ class Sample:
     kind: str
     started_at: float
     ended_at: float = 0.0
-    news_at: list[float] = field(default_factory=list)  # arrivals of tokens; frames read at once are one
+    token_times: list[float] = field(default_factory=list)  # arrivals of tokens; frames read at once are one
     status: int = 0  # 0: no answer
     error: str = ""  # the error's code; "" when all went well
     retry_after: str = ""
@@ -35,7 +35,7 @@ class Sample:
     @property
     def ttft_s(self) -> float | None:
         """From sending to the first token; None without streaming."""
-        return self.news_at[0] - self.started_at if self.news_at else None
+        return self.token_times[0] - self.started_at if self.token_times else None
 
     @property
     def e2e_s(self) -> float:
@@ -45,14 +45,14 @@ class Sample:
     @property
     def tpot_s(self) -> float | None:
         """Mean time per token after the first."""
-        if self.output_tokens < 2 or len(self.news_at) < 2:
+        if self.output_tokens < 2 or len(self.token_times) < 2:
             return None
-        return (self.news_at[-1] - self.news_at[0]) / (self.output_tokens - 1)
+        return (self.token_times[-1] - self.token_times[0]) / (self.output_tokens - 1)
 
     @property
     def gaps_s(self) -> list[float]:
         """Times between arrivals."""
-        return [after - before for before, after in zip(self.news_at, self.news_at[1:], strict=False)]
+        return [after - before for before, after in zip(self.token_times, self.token_times[1:], strict=False)]
 
 
 async def ask_once(client: httpx.AsyncClient, dialect: Dialect, ask: Ask, timeout_s: float) -> Sample:
@@ -77,7 +77,7 @@ async def ask_once(client: httpx.AsyncClient, dialect: Dialect, ask: Ask, timeou
             sample.retry_after = response.headers.get("retry-after", "")
             async for data in response.aiter_raw():
                 if NEWS in data:
-                    sample.news_at.append(time.monotonic())
+                    sample.token_times.append(time.monotonic())
                 pieces.append(data)
     except TimeoutError:
         sample.error = "client_timeout"
@@ -94,7 +94,7 @@ def _settle(sample: Sample, body: bytes, is_stream: bool) -> None:
     if sample.status != 200 and not sample.error:
         sample.error = f"http_{sample.status}"
     if not is_stream:
-        sample.news_at.clear()
+        sample.token_times.clear()
     sample.prompt_tokens = account.prompt_tokens or 0
     sample.is_counted = account.output_tokens is not None
-    sample.output_tokens = len(sample.news_at) if account.output_tokens is None else account.output_tokens
+    sample.output_tokens = len(sample.token_times) if account.output_tokens is None else account.output_tokens

@@ -62,11 +62,7 @@ def _server_row(server: Mapping[str, Any]) -> list[str]:
 
 
 def _three(values: Mapping[str, float]) -> str:
-    return " / ".join(_short(value) for value in values.values()) or "-"
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return " / ".join(f"{value:.1f}" if value < 100 else f"{value:.0f}" for value in values.values()) or "-"
 
 
 def save_plot(summaries: Sequence[Summary], path: Path) -> None:

@@ -97,17 +97,15 @@ def test_sets(
     Raises:
         InvalidOption: One is not of its form.
     """
-    targets = dict(_pair(item) for item in target or [])
+    targets = {}
+    for item in target or []:
+        task, _, key = item.partition("=")
+        if not key:
+            raise InvalidOption("--target", f"must be TASK=KEY, not {item!r}")
+        targets[task] = key
     sources = [task_source(item, "--data") for item in data or []]
     named = [replace(source, target=targets.get(source.task, "")) for source in sources]
     return TestSets(tuple(named), tuple(columns or ()), encoding)
-
-
-def _pair(item: str) -> tuple[str, str]:
-    name, separator, value = item.partition("=")
-    if not separator or not value:
-        raise InvalidOption("--target", f"must be TASK=KEY, not {item!r}")
-    return name, value
 
 
 def served_tasks(http: httpx.Client) -> dict[str, ServedTask]:

@@ -53,12 +53,8 @@ def fields_of(sets: list[str] | None, **flags: Any) -> dict[str, Any]:
         name, is_there, value = item.partition("=")
         if not is_there or not name:
             raise typer.BadParameter("must be FIELD=VALUE", param_hint="--set")
-        found[name] = _value(value)
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
     return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

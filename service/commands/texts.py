@@ -51,7 +51,8 @@ def generate(
         body = {"prompt": text, **fields}
         if as_json or fields.get("n", 1) != 1:
             reply = _reply(http, "/generate", body, as_json)
-            _print_samples([choice["text"] for choice in reply["choices"]] if not as_json else [])
+            for number, choice in enumerate(() if as_json else reply["choices"], 1):
+                typer.echo(f"[{number}] {choice['text'].strip()}")
         else:
             _stream(http, "/generate", body)
 
@@ -126,8 +127,3 @@ def _stream(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
             typer.echo(last, nl=False)
     if not last.endswith("\n"):
         typer.echo()
-
-
-def _print_samples(texts: list[str]) -> None:
-    for number, text in enumerate(texts, 1):
-        typer.echo(f"[{number}] {text.strip()}")

@@ -79,9 +79,7 @@ class AsyncEngine:
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Stop the thread after its current step and end the streams that are left; a thread that hangs is
-        left behind.
-        """
+        """Stop the thread after its step, or leave it behind if it hangs; end the streams that are left."""
         if not self._is_warm:
             return
         self._is_warm = False
@@ -143,8 +141,7 @@ class AsyncEngine:
         return stream
 
     def check_room(self, tenant: str = "", count: int = 1) -> None:
-        """Refuse a job of so many sequences if `submit` would, so that a refusal costs neither parsing nor
-        tokenising.
+        """Refuse a job of so many sequences if `submit` would, before it is parsed and tokenised.
 
         Raises:
             NotReady, EngineDead, QueueFull: as `submit`.

@@ -80,9 +80,7 @@ class Engine:
         self.scheduler.add(sequence)
 
     def abort(self, sequences: Iterable[Sequence]) -> None:
-        """Drop sequences nobody waits for any more; their blocks are free at once. Finished ones are left
-        alone.
-        """
+        """Drop sequences nobody waits for; their blocks are free at once. Finished ones are left alone."""
         for sequence in sequences:
             if sequence.status is not Status.FINISHED:
                 self._end(sequence)

@@ -33,9 +33,7 @@ class Observer(Protocol):
         """A sequence was admitted for the first time after waiting so long."""
 
     def on_tokens(self, count: int, since_s: float, is_first: bool) -> None:
-        """A sequence got tokens, so long after its last ones, or after its arrival when these are its
-        first.
-        """
+        """A sequence got tokens, so long after its last ones; after its arrival, if these are its first."""
 
     def on_finish(self, stats: SequenceStats) -> None:
         """A sequence ended, for whatever reason."""

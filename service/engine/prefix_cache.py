@@ -57,9 +57,7 @@ class PrefixCache:
         self._promised: set[bytes] = set()  # the union of every sequence's `promised_keys`
 
     def match(self, sequence: Sequence) -> list[int] | None:
-        """The cached blocks a sequence begins with; None while another one is just computing the block behind
-        them.
-        """
+        """The cached blocks a sequence begins with; None while another computes the block behind them."""
         keys = self._usable_keys(sequence)
         blocks = self._pool.lookup(keys)
         is_awaited = len(blocks) < len(keys) and keys[len(blocks)] in self._promised

@@ -77,8 +77,7 @@ class Quota:
 
 
 class DrainRate:
-    """What finished, against a clock that stands still while nothing is in flight: idling is no sign of
-    slowness.
+    """What finished, on a clock that stands still while nothing is in flight: to idle is not to be slow.
 
     Args:
         clock: monotonic seconds.

@@ -250,9 +250,7 @@ class Scheduler:
         return None
 
     def _start(self, sequence: Sequence, cached: list[int], now: float) -> bool:
-        """Move a sequence from waiting to running with blocks for all of its tokens; false if there are
-        too few.
-        """
+        """Let a waiting sequence run, with blocks for all of its tokens; false if there are too few."""
         wanted = missing = self.pool.blocks_for(len(sequence.token_ids)) - len(cached)
         for beam in sequence.followers:  # each shares the full blocks of the prompt, at least
             num_shared = sequence.num_prompt_tokens // self.pool.block_size
@@ -279,9 +277,7 @@ class Scheduler:
         self.max_rows = min(self.max_rows + 1, self.budget.max_rows)
 
     def advance(self, item: Scheduled, new_ids: Iterable[int]) -> None:
-        """Note that a step computed an item's tokens and verified `new_ids`, the last of which is not
-        computed yet.
-        """
+        """Note a step: an item's tokens are computed, and `new_ids` verified, of which the last is not."""
         sequence = item.sequence
         ids = tuple(new_ids)
         sequence.token_ids += ids

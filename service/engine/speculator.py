@@ -64,9 +64,7 @@ class Speculator:
         self.num_accepted = 0
 
     def draft(self, decoding: list[Sequence]) -> dict[Sequence, tuple[int, ...]]:
-        """Choose drafts for decoding sequences, most promising first, as long as each makes the step worth
-        more.
-        """
+        """Choose drafts for decoding sequences, most promising first, while the step is worth more."""
         candidates = [
             (s, self._lookup(s)) for s in decoding if s.params.num_beams == 1
         ]  # beams part too often
@@ -94,9 +92,7 @@ class Speculator:
             history.acceptance += 0.15 * (was_right - history.acceptance)
 
     def _best_length(self, sequence: Sequence, available: int, step: Step) -> tuple[int, float]:
-        """Draft length with the most tokens per second, and the tokens it is expected to add; 0 if none
-        pays.
-        """
+        """Draft length with the most tokens per second, and the tokens it should add; 0 if none pays."""
         p = sequence.drafts.acceptance
         each_s = self._cost.draw_s(sequence)
         best = (0, 0.0)

@@ -63,9 +63,7 @@ class StepCost:
     # ---- knowing ----------------------------------------------------------------------------------------
 
     def predict(self, rows: int) -> float:
-        """Seconds of a forward pass with so many rows; never less than for fewer rows. Without data, the rows
-        themselves.
-        """
+        """Seconds of a forward pass with so many rows, no less than for fewer; without data, the rows."""
         if not self._rows:
             return float(rows)
         above = bisect_right(self._rows, rows)

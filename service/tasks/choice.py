@@ -25,9 +25,7 @@ from service.tasks.search import total_logprob
 
 
 def check_neutral(sampling: SamplingFields) -> None:
-    """Raise `InvalidRequest` for sampling fields that would change nothing: labels are scored, not
-    generated.
-    """
+    """Raise `InvalidRequest` for sampling fields that change nothing: labels are scored, not generated."""
     for name, value in sampling.items():
         is_greedy = name == "temperature" and value == 0
         if name != "seed" and value != SAMPLING[name].neutral and not is_greedy:

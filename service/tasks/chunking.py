@@ -115,8 +115,7 @@ def _overlap_start(document: Document, last: Span, overlap: int) -> int:
 def _chunk_end(
     document: Document, start: int, capacity: int, overlap: int, floor: int, excess: Excess
 ) -> Steps[int]:
-    """Choose the end of the chunk at `start`: near an equal share of what is left, at a good border, proven
-    to fit.
+    """Choose a chunk's end: near an equal share of what is left, at a good border, proven to fit.
 
     `floor` is the least end that gets on; a chunk that must be shorter to fit may end before it.
     """

@@ -47,9 +47,7 @@ class ChoiceText:
     _scorer: Scorer | None = None  # of those that are streamed
 
     def push(self, output: SequenceOutput, call: GenerateCall) -> Token:
-        """Take an output and give the event for it, with the scores of its tokens if it is
-        streamed.
-        """
+        """Take an output and give its event, with the scores of its tokens if it is streamed."""
         is_first = self._scorer is None
         if self._scorer is None:
             start: tuple[int, int | None] = (0, None)  # the offset and what stands before it

@@ -84,7 +84,8 @@ def _include_bounds(schema: Schema) -> None:
     llguidance excludes a bound by its digits, and 19.00000000000000000001 is read as 19; it reads bounds of
     more than 15 digits not quite exactly.
     """
-    is_whole = "number" not in _types(schema)
+    types = schema.get("type", "number")
+    is_whole = "number" not in (types if isinstance(types, list) else [types])
     for exclusive, inclusive, inside, stricter in (
         ("exclusiveMinimum", "minimum", _ABOVE, max),
         ("exclusiveMaximum", "maximum", _BELOW, min),
@@ -98,11 +99,6 @@ def _include_bounds(schema: Schema) -> None:
             del schema[exclusive]
             bounds[exclusive] = _next(bounds[exclusive], inside, is_whole)
         schema[inclusive] = stricter(_shorter(bound, inside) for bound in bounds.values())
-
-
-def _types(schema: Schema) -> list[Any]:
-    types = schema.get("type", ["number"])
-    return types if isinstance(types, list) else [types]
 
 
 def _next(bound: float, inside: Context, is_whole: bool) -> float:

@@ -54,9 +54,7 @@ class Reader:
 
     @property
     def end_id(self) -> int:
-        """What ends an answer: the end of text, or the stop string of a model that never learned to end
-        one.
-        """
+        """What ends an answer: the end of text, or the stop string where a model never learned that."""
         if not self.task.no_answer and self.task.stop:
             ids = self.tokenizer.encode(self.task.stop[0])
             if len(ids) == 1:
@@ -125,9 +123,7 @@ class Reader:
         return (yield from windows(document, capacity, overlap, self._excess(call), max_windows))
 
     def _excess(self, call: QaCall) -> Excess:
-        """Tokens too many in a window; the same for every question, unless the question chooses what is
-        read.
-        """
+        """Tokens too many in a window; the same for all questions, unless they choose what is read."""
         reserve = self._reserve(call)
         question = ""
         if self.task.evidence:
@@ -160,9 +156,7 @@ class Reader:
         return self.task.encode(self.tokenizer, _fields(context, question))
 
     def _reserve(self, call: QaCall) -> int:
-        """Tokens kept free for question and answer: the question's rounded up, so that windows stay the
-        same.
-        """
+        """Tokens kept free for question and answer; rounded up, so that windows stay the same."""
         asked = len(self._encode("", call.question)) - len(self._encode("", ""))
         steps = max(-(-asked // _QUESTION_STEP), 1)
         return steps * _QUESTION_STEP + self._reserve_for_answer(call)

@@ -81,9 +81,7 @@ def has_more_tokens(tokenizer: Tokenizer, text: str, max_tokens: int) -> Steps[b
 
 
 def drop_tokens(tokenizer: Tokenizer, text: str, count: int) -> Steps[str]:
-    """Cut at least one character and about `count` tokens from the start of a text; "" when it has no
-    more.
-    """
+    """Cut about `count` tokens, at least one character, from a text's start; "" when it has no more."""
     for start, end in _parts(tokenizer, text):
         _, offsets = tokenizer.encode_with_offsets(text[start:end])
         if count < len(offsets):

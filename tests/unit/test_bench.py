@@ -72,13 +72,13 @@ async def test_tokens_are_counted_by_the_usage_frame() -> None:
 @pytest.mark.asyncio
 async def test_tokens_are_counted_by_arrivals_where_no_usage_is_told() -> None:
     sample = await sample_of(chunked(*FRAMES, DONE))
-    assert (sample.output_tokens, sample.is_counted) == (len(sample.news_at), False)
+    assert (sample.output_tokens, sample.is_counted) == (len(sample.token_times), False)
 
 
 @pytest.mark.asyncio
 async def test_usage_and_the_end_mark_are_no_arrivals_of_tokens() -> None:
     sample = await sample_of(chunked(USAGE, DONE))
-    assert sample.news_at == []
+    assert sample.token_times == []
 
 
 @pytest.mark.asyncio

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from service.cli import app
 from service.errors import SettingsError
 from service.settings import Settings, load_settings, settings_table, with_variables
-from service.settings_text import variable_name
+from service.settings_text import flag_help, variable_name
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -331,3 +333,13 @@ def test_every_setting_is_described(name: str) -> None:
 
 def test_old_settings_are_not_offered() -> None:
     assert not any(f"| `{variable_name(name)}` |" in settings_table() for name in OLD)
+
+
+def test_the_help_of_serve_says_what_the_settings_say() -> None:
+    result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "400", "TERM": "dumb"})
+    shown = " ".join(result.output.split())
+    flags = [name for name in Settings.model_fields if f"--{name.replace('_', '-')} " in shown]
+    assert {"model", "host", "port", "precision", "max_running"} <= set(flags)
+    for name in flags:
+        assert flag_help(Settings.model_fields[name]) in shown, name
+    assert "Legal: 0 … 65535." in shown and "Legal: 0 or 1" not in shown

@@ -25,14 +25,14 @@ class Attack:
         pieces: makes what is sent.
         wanted: allowed pairs of status and code; an empty code: not looked at; status 0: just closed.
         within_s: how long the answer may take.
-        most_bytes: how much the server may take in before it answers.
+        max_bytes: how much the server may take in before it answers.
     """
 
     name: str
     pieces: Callable[[], Pieces]
     wanted: tuple[tuple[int, str], ...]
     within_s: float = 0.5
-    most_bytes: int = 64 << 20
+    max_bytes: int = 64 << 20
 
 
 def _field(name: str, value: str) -> Callable[[], Pieces]:

@@ -37,8 +37,9 @@ async def conservation(options: ChaosOptions) -> list[Check]:
             watcher.cancel()
         seconds = time.monotonic() - began_at
         final = await server.metrics()
+        kinds = ", ".join(f"{name[:60]} {count}" for name, count in seen.most_common(14))
         return [
-            Check("requests", f"{seen.total()} in {seconds:.0f} s: {_short(seen)}", "all endpoints", True),
+            Check("requests", f"{seen.total()} in {seconds:.0f} s: {kinds}", "all endpoints", True),
             nothing("answers outside the contract", {k: n for k, n in seen.items() if k.startswith("bad")}),
             Check(
                 "received = finished + in flight",
@@ -82,7 +83,3 @@ async def _watch(server: Server, imbalances: list[float]) -> None:
         if series:
             imbalances.append(imbalance(series))
         await asyncio.sleep(_SCRAPE_EVERY_S)
-
-
-def _short(seen: Counter[str]) -> str:
-    return ", ".join(f"{name[:60]} {count}" for name, count in seen.most_common(14))

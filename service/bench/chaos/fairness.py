@@ -65,7 +65,7 @@ async def _limited(options: ChaosOptions) -> list[Check]:
         await _ask(server, options, _MODEST, modest, _LIMIT, 24, 5.0)
         await flooding
         statuses = Counter(sample.status for sample in flood.samples)
-        most = _most_at_once([sample for sample in flood.samples if sample.status == 200])
+        most = _max_at_once([sample for sample in flood.samples if sample.status == 200])
         return [
             nothing(
                 "key limit: refusals of who keeps it", Counter(s.error for s in modest.samples if s.error)
@@ -75,9 +75,11 @@ async def _limited(options: ChaosOptions) -> list[Check]:
         ]
 
 
-def _most_at_once(samples: list[Sample]) -> int:
+def _max_at_once(samples: list[Sample]) -> int:
     """Most requests between first token and end at the same time: all of them were certainly admitted."""
-    moves = sorted(move for s in samples if s.news_at for move in ((s.news_at[0], 1), (s.news_at[-1], -1)))
+    moves = sorted(
+        move for s in samples if s.token_times for move in ((s.token_times[0], 1), (s.token_times[-1], -1))
+    )
     running = most = 0
     for _, step in moves:
         running += step

@@ -39,10 +39,10 @@ def _judge(attack: Attack, answer: RawAnswer) -> Check:
     is_wanted = any(answer.status == status and code in ("", answer.code) for status, code in attack.wanted)
     echo = ", the input was echoed" if MARK in answer.text else ""
     figure = f"{answer.status} {answer.code} after {answer.seconds * 1000:.0f} ms{echo}"
-    if answer.num_sent > attack.most_bytes:
+    if answer.num_sent > attack.max_bytes:
         figure += f" and {answer.num_sent / 2**20:.0f} MiB"
     target = " or ".join(f"{status} {code}".strip() for status, code in attack.wanted)
-    is_soon = answer.seconds <= attack.within_s and answer.num_sent <= attack.most_bytes
+    is_soon = answer.seconds <= attack.within_s and answer.num_sent <= attack.max_bytes
     passed = is_wanted and is_soon and not echo
     return Check(attack.name, figure, f"{target} within {attack.within_s:g} s", passed)
 

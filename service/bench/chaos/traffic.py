@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +57,8 @@ class Traffic:
         draw = self._draw
         if draw.random() < 0.12:
             return draw.choice(self._wrong())
-        path, body = draw.choice(self._right())()
+        right = (self._generate, self._generate, self._completion, self._summary, self._question, self._task)
+        path, body = draw.choice(right)()
         body["stream"] = draw.random() < 0.5
         if draw.random() < 0.08 and not path.startswith("/v1"):
             body["timeout_s"] = round(draw.uniform(0.001, 0.05), 4)
@@ -78,9 +78,6 @@ class Traffic:
             "seed": draw.randrange(2**40),
         }
         return {name: value for name, value in fields.items() if draw.random() < 0.5}
-
-    def _right(self) -> list[Callable[[], tuple[str, Body]]]:
-        return [self._generate, self._generate, self._completion, self._summary, self._question, self._task]
 
     def _generate(self) -> tuple[str, Body]:
         draw = self._draw
