@@ -31,6 +31,7 @@ from service.tasks.sampling import check_neutral
 
 MAX_CHARS = 64 * 1024  # of a constraint's text
 MAX_CACHED = 64  # compiled constraints that are kept
+MAX_SHORT_TEXTS, _SHORT_CHARS = 4096, 64  # forced texts whose ids are kept
 _MAX_REASON_CHARS = 300
 _NO_TOKEN = "the tokenizer has no token that could come next"
 # What it may cost: some 100 ms to compile, some 20 ms for a step, some tens of megabytes for a sequence.
@@ -77,6 +78,7 @@ class Words:
         self.tokens = [names.get(token_id, behind_word[token_id]) for token_id in ids]
         self.special_token_ids = sorted(names)
         self.eos_token_id, self.bos_token_id = tokenizer.eos_id, None
+        self._ids_of: dict[str, list[int]] = {}  # what is forced is mostly a key of a schema, again and again
         self.backend = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(self),
             n_vocab=tokenizer.vocab_size,
@@ -87,9 +89,12 @@ class Words:
         """Give the ids of a text within another, for llguidance, which forces them where only one text can
         follow. A tokenizer that implies spaces would write one before it.
         """
-        if not self._implies_spaces:
-            return self.tokenizer.encode(text)
-        ids: list[int] = self.backend.greedy_tokenize(text)
+        ids = self._ids_of.get(text)
+        if ids is None:
+            encode = self.backend.greedy_tokenize if self._implies_spaces else self.tokenizer.encode
+            ids = encode(text)
+            if len(text) <= _SHORT_CHARS and len(self._ids_of) < MAX_SHORT_TEXTS:
+                self._ids_of[text] = ids
         return ids
 
     def otherwise(self, previous_id: int | None) -> NDArray[np.uint8] | None:
@@ -134,18 +139,19 @@ class Follower:
 
     def __call__(self, output_ids: Sequence[int]) -> TokenMask:
         """Give the tokens allowed behind `output_ids`; only an end where these are not allowed themselves."""
-        mask = np.zeros(-(-self._words.tokenizer.vocab_size // 32) * 4, np.uint8)
+        words = self._words
+        mask = words.ends
         if self._go_to([*output_ids]):
-            self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-            otherwise = self._words.otherwise(self._ids[-1] if self._ids else self._before)
+            mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8, words.ends.nbytes)
+            otherwise = words.otherwise(self._ids[-1] if self._ids else self._before)
             if otherwise is not None:
-                mask &= ~otherwise
+                mask = mask & ~otherwise
             if not mask.any():
                 self.failure = _NO_TOKEN
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
             self.failure = _NO_TOKEN if reason.startswith("NoExtensionBias") else reason
-        return TokenMask(self._words.ends if self.failure or not mask.any() else mask)
+        return TokenMask(words.ends if self.failure else mask)
 
     def check(self) -> None:
         """Raise `InvalidRequest` if the text ended because the constraint could not be followed."""
