@@ -127,6 +127,6 @@ TASK_DEFAULTS = tuple(name for name, field in SAMPLING.items() if field.is_task_
 
 OPTIONS: Mapping[str, Field] = {
     "n": Field(int, 1, min=1, max=16),
-    "logprobs": Field(int, max=10),
+    "logprobs": Field(int, max=20),
     "num_answers": Field(int, 1, min=1, max=20),
 }

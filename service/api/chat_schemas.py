@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from model_store.sampling import OPTIONS
-from service.api.fields import body_field, table_field
+from model_store.sampling import OPTIONS, SAMPLING
+from service.api.fields import body_field, check_range, table_field
 from service.api.openai_fields import BEAM_SEARCH, OpenAIBody, StreamOptions, make_base, sampling_given
 from service.api.problems import HttpProblem
 from service.api.structured import StructuredFields
@@ -115,7 +115,7 @@ class ChatBody(StructuredFields, _ChatSampling):
     stream_options: StreamOptions = body_field(None, "an object, with stream only")
     use_beam_search: bool = body_field(False, BEAM_SEARCH)
     logprobs: bool = body_field(False, "true or false")
-    top_logprobs: int = table_field(OPTIONS["logprobs"], 0, "an integer from 0 to 10, with logprobs only")
+    top_logprobs: int = table_field(OPTIONS["logprobs"], 0, "an integer from 0 to 20, with logprobs only")
     overflow: Literal["error", "drop_oldest"] = body_field("error", '"error" or "drop_oldest"')
     user: str = body_field("", "a string; not used")
 
@@ -130,8 +130,11 @@ class ChatBody(StructuredFields, _ChatSampling):
             raise InvalidRequest("stream_options needs stream: true", "stream_options")
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
+        check_range("top_logprobs", self.top_logprobs, OPTIONS["logprobs"])
         sampling: dict[str, Any] = sampling_given(self)
         if self.max_completion_tokens is not None:
+            if self.max_completion_tokens != -1:
+                check_range("max_completion_tokens", self.max_completion_tokens, SAMPLING["max_new_tokens"])
             sampling["max_new_tokens"] = self.max_completion_tokens
         if sampling.get("max_new_tokens") == -1:
             del sampling["max_new_tokens"]

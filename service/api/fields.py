@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from model_store import sampling as table
+from service.errors import InvalidRequest
 
 
 class Body(BaseModel):
@@ -62,6 +63,12 @@ def sampling_fields(
                 value = default if default is None else field.type(default)
                 fields[own_name] = (field.type, table_field(field, value))
     return fields
+
+
+def check_range(name: str, value: Any, field: table.Field) -> None:
+    """Raise `InvalidRequest` for a value out of a field's range, by the name that the field has here."""
+    if value is not None and field.problem(value):
+        raise InvalidRequest(f"{name} must be {field.words}", name)
 
 
 # ---- lists ------------------------------------------------------------------------------------------------

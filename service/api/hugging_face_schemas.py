@@ -7,13 +7,13 @@ would change the answer and cannot be done is refused by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, JsonValue, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
 from model_store.sampling import OPTIONS, SAMPLING
-from service.api.fields import body_field, read_texts, sampling_fields, table_field
+from service.api.fields import body_field, check_range, read_texts, sampling_fields, table_field
 from service.api.openai_fields import OpenAIBody
 from service.api.structured import of_tgi_grammar
 from service.errors import InvalidRequest
@@ -35,6 +35,8 @@ else:
 class Parameters(_Sampling):
     """How a text is to be continued."""
 
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = _REFUSED
+
     do_sample: bool = body_field(False, "true or false: whether tokens are drawn, or the likeliest taken")
     return_full_text: bool = body_field(False, "true or false: whether the prompt stands before the text")
     details: bool = body_field(False, "true or false")
@@ -43,7 +45,7 @@ class Parameters(_Sampling):
     )
     best_of: int = table_field(OPTIONS["n"], 1, "an integer from 1 to 16: of so many, the likeliest")
     num_return_sequences: int = table_field(OPTIONS["n"], 1)
-    top_n_tokens: int = table_field(OPTIONS["logprobs"], None, "an integer from 0 to 10, with details only")
+    top_n_tokens: int = table_field(OPTIONS["logprobs"], None, "an integer from 0 to 20, with details only")
     truncate: int = body_field(None, "an integer from 1: so many of the prompt's last tokens are read", ge=1)
     grammar: dict[str, JsonValue] = body_field(
         None, "an object with the type json, json_schema or regex, and the schema or the expression as value"
@@ -55,17 +57,14 @@ class Parameters(_Sampling):
         """Raise `InvalidRequest` for a parameter that asks for what is not there."""
         if self.grammar is not None and not takes_grammar:
             raise InvalidRequest("grammar must be left out: it is for generation only", "grammar")
-        for name, value in (self.__pydantic_extra__ or {}).items():
-            if name in _REFUSED and value not in _REFUSED[name]:
-                raise InvalidRequest(f"{name} is not supported; leave it out", name)
+        self.check_understood()
         if self.sampling().get("num_beams", 1) > 1 and (self.do_sample or self.best_of > 1):
             name = "do_sample" if self.do_sample else "best_of"
             legal = "false" if self.do_sample else "1"
             text = f"{name} must be {legal} with num_beams above 1, where nothing is drawn"
             raise InvalidRequest(text, name)
-        for name in ("best_of", "num_return_sequences"):
-            if OPTIONS["n"].problem(getattr(self, name)):
-                raise InvalidRequest(f"{name} must be {OPTIONS['n'].words}", name)
+        for name, option in (("best_of", "n"), ("num_return_sequences", "n"), ("top_n_tokens", "logprobs")):
+            check_range(name, getattr(self, name), OPTIONS[option])
 
     def sampling(self) -> SamplingFields:
         """Our fields as given; greedy unless `do_sample` or a field that draws says so, as for TGI."""
@@ -79,6 +78,7 @@ class Parameters(_Sampling):
 
 
 class _HuggingFaceBody(OpenAIBody):
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     parameters: Parameters = body_field(Parameters(), "an object")
     options: dict[str, Any] = body_field(None, "an object; not used")
     model: str = body_field("", "not used")
@@ -98,6 +98,9 @@ class GenerationBody(_HuggingFaceBody):
         """The task call. Raises InvalidRequest for options that contradict each other."""
         given = self.parameters
         given.check_refused(takes_grammar=True)
+        for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if getattr(given, name) is not None:
+                raise InvalidRequest(f"{name} must be left out: it is for a summary; use {instead}", name)
         if given.best_of > 1 and (origin.is_streamed or given.num_return_sequences > 1):
             raise InvalidRequest("best_of must be 1 in a stream and beside num_return_sequences", "best_of")
         if given.decoder_input_details and (origin.is_streamed or not given.details):
@@ -149,6 +152,7 @@ def _question(value: object) -> dict[str, str]:
 class QuestionParameters(OpenAIBody):
     """How a question is to be answered."""
 
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     top_k: int = table_field(OPTIONS["num_answers"], 1)
     handle_impossible_answer: bool = body_field(False, "true or false: whether there may be no answer")
 
@@ -156,6 +160,7 @@ class QuestionParameters(OpenAIBody):
 class QuestionBody(OpenAIBody):
     """A question and the text that answers it."""
 
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"inputs": {"question": "Who left?", "context": "The ship left."}}]}
     )

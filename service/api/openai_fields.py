@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, create_model, model_validator
 
@@ -24,21 +24,30 @@ _SPELLINGS = {
     "logitBias": "logit_bias",
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
+    "stop_sequences": "stop",
 }
 
 # What is understood and not done, with the values that ask for nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
     "allowed_token_ids": ([],),
     "audio": (),
     "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "logits_processors": ([],),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_embeds": (),
     "prompt_logprobs": (0, False),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "truncate_prompt_tokens": (),
     "web_search_options": (),
 }
 
@@ -47,6 +56,7 @@ class OpenAIBody(Body):
     """An object of the OpenAI dialect, where `null` means absent and what is unknown is ignored."""
 
     model_config = ConfigDict(extra="allow")
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
 
     @model_validator(mode="before")
     @classmethod
@@ -62,13 +72,13 @@ class OpenAIBody(Body):
     def check_understood(self) -> None:
         """Raise `InvalidRequest` for a field that asks for what is not there."""
         for name, value in (self.__pydantic_extra__ or {}).items():
-            if name in REFUSED and value not in REFUSED[name]:
+            if name in self.refused and value not in self.refused[name]:
                 raise InvalidRequest(f"{name} is not supported; leave it out", name)
 
     def ignored(self) -> Iterator[str]:
         """The names of fields that nothing reads, those of objects within as `outer.inner`."""
         for name in self.__pydantic_extra__ or {}:
-            if name not in REFUSED:
+            if name not in self.refused:
                 yield name if _NAME.fullmatch(name) else "?"
         for name in type(self).model_fields:
             if isinstance(inner := getattr(self, name), OpenAIBody):

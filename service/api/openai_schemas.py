@@ -68,7 +68,7 @@ class CompletionBody(StructuredFields, OpenAISampling):
     n: int = table_field(OPTIONS["n"], 1)
     stream: bool = body_field(False, "true or false")
     stream_options: StreamOptions = body_field(None, "an object, with stream only")
-    logprobs: int = table_field(OPTIONS["logprobs"], None, "an integer from 0 (the chosen token) to 10")
+    logprobs: int = table_field(OPTIONS["logprobs"], None, "an integer from 0 (the chosen token) to 20")
     echo: bool = body_field(False, "true or false")
     best_of: int = table_field(OPTIONS["n"], None, "left out, or equal to n; with use_beam_search, its beams")
     use_beam_search: bool = body_field(False, BEAM_SEARCH)

@@ -55,7 +55,7 @@ def _option(name: str, default: int, legal: str = "") -> Any:
     return table_field(OPTIONS[name], default, legal)
 
 
-_LOGPROBS = "an integer from 0 (off) to 10 alternatives per token"
+_LOGPROBS = "an integer from 0 (off) to 20 alternatives per token"
 
 
 class GenerateBody(SamplingBody):

@@ -48,7 +48,7 @@ def constraint_field() -> Any:
 
 
 def of_response_format(value: Mapping[str, Any]) -> Constraint | None:
-    """OpenAI's `response_format`; None for plain text.
+    """OpenAI's `response_format`, or TGI's under that name; None for plain text.
 
     Raises:
         InvalidRequest: it is none.
@@ -56,8 +56,10 @@ def of_response_format(value: Mapping[str, Any]) -> Constraint | None:
     name, kind = "response_format", value.get("type")
     if kind == "text":
         return None
-    if kind == "json_object":
-        return _OBJECT
+    if kind == "json_object":  # with a schema, as llama.cpp's and others' users say it
+        return _constraint(name, "json_schema", value["schema"]) if value.get("schema") else _OBJECT
+    if kind in ("json", "regex"):
+        return of_tgi_grammar(value, name)
     wrapper = value.get("json_schema")
     if kind == "json_schema" and isinstance(wrapper, dict) and isinstance(wrapper.get("schema"), dict):
         return _constraint(name, "json_schema", wrapper["schema"])
@@ -73,13 +75,18 @@ def of_structured_outputs(value: Mapping[str, Any]) -> Constraint:
     Raises:
         InvalidRequest: there is not exactly one.
     """
-    names = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
-    given = {ours: value.get(theirs) for theirs, ours in names.items()}
-    return _only_one("structured_outputs", {**given, "json_object": value.get("json_object")})
+    if value.get("structural_tag") is not None:
+        raise InvalidRequest("structured_outputs.structural_tag is not supported", "structured_outputs")
+    given = {name: value.get(name) for name in ("json", *_KINDS) if name != "json_schema"}
+    return _only_one("structured_outputs", given)
 
 
-def of_tgi_grammar(value: Mapping[str, Any]) -> Constraint:
+def of_tgi_grammar(value: Mapping[str, Any], name: str = "grammar") -> Constraint:
     """TGI's `grammar`: `{"type": "json" | "json_schema" | "regex", "value": …}`.
+
+    Args:
+        value: the object.
+        name: of its field.
 
     Raises:
         InvalidRequest: it is none.
@@ -88,15 +95,17 @@ def of_tgi_grammar(value: Mapping[str, Any]) -> Constraint:
     if kind == "json_schema" and isinstance(inner, dict) and isinstance(inner.get("schema"), dict):
         inner = inner["schema"]
     if kind in ("json", "json_schema") and isinstance(inner, dict | str):
-        return _constraint("grammar", "json_schema", inner)
+        return _constraint(name, "json_schema", inner)
     if kind == "regex" and isinstance(inner, str):
-        return _constraint("grammar", "regex", inner)
+        return _constraint(name, "regex", inner)
     legal = "an object with the type json, json_schema or regex, and the schema or the expression as value"
-    raise InvalidRequest(f"grammar must be {legal}", "grammar")
+    raise InvalidRequest(f"{name} must be {legal}", name)
 
 
 class StructuredFields(Body):
-    """What the OpenAI dialect's clients send for it: OpenAI's field, vLLM's new and old ones, and ours."""
+    """What the OpenAI dialect's clients send for it: OpenAI's own field, vLLM's of today and before,
+    llama.cpp's, SGLang's, and ours.
+    """
 
     response_format: dict[str, JsonValue] = body_field(
         None, "an object whose type is text, json_object or json_schema"
@@ -108,6 +117,10 @@ class StructuredFields(Body):
     guided_regex: str = body_field(None, "a regular expression")
     guided_choice: list[str] = body_field(None, "a list of strings")
     guided_grammar: str = body_field(None, "a grammar")
+    json_schema: JsonValue = body_field(None, "a JSON schema")
+    regex: str = body_field(None, "a regular expression")
+    grammar: str = body_field(None, "a grammar")
+    ebnf: str = body_field(None, "a grammar")
     constraint: ConstraintBody = constraint_field()
 
     def to_constraint(self) -> Constraint | None:
@@ -126,6 +139,10 @@ class StructuredFields(Body):
             ("guided_regex", "regex"),
             ("guided_choice", "choice"),
             ("guided_grammar", "grammar"),
+            ("json_schema", "json_schema"),
+            ("regex", "regex"),
+            ("grammar", "grammar"),
+            ("ebnf", "grammar"),
         ):
             if getattr(self, name) is not None:
                 found[name] = _constraint(name, kind, getattr(self, name))
@@ -142,7 +159,8 @@ def _only_one(name: str, given: Mapping[str, Any]) -> Constraint:
     kinds = [kind for kind, value in given.items() if value is not None and value is not False]
     if len(kinds) != 1:
         raise InvalidRequest(f"{name} must have exactly one of {', '.join(given)}", name)
-    return _constraint(name, kinds[0], given[kinds[0]])
+    kind = "json_schema" if kinds[0] == "json" else kinds[0]
+    return _constraint(name, kind, given[kinds[0]])
 
 
 def _constraint(name: str, kind: str, value: Any) -> Constraint:

@@ -64,6 +64,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     exchange = exchange_of(request)
     runner, origin = exchange.served.runner, exchange.origin(is_streamed=False)
     check_model(body.model, exchange.served, exchange.service)
+    body.check_understood()
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("prompt or messages must be given, and not both", "prompt")
     if body.prompt is not None:
@@ -85,6 +86,7 @@ async def detokenize(body: DetokenizeBody, request: Request) -> Response:
     exchange = exchange_of(request)
     tokenizer = exchange.served.runner.tokenizer
     check_model(body.model, exchange.served, exchange.service)
+    body.check_understood()
     if max(body.tokens, default=0) >= tokenizer.vocab_size:
         raise InvalidRequest(f"tokens must hold token ids from 0 to {tokenizer.vocab_size - 1}", "tokens")
 

@@ -140,7 +140,10 @@ def test_a_refusal_is_in_the_words_of_tgi(live: Live, client: InferenceClient) -
 @pytest.mark.parametrize("path", ["/", "/generate", "/generate_stream", "/invocations"])
 @pytest.mark.parametrize(
     "parameters",
-    [{"watermark": True}, {"adapter_id": "x"}, {"best_of": 0}, {"truncate": 0}],
+    [
+        *({"watermark": True}, {"adapter_id": "x"}, {"best_of": 0}, {"truncate": 0}),
+        *({"top_n_tokens": 21}, {"max_length": 20}, {"min_length": 2}),
+    ],
 )
 def test_what_cannot_be_done_is_refused_by_name(live: Live, path: str, parameters: dict[str, Any]) -> None:
     reply = live.post(path, {"inputs": "a", "parameters": parameters})
@@ -150,6 +153,12 @@ def test_what_cannot_be_done_is_refused_by_name(live: Live, path: str, parameter
 def test_what_nothing_reads_is_ignored_and_told(live: Live) -> None:
     reply = live.post("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 1, "typical_p": 0.9}})
     assert reply.headers["x-ignored-fields"] == "parameters.typical_p"
+
+
+def test_stop_sequences_are_stop_strings(live: Live) -> None:
+    parameters = [{**PARAMETERS, name: ["e"]} for name in ("stop", "stop_sequences")]
+    stop, sequences = (live.post("/", {"inputs": "the sea", "parameters": p}) for p in parameters)
+    assert sequences.json() == stop.json() and "x-ignored-fields" not in sequences.headers
 
 
 def test_a_stream_of_tgi_has_its_frames(live: Live) -> None:

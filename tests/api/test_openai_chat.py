@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -113,14 +114,104 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ("tools", [TOOL]),
         ("modalities", ["text", "audio"]),
         ("top_logprobs", 2),
+        ("max_completion_tokens", 0),
         ("n", 0),
         ("temperature", 3),
+        ("add_generation_prompt", False),
+        ("allowed_token_ids", [5]),
+        ("best_of", 3),
+        ("chat_template", "{{ messages }}"),
+        ("continue_final_message", True),
+        ("documents", [{"title": "a", "text": "b"}]),
+        ("echo", True),
+        ("logits_processors", ["a"]),
+        ("prompt_logprobs", 1),
+        ("truncate_prompt_tokens", 5),
+        ("response_format", {"type": "structural_tag"}),
+        ("structured_outputs", {"json": {}, "structural_tag": "{}"}),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(client: openai.OpenAI, field: str, value: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(client, **{field: value})
+        ask(client, extra_body={field: value})
     assert refused.value.param == field and field in refused.value.message
+
+
+def test_more_alternatives_than_there_may_be_are_refused_by_their_own_name(client: openai.OpenAI) -> None:
+    assert len(ask(client, logprobs=True, top_logprobs=20).choices[0].logprobs.content[0].top_logprobs) == 20
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, logprobs=True, top_logprobs=21)
+    assert refused.value.param == "top_logprobs" and "from 0 to 20" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"add_generation_prompt": True, "continue_final_message": False, "echo": False},
+        {"tools": [], "tool_choice": "none", "functions": [], "function_call": "none"},
+        {"logit_bias": {}, "stop": [], "response_format": {"type": "text"}, "modalities": ["text"]},
+        {"best_of": 1, "documents": [], "bad_words": [], "prompt_logprobs": None, "user": "me"},
+        {"top_k": -1, "max_completion_tokens": None, "stream_options": None},
+    ],
+)
+def test_what_asks_for_nothing_changes_nothing_and_is_not_told(
+    talkative: Live, fields: dict[str, Any]
+) -> None:
+    body = {"messages": HELLO, "max_tokens": 8, "seed": 1}
+    plain, reply = (talkative.post("/v1/chat/completions", {**body, **more}) for more in ({}, fields))
+    assert reply.json()["choices"] == plain.json()["choices"]
+    assert "X-Ignored-Fields" not in reply.headers
+
+
+def test_what_nothing_reads_is_told_and_changes_nothing(talkative: Live) -> None:
+    fields = {
+        **{"metadata": {"a": "b"}, "store": True, "service_tier": "auto", "reasoning_effort": "low"},
+        **{"parallel_tool_calls": False, "prompt_cache_key": "x", "safety_identifier": "x", "priority": 1},
+        **{"chat_template_kwargs": {"enable_thinking": False}, "guided_decoding_backend": "auto"},
+    }
+    body = {"messages": HELLO, "max_tokens": 8, "seed": 1}
+    plain, reply = (talkative.post("/v1/chat/completions", {**body, **more}) for more in ({}, fields))
+    assert reply.json()["choices"] == plain.json()["choices"]
+    assert {*reply.headers["X-Ignored-Fields"].split(", ")} == {*fields}
+
+
+FORMS: list[tuple[dict[str, Any], str]] = [
+    ({"guided_json": {"type": "boolean"}}, "true|false"),
+    ({"guided_regex": "[ab]{3}"}, "[ab]{3}"),
+    ({"guided_choice": ["yes", "no"]}, "yes|no"),
+    ({"guided_grammar": 'start: "x" "y"'}, "xy"),
+    ({"structured_outputs": {"json": {"type": "boolean"}, "disable_any_whitespace": True}}, "true|false"),
+    ({"response_format": {"type": "json_object", "schema": {"type": "boolean"}}}, "true|false"),
+    ({"response_format": {"type": "json", "value": {"type": "boolean"}}}, "true|false"),
+    ({"response_format": {"type": "regex", "value": "[ab]{3}"}}, "[ab]{3}"),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "strict": True, "schema": {"type": "boolean"}},
+            }
+        },
+        "true|false",
+    ),
+    ({"json_schema": {"type": "boolean"}}, "true|false"),
+    ({"json_schema": '{"type": "boolean"}'}, "true|false"),
+    ({"regex": "[ab]{3}"}, "[ab]{3}"),
+    ({"grammar": 'root ::= "x" "y"'}, "xy"),
+    ({"ebnf": 'root ::= "x" "y"'}, "xy"),
+]
+
+
+@pytest.mark.parametrize(("fields", "pattern"), FORMS, ids=str)
+def test_every_spelling_of_a_form_is_followed(
+    client: openai.OpenAI, fields: dict[str, Any], pattern: str
+) -> None:
+    [choice] = ask(client, max_tokens=20, extra_body=fields).choices
+    assert re.fullmatch(pattern, choice.message.content) and choice.finish_reason == "stop"
+
+
+def test_a_developers_message_is_the_systems(client: openai.OpenAI) -> None:
+    as_developer = [{"role": "developer", "content": "Be brief."}, HELLO[1]]
+    assert ask(client, as_developer).choices == ask(client).choices
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])

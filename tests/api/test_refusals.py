@@ -55,7 +55,7 @@ ILLEGAL = {
     "stop": "",
     "seed": 2**70,
     "n": 17,
-    "logprobs": 11,
+    "logprobs": 21,
     "stream": "yes",
     "timeout_s": 0,
     "overflow": "drop",
