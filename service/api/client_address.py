@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _IPV6_HOST = 64  # bits of the network that one site has for itself: it may use any address in it
@@ -35,6 +36,7 @@ def client_address(peer: str, forwarded: Iterable[bytes], trusted: Sequence[Netw
     return str(address)
 
 
+@lru_cache(maxsize=1024)
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """An address, without the port that some proxies add; None if it is none."""
     text = text.removeprefix("[").partition("]")[0] if text.startswith("[") else text

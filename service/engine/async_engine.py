@@ -130,8 +130,9 @@ class AsyncEngine:
             NotReady, EngineDead, QueueFull: nothing was queued.
             InvalidRequest: it cannot be done by then, or as `JobStream.extend`.
         """
+        is_scored = any(request.params.score_from is not None for request in requests)
         self.check_room(tenant, sum(request.params.num_beams for request in requests))
-        if any(request.params.score_from is not None for request in requests):
+        if is_scored:
             unfinished = (s for stream in self._streams.values() for s in stream.unfinished.values())
             check_time(requests, unfinished, self._cost, deadline)
         job = Job(tenant, salt)
