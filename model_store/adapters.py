@@ -72,11 +72,11 @@ def _base(folder: Path, config: dict[str, Any], store: Store, base: str) -> Mode
     way = "name it with --base: a folder (with a /), a model of the store, or hf:OWNER/NAME"
     if not name:
         raise ImportRefused(f"{folder}: the adapter does not say which model it belongs to; {way}")
-    places = [Path(name).expanduser(), folder / name, folder.parent / name]
+    candidates = [Path(name).expanduser(), folder / name, folder.parent / name]
     try:
-        for place in places:
-            if (place / "config.json").is_file():
-                return read_folder(place)
+        for candidate in candidates:
+            if (candidate / "config.json").is_file():
+                return read_folder(candidate)
         try:
             return resolve(name, store.root)
         except ModelNotFound:

@@ -116,9 +116,9 @@ def without_widthless(text: str) -> str:
 
 
 def whole_characters(text: str, position: int, low: int) -> int:
-    """The last place from `position` down to `low` that parts no character; `position` if there is none."""
-    places = range(position, max(low, position - 64) - 1, -1)
-    return next((place for place in places if not splits_character(text, place)), position)
+    """The last cut from `position` down to `low` that parts no character; `position` if there is none."""
+    cuts = range(position, max(low, position - 64) - 1, -1)
+    return next((cut for cut in cuts if not splits_character(text, cut)), position)
 
 
 def _extends(character: str) -> bool:

@@ -62,8 +62,8 @@ class Evidence:
 
     def origin(self, start: int, end: int) -> tuple[int, int]:
         """Where `text[start:end]`, a piece of one sentence, stands in the document."""
-        place = max(bisect_right(self.starts, start) - 1, 0)
-        shift = self.origins[place] - self.starts[place]
+        index = max(bisect_right(self.starts, start) - 1, 0)
+        shift = self.origins[index] - self.starts[index]
         return start + shift, end + shift
 
 
@@ -111,9 +111,9 @@ def for_summary(document: str, num_words: int) -> Steps[Evidence]:
     counts = Counter(stem for bag in first.values() for stem in bag)
     scores = [
         (_salience(bag, counts) + _TIE)
-        * (1 + _EARLY / (1 + place))
+        * (1 + _EARLY / (1 + index))
         * (_TIE**2 if copies[form] >= _RUNNING else 1.0)
-        for place, (bag, form) in enumerate(zip(bags, forms, strict=True))
+        for index, (bag, form) in enumerate(zip(bags, forms, strict=True))
     ]
     return _join(document, sorted(_take(document, spans, scores, num_words)))
 
@@ -139,7 +139,7 @@ def _parted_at(
     spans: list[tuple[int, int]], document: str, lines: list[tuple[int, int]]
 ) -> Steps[list[tuple[int, int]]]:
     """Cut sentences where a running line begins or ends in them."""
-    cuts = sorted({place for line in lines for place in line})
+    cuts = sorted({cut for line in lines for cut in line})
 
     def parts(span: tuple[int, int]) -> Iterator[tuple[int, int]]:
         within = cuts[bisect_right(cuts, span[0]) : bisect_left(cuts, span[1])]
@@ -178,10 +178,10 @@ def _take(
     taken: list[tuple[int, int]] = []
     texts: set[str] = set()
     left = float(num_words)
-    for place in sorted(range(len(spans)), key=lambda place: (-scores[place], place)):
+    for index in sorted(range(len(spans)), key=lambda index: (-scores[index], index)):
         if left <= 0:
             break
-        start, end = spans[place]
+        start, end = spans[index]
         sentence = document[start:end]
         text = " ".join(sentence.split()).casefold()
         if text in texts:

@@ -34,11 +34,11 @@ class StandardError:
     newest lines are lost, and how many is said as soon as somebody reads again. Used by any thread.
 
     Args:
-        most_waiting_bytes: kept for a reader that lags.
+        max_waiting_bytes: kept for a reader that lags.
     """
 
-    def __init__(self, most_waiting_bytes: int = 1 << 20) -> None:
-        self._most_waiting_bytes = most_waiting_bytes
+    def __init__(self, max_waiting_bytes: int = 1 << 20) -> None:
+        self._max_waiting_bytes = max_waiting_bytes
         self._lock = threading.RLock()  # a signal's handler may log while a line is being written
         self._is_writing = False
         self._waiting: deque[bytes] = deque()
@@ -71,7 +71,7 @@ class StandardError:
         """For `logging`; nothing is held back here that could be written."""
 
     def _keep(self, line: bytes) -> None:
-        if self._num_waiting_bytes + len(line) > self._most_waiting_bytes:
+        if self._num_waiting_bytes + len(line) > self._max_waiting_bytes:
             self._num_lost += 1
             return
         self._waiting.append(line)

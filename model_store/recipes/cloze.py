@@ -86,10 +86,10 @@ def split_passages(document: str, rng: random.Random, low: int, high: int) -> It
 
 def make_questions(passage: str, rng: random.Random, count: int) -> list[Cloze]:
     """Make up to `count` questions about a passage, each with another answer."""
-    places = [(s, kind, span) for s in split_sentences(passage) for kind, span in _spans(s, rng)]
-    rng.shuffle(places)
+    candidates = [(s, kind, span) for s in split_sentences(passage) for kind, span in _spans(s, rng)]
+    rng.shuffle(candidates)
     made: dict[str, Cloze] = {}
-    for sentence, kind, (start, end) in places:
+    for sentence, kind, (start, end) in candidates:
         if len(made) >= count:
             break
         answer = sentence[start:end].strip(" ,;:")
@@ -136,9 +136,9 @@ def _question(before: str, after: str, kind: str, rng: random.Random) -> str:
 
 def _clause(words: list[str], rng: random.Random) -> list[str]:
     """Keep the words up to the end of the clause."""
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if word in ";:()." or (word == "," and rng.random() < 0.4):
-            return words[:place]
+            return words[:index]
     return words
 
 

@@ -34,7 +34,7 @@ class Beam:
     """A text so far."""
 
     reader: Detokenizer  # as it stands behind the newest token
-    parent: int = 0  # place among the beams of the step before, from which it goes on
+    parent: int = 0  # index among the beams of the step before, from which it goes on
     token_ids: tuple[int, ...] = ()  # generated
     total: float = 0.0  # of its tokens' log probabilities, as the processors leave them
     text: str = ""
@@ -107,15 +107,15 @@ class BeamSearch:
 
         def of_beam(parent: int) -> Iterator[tuple[float, int, int]]:
             total = self.beams[parent].total
-            return ((total + score, parent, place) for place, score in enumerate(candidates[parent].scores))
+            return ((total + score, parent, index) for index, score in enumerate(candidates[parent].scores))
 
         each = map(of_beam, range(len(self.beams)))
-        for total, parent, place in heapq.merge(*each, key=lambda continuation: -continuation[0]):
-            yield self._extended(self.beams[parent], total, parent, candidates[parent], place)
+        for total, parent, index in heapq.merge(*each, key=lambda continuation: -continuation[0]):
+            yield self._extended(self.beams[parent], total, parent, candidates[parent], index)
 
-    def _extended(self, beam: Beam, total: float, parent: int, among: Candidates, place: int) -> Beam:
+    def _extended(self, beam: Beam, total: float, parent: int, among: Candidates, index: int) -> Beam:
         """A beam with a token behind it, read, and whether that ends it."""
-        token_id, reader, text, reason = among.token_ids[place], beam.reader.fork(), beam.text, None
+        token_id, reader, text, reason = among.token_ids[index], beam.reader.fork(), beam.text, None
         is_end = token_id in self._end_ids
         if not is_end or self._params.include_stop_str_in_output:
             text += reader.push(token_id)
@@ -125,5 +125,5 @@ class BeamSearch:
             reason = FinishReason.LENGTH
         if reason is not None:
             text += reader.finish()
-        logprobs = (*beam.logprobs, *among.logprobs[place : place + 1])
+        logprobs = (*beam.logprobs, *among.logprobs[index : index + 1])
         return Beam(reader, parent, (*beam.token_ids, token_id), total, text, logprobs, reason)

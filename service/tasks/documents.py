@@ -48,13 +48,13 @@ class Document:
 
     def reach(self, start: int, num_tokens: int) -> int:
         """The furthest end such that `text[start:end]` has at most `num_tokens`; `start` if there is none."""
-        place = bisect_left(self._starts, start) + max(num_tokens, 0)
-        return max(self._starts[place], start) if place < len(self._starts) else len(self.text)
+        index = bisect_left(self._starts, start) + max(num_tokens, 0)
+        return max(self._starts[index], start) if index < len(self._starts) else len(self.text)
 
     def reach_back(self, end: int, num_tokens: int) -> int:
         """The last start such that `text[start:end]` has at least `num_tokens`; 0 if there is none."""
-        place = bisect_left(self._starts, end) - num_tokens
-        return self._starts[place] if place > 0 else 0
+        index = bisect_left(self._starts, end) - num_tokens
+        return self._starts[index] if index > 0 else 0
 
     def best_border(self, low: int, high: int, wanted: int) -> int:
         """The border in [low, high] of the best kind, and of these the one nearest to `wanted`.
@@ -63,8 +63,8 @@ class Document:
         possible.
         """
         for borders in self._borders:
-            place = bisect_left(borders, wanted)
-            near = [p for p in borders[max(place - 1, 0) : place + 1] if low <= p <= high]
+            index = bisect_left(borders, wanted)
+            near = [p for p in borders[max(index - 1, 0) : index + 1] if low <= p <= high]
             if near:
                 return min(near, key=lambda p: abs(p - wanted))
         return whole_characters(self.text, wanted, low)

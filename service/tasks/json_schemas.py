@@ -128,10 +128,10 @@ def _check_characters(value: Any) -> None:
 
 def _check_num_properties(schema: Schema) -> None:
     """Refuse a number of properties that a key written twice could seem to reach."""
-    least = schema.get("minProperties", 0)
-    if not isinstance(least, int) or least <= 1:
+    minimum = schema.get("minProperties", 0)
+    if not isinstance(minimum, int) or minimum <= 1:
         return
-    if least > len({*schema.get("required", ())}):
+    if minimum > len({*schema.get("required", ())}):
         raise ValueError("minProperties above 1 cannot be followed, unless as many properties are required")
     del schema["minProperties"]
 

@@ -128,27 +128,27 @@ class Frontier:
     def add(self, rollout: Rollout) -> Steps[None]:
         """Take in a finished rollout: its answer, the ends it passed by, the branches it did not take."""
         logprob = rollout.prefix_logprob
-        for place, step in enumerate(rollout.logprobs):
-            self._look_aside(rollout, place, logprob)
+        for index, step in enumerate(rollout.logprobs):
+            self._look_aside(rollout, index, logprob)
             yield
             logprob += step.logprob or 0.0
             if step.token_id in self._rules.end_ids:
-                self._offer(rollout, place, logprob)
+                self._offer(rollout, index, logprob)
                 return
         if rollout.window.automaton is None:  # cut by its length or by a stop string
             self._offer(rollout, len(rollout.output_ids), logprob)
 
-    def _look_aside(self, rollout: Rollout, place: int, before: float) -> None:
+    def _look_aside(self, rollout: Rollout, index: int, before: float) -> None:
         """Note the likely tokens that were not taken at a step."""
-        prefix = rollout.answer_ids(place)
+        prefix = rollout.answer_ids(index)
         automaton = rollout.window.automaton
         allowed = None if automaton is None else frozenset(automaton(prefix))
         has_room = len(prefix) + 1 < self._rules.params.max_new_tokens
-        for token_id, logprob in rollout.logprobs[place].top:
-            if token_id == rollout.output_ids[place] or (allowed is not None and token_id not in allowed):
+        for token_id, logprob in rollout.logprobs[index].top:
+            if token_id == rollout.output_ids[index] or (allowed is not None and token_id not in allowed):
                 continue
             if token_id in self._rules.end_ids:
-                self._offer(rollout, place, before + logprob)
+                self._offer(rollout, index, before + logprob)
             elif has_room and math.isfinite(logprob):
                 branch = Rollout(rollout.window, (*prefix, token_id), before + logprob)
                 bound = branch.prefix_logprob - branch.window.no_answer_logprob

@@ -49,14 +49,14 @@ class SpanText:
             if meant[p] < len(text) and byte_at[meant[p]] < byte_at[meant[p] + 1]
         }
         self._end_at = {byte_at[p]: p for p in reversed(ends)}
-        self.least_end = {byte: byte_at[meant[p] + 1] for byte, p in self._start_at.items()}
+        self.min_end = {byte: byte_at[meant[p] + 1] for byte, p in self._start_at.items()}
         self.starts = list(self._start_at)
         self.ends = self._end_at.keys()
         self.borders = frozenset((*self.starts, *self.ends))
 
     def is_answer(self, state: State) -> bool:
         """Whether an answer may end here: behind a word, and not only of punctuation."""
-        return state[1] in self.ends and state[1] >= self.least_end[state[0]]
+        return state[1] in self.ends and state[1] >= self.min_end[state[0]]
 
     def points(self, state: State) -> tuple[int, int]:
         """The state's span in code points of the window."""
@@ -78,12 +78,12 @@ def _folded(text: str, reading: Reading) -> tuple[bytes, list[int]]:
 
 
 def _next_meaningful(text: str) -> list[int]:
-    """For each place, the next character (there or later) that is neither space nor punctuation."""
+    """For each position, the next character (there or later) that is neither space nor punctuation."""
     found = [len(text)] * (len(text) + 1)
-    for place in range(len(text) - 1, -1, -1):
-        character = text[place]
+    for index in range(len(text) - 1, -1, -1):
+        character = text[index]
         is_meaningful = character.isalnum() or unicodedata.category(character)[0] not in "PZC"
-        found[place] = place if is_meaningful else found[place + 1]
+        found[index] = index if is_meaningful else found[index + 1]
     return found
 
 

@@ -139,7 +139,7 @@ def test_lines_that_nobody_reads_block_nobody_and_come_later_in_order() -> None:
 
 def test_how_many_lines_were_lost_is_said_when_somebody_reads_again() -> None:
     with unread_pipe() as pipe:
-        out = StandardError(most_waiting_bytes=1000)
+        out = StandardError(max_waiting_bytes=1000)
         for _ in range(1000):
             out.msg("x" * 299)
         found = read_all(pipe)
@@ -162,7 +162,7 @@ def test_a_line_longer_than_a_pipe_takes_at_once_stays_whole() -> None:
 
 def test_lines_that_could_not_be_written_are_written_when_that_is_possible_again() -> None:
     with unread_pipe() as pipe:
-        out = StandardError(most_waiting_bytes=10_000)
+        out = StandardError(max_waiting_bytes=10_000)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "write", _no_space)
             for place in range(5):

@@ -24,17 +24,17 @@ async def disconnects(options: ChaosOptions) -> list[Check]:
     """Many clients leave at random points while eight stay; theirs must read as when they were alone."""
     async with Server(options, {}, "disconnects") as server:
         asks = generated([Shape(12, 1)], options.seed)
-        bodies = [_body(next(asks).prompt, place) for place in range(_NUM_STAYING)]
+        bodies = [_body(next(asks).prompt, number) for number in range(_NUM_STAYING)]
         alone = [await _text(server.client, server.url, body) for body in bodies]
         storm = asyncio.create_task(_storm(server, options))
         rounds = await asyncio.gather(*(_repeat(server, body, storm) for body in bodies))
         num_left = await storm
         seconds = await server.seconds_until_idle()
         wrong = [
-            f"stream {place}: {text[:80]!r} in place of {alone[place][:80]!r}"
-            for place, texts in enumerate(rounds)
+            f"stream {number}: {text[:80]!r} instead of {alone[number][:80]!r}"
+            for number, texts in enumerate(rounds)
             for text in texts
-            if text != alone[place]
+            if text != alone[number]
         ]
         return [
             at_least("clients that left early", num_left, options.num_clients // 4),
@@ -45,9 +45,9 @@ async def disconnects(options: ChaosOptions) -> list[Check]:
         ]
 
 
-def _body(prompt: str, place: int) -> bytes:
+def _body(prompt: str, number: int) -> bytes:
     """Every other one is sampled with a fixed seed, the others are greedy."""
-    sampling = {"temperature": 0} if place % 2 else {"temperature": 1.0, "seed": place}
+    sampling = {"temperature": 0} if number % 2 else {"temperature": 1.0, "seed": number}
     fields = {"prompt": prompt, "max_new_tokens": 64, "ignore_eos": True, "stream": True, **sampling}
     return json.dumps(fields).encode()
 

@@ -65,13 +65,13 @@ async def _limited(options: ChaosOptions) -> list[Check]:
         await _ask(server, options, _MODEST, modest, _LIMIT, 24, 5.0)
         await flooding
         statuses = Counter(sample.status for sample in flood.samples)
-        most = _max_at_once([sample for sample in flood.samples if sample.status == 200])
+        highest = _max_at_once([sample for sample in flood.samples if sample.status == 200])
         return [
             nothing(
                 "key limit: refusals of who keeps it", Counter(s.error for s in modest.samples if s.error)
             ),
             Check("key limit: the flood's answers", str(dict(statuses)), "some 429", statuses[429] > 0),
-            at_most("key limit: served at once to one key", most, _LIMIT),
+            at_most("key limit: served at once to one key", highest, _LIMIT),
         ]
 
 
@@ -80,11 +80,11 @@ def _max_at_once(samples: list[Sample]) -> int:
     moves = sorted(
         move for s in samples if s.token_times for move in ((s.token_times[0], 1), (s.token_times[-1], -1))
     )
-    running = most = 0
+    running = highest = 0
     for _, step in moves:
         running += step
-        most = max(most, running)
-    return most
+        highest = max(highest, running)
+    return highest
 
 
 async def _ask(

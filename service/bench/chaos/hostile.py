@@ -59,12 +59,12 @@ async def _slow_readers(server: Server) -> list[Check]:
     began_at = time.monotonic()
     await asyncio.sleep(0.5)
     await server.seconds_until_idle(_SLOW_READERS_S)
-    seconds, most = time.monotonic() - began_at, server.rss_bytes() - before
+    seconds, grown = time.monotonic() - began_at, server.rss_bytes() - before
     for deaf in sockets:
         deaf.close()
     return [
         at_most("readers that do not read: all over within", seconds, _SLOW_READERS_S, " s"),
-        at_most("readers that do not read: memory each", most / _NUM_SLOW_READERS / 2**20, 2, " MiB"),
+        at_most("readers that do not read: memory each", grown / _NUM_SLOW_READERS / 2**20, 2, " MiB"),
     ]
 
 

@@ -46,7 +46,7 @@ async def overload(options: ChaosOptions) -> list[Check]:
         return [
             Check("capacity", found, "measured", True),
             *_refusal_checks(run.samples),
-            at_most("sequences running and waiting", probe.most_in_flight, _MAX_RUNNING + _MAX_WAITING),
+            at_most("sequences running and waiting", probe.max_in_flight, _MAX_RUNNING + _MAX_WAITING),
             at_least("throughput against the best", 100 * fmean(reached) / fmean(best), 90, " %"),
             at_most("/livez at its slowest", 1000 * max(probe.livez_s, default=9.9), 100, " ms"),
             nothing("exceptions in the log", server.log_faults()),
@@ -121,7 +121,7 @@ class _Probe:
 
     def __init__(self, server: Server) -> None:
         self.livez_s: list[float] = []
-        self.most_in_flight = 0.0
+        self.max_in_flight = 0.0
         self._server = server
 
     @asynccontextmanager
@@ -145,6 +145,6 @@ class _Probe:
             if count % _SCRAPE_EVERY == 0:  # a scrape is work for the server: not twenty times a second
                 levels = await self._server.metrics()
                 here = sum(total(levels, f"textgen_requests_{where}") for where in ("running", "waiting"))
-                self.most_in_flight = max(self.most_in_flight, here)
+                self.max_in_flight = max(self.max_in_flight, here)
             count += 1
             await asyncio.sleep(_PROBE_EVERY_S)
