@@ -91,12 +91,12 @@ class _Run:
                 yield Token(0, delta, finish_reason=output.finish_reason)
 
     async def collect(self, summaries: list[Summary], first_index: int) -> AsyncIterator[int]:
-        """Let a round run and yield the place of each summary when it is complete."""
+        """Let a round run and yield the index of each summary when it is complete."""
         async for output in self._job:
-            place = output.index - first_index
-            summaries[place].push(output)
+            index = output.index - first_index
+            summaries[index].push(output)
             if output.finish_reason is not None:
-                yield place
+                yield index
 
     async def reduce(self, parts: list[str], num_tokens: int, final: Summary) -> AsyncIterator[Token]:
         """Summarise the joined parts until they fit one window; the last sequence is streamed.
