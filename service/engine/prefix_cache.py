@@ -100,10 +100,10 @@ class PrefixCache:
 
     def _usable_keys(self, sequence: Sequence) -> list[bytes]:
         """Keys a match may use: the last token is always recomputed, and so is every scored row."""
-        num_usable = len(sequence.token_ids) - 1
-        if sequence.next_scored is not None:
-            num_usable = min(num_usable, max(sequence.next_scored - 1, 0))
         self._extend_keys(sequence, len(sequence.token_ids) // self._pool.block_size)
+        num_usable, scored = len(sequence.token_ids) - 1, sequence.next_scored
+        if scored is not None:
+            num_usable = min(num_usable, max(scored - 1, 0))
         return sequence.block_keys[: num_usable // self._pool.block_size]
 
     def _extend_keys(self, sequence: Sequence, count: int) -> None:
