@@ -126,41 +126,54 @@ class Follower:
     not accepted); the answers depend on the ids alone.
 
     Args:
-        matcher: at the start, nobody else's.
+        start: a matcher at the start, of which a copy is taken.
         words: the tokens.
         prompt_ids: what the text goes on from.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, words: Words, prompt_ids: Sequence[int]) -> None:
-        self.failure = ""  # why it could not be followed to an end
-        self._matcher, self._words = matcher, words
+    def __init__(self, start: llguidance.LLMatcher, words: Words, prompt_ids: Sequence[int]) -> None:
+        self._start, self._matcher, self._words = start, start.deep_copy(), words
+        self._dead_ends: dict[int, str] = {}  # why nothing can follow, by the number of tokens before
         self._before = last_of_text(words.tokenizer, prompt_ids)
         self._ids: list[int] = []  # those that the matcher has taken
 
     def __call__(self, output_ids: Sequence[int]) -> TokenMask:
-        """Give the tokens allowed behind `output_ids`; only an end where these are not allowed themselves."""
-        words = self._words
+        """Give the tokens allowed behind `output_ids`; only an end where these are not allowed themselves or
+        nothing can follow them.
+        """
+        words, dead_end = self._words, _NO_TOKEN
         mask = words.ends
         if self._go_to([*output_ids]):
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8, words.ends.nbytes)
             otherwise = words.otherwise(self._ids[-1] if self._ids else self._before)
             if otherwise is not None:
                 mask = mask & ~otherwise
-            if not mask.any():
-                self.failure = _NO_TOKEN
+            may_end = (mask & words.ends).any()  # so says llguidance also where no token is left
+            if self._matcher.is_accepting() if may_end else mask.any():
+                dead_end = ""
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
-            self.failure = _NO_TOKEN if reason.startswith("NoExtensionBias") else reason
-        return TokenMask(words.ends if self.failure else mask)
+            dead_end = _NO_TOKEN if reason.startswith("NoExtensionBias") else reason
+        self._dead_ends.pop(len(output_ids), None)  # a draft's that was not accepted
+        if dead_end:
+            self._dead_ends[len(output_ids)] = dead_end
+        return TokenMask(words.ends if dead_end else mask)
 
-    def check(self) -> None:
-        """Raise `InvalidRequest` if the text ended because the constraint could not be followed."""
-        if self.failure:
-            text = f"constraint cannot be followed to an end here: {self.failure}"
-            raise InvalidRequest(text, "constraint")
+    def check(self, num_tokens: int | None) -> None:
+        """Raise `InvalidRequest` for a text that ended because the constraint could not be followed.
+
+        Args:
+            num_tokens: of the text, its end too; None for several that were followed side by side.
+        """
+        for place, reason in self._dead_ends.items():
+            if num_tokens in (None, place + 1):
+                text = f"constraint cannot be followed to an end here: {reason}"
+                raise InvalidRequest(text, "constraint")
 
     def _go_to(self, ids: list[int]) -> bool:
         """Bring the matcher behind `ids`; false if they are not allowed."""
+        if self._matcher.is_error():  # from which nothing leads back
+            self._matcher, self._ids = self._start.deep_copy(), []
         shared = len(self._ids)
         if self._ids != ids[:shared]:
             pairs = enumerate(zip(self._ids, ids, strict=False))
@@ -179,7 +192,7 @@ class Grammar:
 
     def follow(self, prompt_ids: Sequence[int]) -> Follower:
         """Begin a text behind a prompt."""
-        return Follower(self._matcher.deep_copy(), self._words, prompt_ids)
+        return Follower(self._matcher, self._words, prompt_ids)
 
 
 class Grammars:

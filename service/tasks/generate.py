@@ -128,12 +128,13 @@ class Generation:
     async def events(self, job: JobStream) -> AsyncGenerator[Event]:
         """Yield the choices' tokens as they come, then the result."""
         async for output in job:
-            if output.finish_reason is not None and self._followers:
-                self._followers[output.index].check()
             for rank, found in enumerate((output, *output.others)):
                 index = output.index * self._n + rank if self._is_search else output.index
                 found = replace(found, prompt_logprobs=output.prompt_logprobs) if rank else found
-                yield self._choices[index].push(found, self._call)
+                event = self._choices[index].push(found, self._call)
+                if event.finish_reason and self._followers:
+                    self._followers[output.index].check(None if self._is_search else event.num_tokens)
+                yield event
             if output.prompt_logprobs:  # hundreds of tokens: others have their turn before the next prompt's
                 await asyncio.sleep(0)
         finished = tuple(  # a search finds fewer texts than are wanted where there are no more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -109,6 +110,22 @@ def test_drafts_change_no_text_with_a_form(live: Live, serve: Callable[..., Live
     for body in bodies:
         plain, drafted = (each.post("/generate", body).json()["choices"] for each in (live, drafting))
         assert drafted == plain
+    assert drafting.metric("textgen_draft_tokens_total") > 0
+
+
+def test_a_draft_model_changes_no_text_with_a_form(
+    live: Live, serve: Callable[..., Live], tiny_model: Path
+) -> None:
+    """The model is its own draft: what it proposes is right wherever the form does not forbid it."""
+    drafting = serve(speculation=True, draft_model=str(tiny_model))
+    for constraint in OWN:
+        body = {"prompt": "hello", "n": 2, "seed": 3, "max_new_tokens": 40, "constraint": constraint}
+        for temperature in (0, 0.7):
+            plain, drafted = (
+                each.post("/generate", {**body, "temperature": temperature}).json()["choices"]
+                for each in (live, drafting)
+            )
+            assert drafted == plain
     assert drafting.metric("textgen_draft_tokens_total") > 0
 
 

@@ -7,12 +7,14 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
+from test_special_tokens import bpe_with_added_tokens
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from toy_engine import babbling, events_of, make_tokenizer, result_of, running
@@ -287,6 +289,97 @@ async def test_the_end_is_not_ignored_beside_a_constraint(tokenizer: Tokenizer) 
 async def test_a_text_that_the_tokenizer_cannot_write_is_an_error_and_no_text() -> None:
     with pytest.raises(InvalidRequest, match="no token"):
         await texts_of(word_pieces(), Constraint("regex", "ü"))
+
+
+def unigrams(*without: str) -> Tokenizer:
+    """A SentencePiece vocabulary of characters and some words; its marks and `<user>` are special."""
+    characters = [chr(code) for code in range(0x21, 0x7F)]
+    words = ["the", "▁the", "▁a", "sea", "▁sea", '":', '▁"', '{"', "true", "▁true", "é", "\n", "kingdom"]
+    pieces = [piece for piece in ["<s>", "</s>", "<unk>", "▁", *characters, *words] if piece not in without]
+    scores = [0.0 if at < 3 else -2.0 - len(piece) / 10 for at, piece in enumerate(pieces)]
+    backend = Backend(models.Unigram([*zip(pieces, scores, strict=True)], unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    backend.add_special_tokens(["<s>", "</s>", "<unk>", "<user>"])
+    backend.add_tokens(["kingdoms"])
+    return Tokenizer(LoadedTokenizer(backend, "metaspace", (1,)))
+
+
+def added(folder: Path) -> Tokenizer:
+    """A byte-level vocabulary with tokens added after its training, special ones and one that is none."""
+    bpe_with_added_tokens(folder)
+    return Tokenizer.load(folder)
+
+
+@pytest.fixture(params=["sentencepiece", "added tokens"])
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
+    return unigrams() if request.param == "sentencepiece" else added(tmp_path)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+async def test_every_vocabulary_writes_valid_json(other: Tokenizer, schema: object) -> None:
+    choices = await texts_of(other, schema_of(schema), n=8, max_new_tokens=120)
+    ended = [choice.text for choice in choices if choice.finish_reason == "stop"]
+    assert ended
+    for text in ended:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+
+
+@pytest.mark.asyncio
+async def test_marks_that_are_asked_for_are_written_as_text(other: Tokenizer) -> None:
+    """The ids are those of characters: no special token is produced inside."""
+    marks = ["<s>", "</s>", "<user>", "<|endoftext|>", "<|startoftext|>", "<mask>", "<sep>"]
+    fields = SamplingFields(max_new_tokens=40, seed=3, skip_special_tokens=False)
+    for mark in marks:
+        form = Constraint("choice", json.dumps([f"a {mark} kingdom"]))
+        call = GenerateCall(("the king",), logprobs=0, constraint=form, sampling=fields)
+        async with running(babbling(other.vocab_size), other) as (runner, _):
+            [choice] = (await result_of(runner.generate(call))).choices
+        assert choice.finish_reason == "stop" and choice.logprobs is not None
+        *inner, end = [score.token_id for score in choice.logprobs]
+        assert end in other.eos_token_ids and not any(map(other.is_special, inner)), mark
+        assert other.decode(inner).strip() == f"a {mark} kingdom"
+
+
+@pytest.mark.asyncio
+async def test_every_vocabulary_begins_with_a_space_or_without_as_it_is_asked(other: Tokenizer) -> None:
+    for text in ("the sea", " the sea", "  the  sea", "kingdoms", " kingdoms a"):
+        [choice] = await texts_of(other, Constraint("choice", json.dumps([text])), n=1)
+        assert (choice.text, choice.finish_reason) == (text, "stop")
+
+
+@pytest.mark.asyncio
+async def test_a_stop_string_ends_a_form_in_every_vocabulary(other: Tokenizer) -> None:
+    constraint = Constraint("regex", "[a-c]{3} (the|sea) [a-c]{3}")
+    for choice in await texts_of(other, constraint, stop=(" the", " sea"), n=8):
+        assert re.fullmatch("[a-c]{3}", choice.text) and choice.finish_reason == "stop"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "constraint",
+    [schema_of(SCHEMAS[11]), Constraint("regex", "ab~"), Constraint("choice", '["~"]')],
+    ids=lambda c: c.kind,
+)
+async def test_a_form_that_a_vocabulary_cannot_write_is_an_error_however_far_it_comes(
+    constraint: Constraint,
+) -> None:
+    with pytest.raises(InvalidRequest, match="no token"):
+        await texts_of(unigrams("{", '{"', "~"), constraint)
+
+
+@pytest.mark.asyncio
+async def test_a_draft_into_a_dead_end_that_is_not_taken_does_no_harm() -> None:
+    tokenizer = unigrams("~")
+    follower = await follower_of(tokenizer, Constraint("regex", "a~|bc"))
+    a, b, c = (tokenizer.encode(f"x{letter}")[-1] for letter in "abc")
+    assert allowed(follower([a])) == [tokenizer.eos_id]
+    assert allowed(follower([b])) == [c] and allowed(follower([b, c])) == [tokenizer.eos_id]
+    follower.check(3)
+    follower([a])
+    with pytest.raises(InvalidRequest, match="no token"):
+        follower.check(2)
 
 
 def masked(bits: Sequence[int], logits: list[float]) -> list[float]:
