@@ -54,6 +54,7 @@ _FORMATS = (  # others that JSON Schema knows; llguidance refuses those it canno
 )
 # Numbers of 15 digits, which are exact wherever they are read, and none smaller than 1e-30, beside 0.
 _ABOVE, _BELOW = (Context(15, rounding, Emin=-16, Emax=308) for rounding in (ROUND_CEILING, ROUND_FLOOR))
+_MAX_BOUND = 1e308  # its neighbours are finite, too
 
 
 def to_follow(schema: Schema) -> Schema:
@@ -95,6 +96,8 @@ def _include_bounds(schema: Schema) -> None:
             bounds[exclusive] = bounds.pop(inclusive)
         if not bounds or not all(type(bound) in (int, float) for bound in bounds.values()):
             continue  # llguidance says what is wrong
+        if max(map(abs, bounds.values())) > _MAX_BOUND:
+            raise ValueError(f"{' and '.join(bounds)} must be from -1e308 to 1e308")
         if exclusive in bounds:
             del schema[exclusive]
             bounds[exclusive] = _next(bounds[exclusive], inside, is_whole)

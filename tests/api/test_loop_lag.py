@@ -33,6 +33,14 @@ TEXTS = {
     "Chinese": "\u8ba1\u7b97\u673a",
     "soft hyphens": "a\u00ad",
     "zero-width joiners": "\u200d",
+    "jamo": "\u1100\u1161\u11a8",
+    "right to left": "\u202b\u05d0\u05bc\u202c\u200f",
+    "words under accents": "a\u0300\u0316\u0334\u0489 ",
+    "flags": "\U0001f1e8\U0001f1ed",
+    "NULs": "\0",
+    "empty lines": "\r\n",
+    "conjuncts": "\u0915\u094d",
+    "what folds to many": "\ufdfa",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import jsonschema
@@ -92,3 +93,18 @@ def test_what_is_valid_can_be_written_and_what_is_not_cannot(
 def test_what_no_grammar_keeps_is_refused(schema: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         to_follow(schema)
+
+
+@pytest.mark.parametrize("bound", [1.01e308, -2 * 10**308, 10**400 - 1, 10**4200], ids=[*"abcd"])
+@pytest.mark.parametrize("keyword", ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"])
+@pytest.mark.parametrize("kind", ["number", "integer"])
+def test_a_bound_beyond_all_doubles_is_refused(kind: str, keyword: str, bound: float) -> None:
+    with pytest.raises(ValueError, match=f"{keyword} must be from -1e308 to 1e308"):
+        to_follow({"items": {"type": kind, keyword: bound}})
+
+
+@pytest.mark.parametrize("keyword", ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"])
+@pytest.mark.parametrize("bound", [10**308, -(10**308), 1e308, 5e-324])
+def test_the_largest_bounds_have_finite_neighbours(keyword: str, bound: float) -> None:
+    [(_, found)] = to_follow({keyword: bound}).items()
+    assert math.isfinite(found)
