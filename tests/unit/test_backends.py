@@ -246,6 +246,16 @@ def test_a_compiler_that_fails_is_told_with_its_last_line(
     assert not any(kernel_folder.iterdir())
 
 
+def test_the_compiler_is_this_service_whatever_lies_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "service.py").write_text("raise SystemExit('another service')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kernels, "PARTS", (("no_such_kernel",),))
+    with pytest.raises(kernels.CannotCompile, match="KeyError: 'no_such_kernel'"):
+        kernels._compile()
+
+
 def test_a_process_that_serves_imports_neither_transformers_nor_a_compiler() -> None:
     code = """
 import sys

@@ -96,7 +96,7 @@ def _compile() -> list[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
     compilers = [
         subprocess.Popen(
-            [sys.executable, "-m", _COMPILER, *names],
+            [sys.executable, "-P", "-m", _COMPILER, *names],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
