@@ -2,7 +2,8 @@
 
 llguidance lets through some of what a schema forbids. Where the schema can be said in words that it keeps, it
 is rewritten; where it cannot, it is refused. A rewritten schema allows nothing that the original forbids, and
-leaves out little: the tests hold it to the official suite of JSON Schema.
+leaves out little: the tests hold it to the official suite of JSON Schema. Left out on purpose are properties
+that are not named, unless there is `additionalProperties`: a small model never comes to their end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ Schema = dict[str, Any]
 STYLE = {"whitespace_pattern": "[ \n]?", "json_allowed_escapes": 'nrbtf"\\'}
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")  # of names to schemas
+_JOINING = ("allOf", "anyOf", "oneOf", "$ref")  # lead to more schemas of the same object
+_CONDITIONS = ("not", "if", "contains", "dependentSchemas", "dependencies")
+_OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "minProperties")
 _DATA = ("const", "enum", "default", "examples")  # no schemas, whatever they look like
 
 _LEAP_DAY = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29"
@@ -64,6 +68,50 @@ def to_follow(schema: Schema) -> Schema:
         ValueError: there is none; says which keyword is to blame.
         RecursionError: it is too deep.
     """
+    return _follow(schema if _is_joined(schema) else _closed(schema))
+
+
+def _is_joined(value: Any) -> bool:
+    """Whether an object may be held against several schemas at once, so that none of them names all its
+    properties.
+    """
+    if isinstance(value, list):
+        return any(map(_is_joined, value))
+    if not isinstance(value, dict):
+        return False
+    lists = (value.get(name) for name in ("allOf", "oneOf"))
+    has_several = any(isinstance(each, list) and len(each) > 1 for each in lists)
+    is_one_of_several = "properties" in value and any(name in value for name in _JOINING)
+    return (
+        has_several
+        or is_one_of_several
+        or any(name in value for name in _CONDITIONS)
+        or any(map(_is_joined, value.values()))
+    )
+
+
+def _closed(value: Any) -> Any:
+    """Close the objects that name their properties and do not say whether there may be others."""
+    if isinstance(value, list):
+        return [_closed(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    made = {name: part if name in _DATA else _closed(part) for name, part in value.items()}
+    names = value.get("properties")
+    is_named = value.get("type") == "object" and isinstance(names, dict) and _required(value) <= {*names}
+    if is_named and not any(name in value for name in _OPEN):
+        made["additionalProperties"] = False
+    return made
+
+
+def _required(schema: Schema) -> set[str]:
+    """The names of required properties; llguidance says what is wrong with others."""
+    names = schema.get("required")
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
+def _follow(schema: Schema) -> Schema:
+    """What `to_follow` gives, once objects are closed."""
     made = {name: value if name in _DATA else _inner(value, name in _MAPS) for name, value in schema.items()}
     _check_characters([schema.get("const"), schema.get("enum")])
     _include_bounds(made)
@@ -75,7 +123,7 @@ def to_follow(schema: Schema) -> Schema:
 def _inner(value: Any, is_map: bool) -> Any:
     """What stands behind a keyword, whichever: a `$ref` may lead there."""
     if isinstance(value, dict):
-        return {name: _inner(part, False) for name, part in value.items()} if is_map else to_follow(value)
+        return {name: _inner(part, False) for name, part in value.items()} if is_map else _follow(value)
     return [_inner(part, False) for part in value] if isinstance(value, list) else value
 
 
@@ -134,7 +182,7 @@ def _check_num_properties(schema: Schema) -> None:
     minimum = schema.get("minProperties", 0)
     if not isinstance(minimum, int) or minimum <= 1:
         return
-    if minimum > len({*schema.get("required", ())}):
+    if minimum > len(_required(schema)):
         raise ValueError("minProperties above 1 cannot be followed, unless as many properties are required")
     del schema["minProperties"]
 

@@ -82,6 +82,59 @@ def test_what_is_valid_can_be_written_and_what_is_not_cannot(
     assert not accepts(schema, outside)
 
 
+A, B = ({"type": "object", "properties": {name: {"type": "null"}}} for name in "ab")
+OPEN_A = {**A, "additionalProperties": True}
+
+
+@pytest.mark.parametrize(
+    ("schema", "has_others"),
+    [
+        (A, False),
+        ({"type": "array", "items": A}, False),
+        ({"$ref": "#/$defs/A", "$defs": {"A": A}}, False),
+        ({"anyOf": [A, {"type": "string"}]}, False),
+        (OPEN_A, True),
+        ({"type": "object"}, True),
+        (
+            {"type": "object", "patternProperties": {"^z": {"type": "null"}}, "properties": A["properties"]},
+            True,
+        ),
+        ({"type": "object", "required": ["z"], "properties": A["properties"]}, True),
+        ({"allOf": [A, B]}, True),
+        ({**A, "$ref": "#/$defs/B", "$defs": {"B": B}}, True),
+        ({**A, "anyOf": [B]}, True),
+    ],
+    ids=str,
+)
+def test_properties_that_are_not_named_come_only_where_they_are_asked_for(
+    schema: dict[str, Any], has_others: bool
+) -> None:
+    text = '{"z":null}'
+    text = f"[{text}]" if schema.get("type") == "array" else text
+    assert jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
+    assert accepts(schema, text) == has_others
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "minProperties": 2, "required": 5},
+        {"type": "object", "properties": {"a": {}}, "required": [{}]},
+        {"allOf": 5},
+        {"properties": 5, "type": "object"},
+    ],
+    ids=str,
+)
+def test_a_schema_that_is_none_raises_nothing_else(schema: dict[str, Any]) -> None:
+    try:
+        made = to_follow(schema)
+    except ValueError:
+        return
+    assert llguidance.LLMatcher.validate_grammar(
+        llguidance.LLMatcher.grammar_from_json_schema(json.dumps(made)), None
+    )
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
