@@ -78,7 +78,7 @@ def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokeniz
     for mark in usual:  # special by their names, whatever the files say
         if mark not in known and backend.token_to_id(mark) is not None:
             backend.add_tokens([tokenizers.AddedToken(mark, special=True, normalized=False)])
-    frame_ids = _frame_ids(backend, tokens, config)
+    frame_ids = _frame_ids(backend, tokens, config, folder)
     bos_ids = () if isinstance(backend.model, models.WordPiece) else frame_ids[0]
     backend.no_truncation()
     backend.no_padding()
@@ -179,14 +179,14 @@ def _from_transformers(folder: Path) -> Any:
 
 
 def _frame_ids(
-    backend: Any, tokens: AddedTokens, config: Mapping[str, Any]
+    backend: Any, tokens: AddedTokens, config: Mapping[str, Any], folder: Path
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the tokenizer puts before a text and after it. Of a prompt only what comes before is sent, since
     the text is to go on; and not the frame that BERT puts around one, whose end would end it.
     """
     if backend.post_processor is None:
         is_bert = isinstance(backend.model, models.WordPiece)
-        has_bos = bool(config.get("add_bos_token"))
+        has_bos = config.get("add_bos_token") and not (folder / "tokenizer.json").is_file()  # which says all
         names = ("cls_token", "sep_token") if is_bert else ("bos_token" if has_bos else "", "")
         before, after = (tokens.special.get(name) for name in names)
         return _as_ids(backend, before), _as_ids(backend, after)

@@ -153,6 +153,13 @@ def bos_template(folder: Path) -> None:
     )
 
 
+def bos_of_the_config_beside_a_file(folder: Path) -> None:
+    """transformers takes what tokenizer.json says, and this says nothing."""
+    plain(folder)
+    marks = dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
+    write_json(folder, "tokenizer_config", tokenizer_class="GPT2Tokenizer", add_bos_token=True, **marks)
+
+
 ADDED = ("<|end|>", "<|user|>", "<|bot|>")
 
 
@@ -325,13 +332,25 @@ def half_precision(folder: Path) -> None:
     change_weights(folder, lambda s: {name: tensor.bfloat16() for name, tensor in s.items()})
 
 
+def double_precision(folder: Path) -> None:
+    plain(folder)
+    change_weights(folder, lambda s: {name: tensor.double() for name, tensor in s.items()})
+
+
+def several_precisions(folder: Path) -> None:
+    plain(folder)
+    kinds = (torch.float16, torch.bfloat16, torch.float32)
+    change_weights(folder, lambda s: {name: s[name].to(kinds[i % 3]) for i, name in enumerate(s)})
+
+
 SHAPES: tuple[Make, ...] = (
-    plain, with_config, merges, merges_with_prefix_space, merges_with_bos, prefix_space_in_the_file_only,
+    plain, with_config, merges, merges_with_prefix_space, merges_with_bos, bos_of_the_config_beside_a_file,
+    prefix_space_in_the_file_only,
     prefix_space_of_a_plain_class, bos_template, old_added_tokens, stale_tokenizer_json, extra_special_tokens,
     padding, padding_without_embedding, a_spare_token_ends_texts, an_added_word, bert, bert_cased, bert_vocab,
     sentence_piece, sentence_piece_bpe, sharded, stale_index, untied, untied_beside_the_default,
     an_equal_head, the_head_alone, no_prefix, a_value_head, fewer_layers, general_names, python_gelu,
-    half_precision,
+    half_precision, double_precision, several_precisions,
 )  # fmt: skip
 
 
