@@ -26,5 +26,6 @@ def test_every_client_of_node_gets_its_text(url: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 7 and all(found.values()), found
+    assert len(found) == 10 and all(found.values()), found
+    assert {found["aiObject"], found["langChainObject"]} <= {'{"ok":true}', '{"ok":false}'}
     assert found["openaiStream"] == found["openaiChat"]

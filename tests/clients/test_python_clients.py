@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import MODEL
+from pydantic import BaseModel
 
 os.environ.setdefault("OPENAI_API_KEY", "unused")
 HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello! Who are you?"}]
@@ -32,6 +33,87 @@ def test_openai_chat(openai_client: Any) -> None:
     whole = openai_client.chat.completions.create(**fields).choices[0].message.content
     chunks = openai_client.chat.completions.create(**fields, stream=True)
     assert whole and "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+
+
+class Mood(BaseModel):
+    """What structured answers are asked for."""
+
+    mood: Literal["good", "bad"]
+    is_sure: bool
+
+
+LIKES: Any = [{"role": "user", "content": "I like it."}]
+
+
+def test_openai_parses_what_a_schema_asks_for(openai_client: Any) -> None:
+    fields = {"model": MODEL, "messages": LIKES, "response_format": Mood, "max_tokens": 60, "seed": 1}
+    parsed = openai_client.chat.completions.parse(**fields).choices[0].message.parsed
+    assert isinstance(parsed, Mood)
+    with openai_client.chat.completions.stream(**fields) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == parsed
+
+
+def test_instructor(openai_client: Any) -> None:
+    import instructor
+
+    client = instructor.from_openai(openai_client, mode=instructor.Mode.JSON_SCHEMA)
+    asked: Any = {"model": MODEL, "messages": LIKES, "max_tokens": 60, "max_retries": 0}
+    assert isinstance(client.chat.completions.create(response_model=Mood, **asked), Mood)
+
+
+def test_outlines(url: str, openai_client: Any) -> None:
+    import huggingface_hub
+    import outlines
+
+    chat = outlines.from_vllm(openai_client, MODEL)
+    Mood.model_validate_json(chat("I like it.", Mood, max_tokens=60))
+    assert chat("Hello!", Literal["yes", "no"], max_tokens=8) in ("yes", "no")
+    tgi = outlines.from_tgi(huggingface_hub.InferenceClient(url))
+    Mood.model_validate_json(tgi("I like it.", Mood, max_new_tokens=60))
+    assert "".join(tgi.stream("The sea", max_new_tokens=8)) == tgi("The sea", max_new_tokens=8)
+
+
+def test_pydantic_ai(url: str) -> None:
+    from pydantic_ai import Agent, NativeOutput
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=f"{url}/v1", api_key="unused"))
+    assert Agent(model, system_prompt="Be brief.").run_sync("Hello!").output
+    assert isinstance(Agent(model, output_type=NativeOutput(Mood)).run_sync("I like it.").output, Mood)
+
+
+def test_openai_agents(url: str) -> None:
+    import openai
+    from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, set_tracing_disabled
+
+    set_tracing_disabled(True)
+    model = OpenAIChatCompletionsModel(MODEL, openai.AsyncOpenAI(base_url=f"{url}/v1"))
+    settings = ModelSettings(max_tokens=60)
+    common: Any = {"name": "A", "instructions": "Be brief.", "model": model, "model_settings": settings}
+    assert Runner.run_sync(Agent(**common), "Hello!").final_output
+    assert isinstance(Runner.run_sync(Agent(**common, output_type=Mood), "I like it.").final_output, Mood)
+
+
+def test_haystack(url: str) -> None:
+    from haystack.components.generators.chat import OpenAIChatGenerator
+    from haystack.dataclasses import ChatMessage
+
+    fields: Any = {"model": MODEL, "api_base_url": f"{url}/v1", "generation_kwargs": {"max_tokens": 8}}
+    pieces: list[str] = []
+    for callback in (None, lambda chunk: pieces.append(chunk.content)):
+        generator = OpenAIChatGenerator(**fields, streaming_callback=callback)
+        [reply] = generator.run([ChatMessage.from_user("Hello!")])["replies"]
+        assert reply.text
+    assert "".join(pieces) == reply.text
+
+
+def test_dspy(url: str) -> None:
+    import dspy
+
+    where: Any = {"api_base": f"{url}/v1", "api_key": "unused", "max_tokens": 8, "cache": False}
+    assert dspy.LM(f"openai/{MODEL}", **where)("Hello!")[0]
+    assert dspy.LM(f"text-completion-openai/{MODEL}", **where)("The sea")[0]
 
 
 def test_huggingface_hub(url: str) -> None:
