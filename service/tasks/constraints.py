@@ -33,6 +33,11 @@ MAX_CHARS = 64 * 1024  # of a constraint's text
 MAX_CACHED = 64  # compiled constraints that are kept
 MAX_SHORT_TEXTS, _SHORT_CHARS = 4096, 64  # forced texts whose ids are kept
 _MAX_REASON_CHARS = 300
+# llguidance's advice names an option of its own
+_ADVICE = (
+    "Enable 'coerce_one_of' option to approximate oneOf with anyOf",
+    "Use anyOf where forms may overlap",
+)
 _NO_TOKEN = "the tokenizer has no token that could come next"
 # What it may cost: some 100 ms to compile, some 20 ms for a step, some tens of megabytes for a sequence.
 _LIMITS = llguidance.LLParserLimits(
@@ -304,4 +309,4 @@ def _reason(error: str) -> str:
     """llguidance's reason without the pictures of the place that it draws below it."""
     lines = error.strip().splitlines() or ["it does not say why"]
     causes = [line for line in lines[1:] if line.startswith("error: ")]
-    return " ".join([lines[0], *causes])[:_MAX_REASON_CHARS]
+    return " ".join([lines[0], *causes]).replace(*_ADVICE)[:_MAX_REASON_CHARS]

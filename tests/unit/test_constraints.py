@@ -211,6 +211,7 @@ async def test_an_answer_depends_on_the_ids_alone(tokenizer: Tokenizer) -> None:
         (Constraint("regex", "(ab"), "unclosed group"),
         (schema_of({"type": "nope"}), "nope"),
         (schema_of({"not": {"type": "string"}}), "not"),
+        (schema_of({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "Use anyOf where"),
         (Constraint("json_schema", "{"), "no json_schema"),
         (Constraint("grammar", "start: foo"), "unknown name"),
         (Constraint("regex", "a" * (MAX_CHARS + 1)), "at most"),
