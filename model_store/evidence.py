@@ -34,7 +34,8 @@ _MOST_SENTENCES = 20_000  # in some two million characters of prose
 _PER_STEP = 128  # sentences
 _BYTES_PER_WORD = 6  # so many count as a word at least: in Chinese, a sentence has no spaces
 _SATURATION, _LENGTH_NORM = 0.8, 0.2  # BM25's k1 and b; sentences are short and of similar length
-_EARLY = 1.5  # what a sentence gains by standing first, half of it by standing second; chosen by measurement
+_EARLY = 1.25  # what a sentence gains by standing first, half of it by standing second; chosen by measurement
+_SHORT = 5  # stems that a sentence counts as more, lest the shortest win; chosen like _EARLY
 _FROM_BEFORE = 0.2  # what a sentence takes of the score before it: "He was born there" follows the name
 _RUNNING = 3  # copies of a line that make it a running head or foot
 _TIE = 1e-9  # what a sentence counts that shares nothing with others: it still comes before a running line
@@ -150,9 +151,9 @@ def _parted_at(
 
 
 def _salience(bag: Counter[str], counts: Counter[str]) -> float:
-    """How much a sentence shares with others; `counts` says how many sentences have a stem."""
+    """How much of a sentence is shared with others; `counts` says how many sentences have a stem."""
     shared = sum(math.log1p(counts[stem]) for stem in bag if counts[stem] > 1)
-    return shared / math.sqrt(5 + len(bag))
+    return shared / (_SHORT + len(bag))
 
 
 def _bm25(sentences: list[list[str]], wanted: set[str]) -> list[float]:

@@ -1,4 +1,7 @@
-"""The cells of `docs/python.md` print what stands there. REWRITE=1 puts in what they print now."""
+"""The cells of `docs/python.md` print what stands there. REWRITE=1 puts in what they print now.
+
+In float32, as `test_documents` says.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ def run_cells(page: str) -> str:
 
 def test_the_cells_print_what_stands_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PAGE.parents[1])
+    monkeypatch.setenv("TEXTGEN_PRECISION", "float32")
     page = PAGE.read_text(encoding="utf-8")
     now = run_cells(page)
     if "REWRITE" in os.environ:
