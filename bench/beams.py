@@ -45,7 +45,9 @@ def theirs(model: GPT2LMHeadModel, prompts: list[tuple[int, ...]]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Beam search beside greedy and transformers.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
