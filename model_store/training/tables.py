@@ -160,7 +160,8 @@ def sheet(path: Path) -> Iterator[Row]:
             if not any(text.strip() for text in texts):
                 continue
             if not header:
-                header = _header(path, [text for text in texts if text.strip()], number)
+                last = max(place for place, text in enumerate(texts) if text.strip())
+                header = _header(path, texts[: last + 1], number)
                 continue
             if any(text.strip() for text in texts[len(header) :]):
                 raise InvalidData(path, "has a cell to the right of the header's last name", number)

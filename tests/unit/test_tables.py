@@ -157,6 +157,15 @@ def test_a_spreadsheet_gives_its_cells_as_text(tmp_path: Path) -> None:
     assert describe(tmp_path / "a.xlsx") == "sheet 'Sheet'"
 
 
+def test_a_column_without_a_name_leaves_the_others_in_their_places(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in ([None, "text", None, "stars"], [0, "gut", None, 5], [1, "schlecht", "!", 1]):
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    found = [(row["text"], row["stars"]) for row in read(tmp_path / "a.xlsx")]
+    assert found == [("gut", "5"), ("schlecht", "1")]
+
+
 def test_what_is_no_spreadsheet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_text("text;stars", encoding="utf-8")
     with pytest.raises(InvalidData, match="is no XLSX file"):
