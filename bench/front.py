@@ -22,6 +22,8 @@ from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
+from children import end_with_parent
+
 NUM_TOKENS = 64
 BODY = json.dumps(
     {"prompt": "Once upon a time", "max_new_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True}
@@ -99,6 +101,7 @@ def main() -> None:
     textgen = [sys.executable, "-m", "service.cli"]
     environment = {**os.environ, "TEXTGEN_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    quiet["preexec_fn"] = end_with_parent
     one = subprocess.Popen([*textgen, "serve", "--port", str(direct)], **quiet)
     ray = subprocess.Popen(
         [*textgen, "scale", "--replicas", "1", "--cpus", "1", "--port", str(front)], **quiet

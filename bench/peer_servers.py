@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from children import end_with_parent
+
 _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 900.0  # beside others' work vLLM compiles for minutes
 
@@ -177,7 +179,12 @@ class PeerServer:
         environment = os.environ | dict(self.peer.environment)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
             )
         began_at = time.monotonic()
         while not self._is_ready():

@@ -21,6 +21,7 @@ import threading
 import time
 from pathlib import Path
 
+from children import end_with_parent
 from engine import OUTPUT_TOKENS, random_prompts, requests_for, run
 from front import free_port, wait_until_ready
 
@@ -32,6 +33,7 @@ from service.engine.loader import build_engine
 _KEY = "bench"
 _AT_ONCE = 20  # refused requests under way at a time
 _END = b"data: [DONE]"
+_FAILED = b'{"error"'  # in a text, quotes are escaped
 
 
 def request(body: dict[str, object], key: str = "") -> bytes:
@@ -55,22 +57,24 @@ def served(port: int, requests: list[bytes], clients: int) -> float:
         for _ in range(clients):
             connection = socket.create_connection(("127.0.0.1", port))
             connection.sendall(left.pop())
-            waiting.register(connection, selectors.EVENT_READ, b"")
+            waiting.register(connection, selectors.EVENT_READ, bytearray())
         while waiting.get_map():
             for key, _ in waiting.select():
                 connection, tail = key.fileobj, key.data
                 assert isinstance(connection, socket.socket)
-                text = tail + connection.recv(1 << 16)
-                if _END not in text:
-                    if not text or b"error" in text:
-                        raise SystemExit(f"a stream ended badly: {text[-300:]!r}")
-                    waiting.modify(connection, selectors.EVENT_READ, text[-len(_END) :])
-                elif left:
-                    connection.sendall(left.pop())
-                    waiting.modify(connection, selectors.EVENT_READ, b"")
+                received = connection.recv(1 << 16)
+                text = tail + received
+                if _END in text:
+                    tail.clear()
+                    if left:
+                        connection.sendall(left.pop())
+                    else:
+                        waiting.unregister(connection)
+                        connection.close()
+                elif not received or _FAILED in text:
+                    raise SystemExit(f"a stream ended badly: {bytes(text[-300:])!r}")
                 else:
-                    waiting.unregister(connection)
-                    connection.close()
+                    tail[:] = text[-len(_END) :]
     return len(requests) * OUTPUT_TOKENS / (time.perf_counter() - started)
 
 
@@ -121,6 +125,7 @@ def main() -> None:
         env={**environment, "TEXTGEN_SPECULATION": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,
     )
     try:
         engine = build_engine(EngineConfig(given.folder, speculation=False), Tokenizer.load(given.folder))

@@ -168,17 +168,17 @@ class ModelRunner:
         """Draw for each item from each of its rows, some milliseconds' worth of rows at a time."""
         drawn: list[list[Drawn]] = [[] for _ in batch.items]
         owners: list[list[Drawn]] = []
-        places: list[int] = []
+        indices: list[int] = []
         rows: list[SampleRow] = []
         kinds: list[str] = []
         for item, draw, of_item, own in zip(batch.items, draw_at, drawn, rows_of, strict=True):
             if draw and item.sequence.params.num_beams == 1:
                 owners += [of_item] * len(draw)
                 kinds += [item.sequence.kind_of_draw] * len(draw)
-                places += draw
+                indices += draw
                 rows += own
         for at in self._parts(kinds):
-            found = self._sampler.draw(logits, places[at], rows[at], self._end_ids)
+            found = self._sampler.draw(logits, indices[at], rows[at], self._end_ids)
             for of_item, row in zip(owners[at], found, strict=True):
                 of_item.append(row)
             self.on_progress()
@@ -207,7 +207,7 @@ class ModelRunner:
             part = beams[at]
             started = time.monotonic()
             found = continuations(
-                logits[[place for index in part for place in draw_at[index]]],
+                logits[[row for index in part for row in draw_at[index]]],
                 [row for index in part for row in rows_of[index]],
                 [items[index].sequence.end_ids for index in part],
                 self._end_ids,

@@ -45,27 +45,27 @@ class Sampler(Protocol):
     """How ids and log probabilities are taken from rows of logits on one processor."""
 
     def draw(
-        self, logits: Tensor, places: Sequence[int], rows: Sequence[SampleRow], end_ids: Sequence[int]
+        self, logits: Tensor, indices: Sequence[int], rows: Sequence[SampleRow], end_ids: Sequence[int]
     ) -> list[Drawn]:
         """Choose the next id of some rows.
 
         Args:
             logits: (R, vocab) float32; left as they are.
-            places: where the rows are in it, rising.
-            rows: one for each place.
+            indices: of the rows in it, rising.
+            rows: one for each index.
             end_ids: ids that end a text.
         """
         ...
 
     def score(
-        self, logits: Tensor, places: Sequence[int], ids: Sequence[int], num_top: int
+        self, logits: Tensor, indices: Sequence[int], ids: Sequence[int], num_top: int
     ) -> list[TokenLogprob]:
         """Log probabilities of given ids and of the strongest alternatives, from raw logits.
 
         Args:
             logits: (R, vocab) float32.
-            places: where the rows are in it.
-            ids: one for each place.
+            indices: of the rows in it.
+            ids: one for each index.
             num_top: alternatives of each.
         """
         ...
@@ -155,38 +155,40 @@ class TorchSampler:
     """The reference, on any processor. Rows of one kind are drawn together, and timed together."""
 
     def draw(
-        self, logits: Tensor, places: Sequence[int], rows: Sequence[SampleRow], end_ids: Sequence[int]
+        self, logits: Tensor, indices: Sequence[int], rows: Sequence[SampleRow], end_ids: Sequence[int]
     ) -> list[Drawn]:
         """See `Sampler`."""
         by_kind: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_kind.setdefault(row.kind_of_draw, []).append(index)
+        for at, row in enumerate(rows):
+            by_kind.setdefault(row.kind_of_draw, []).append(at)
         drawn: dict[int, Drawn] = {}
-        for indices in by_kind.values():
+        for of_kind in by_kind.values():
             started = time.monotonic()
-            ids = sample(_rows_of(logits, [places[i] for i in indices]), [rows[i] for i in indices], end_ids)
-            each_s = (time.monotonic() - started) / len(indices)
-            for index, token_id in zip(indices, ids, strict=True):
-                started, logprob, num_top = time.monotonic(), None, rows[index].params.logprobs
+            ids = sample(
+                _rows_of(logits, [indices[at] for at in of_kind]), [rows[at] for at in of_kind], end_ids
+            )
+            each_s = (time.monotonic() - started) / len(of_kind)
+            for at, token_id in zip(of_kind, ids, strict=True):
+                started, logprob, num_top = time.monotonic(), None, rows[at].params.logprobs
                 if num_top is not None:
-                    logprob = self.score(logits, [places[index]], [token_id], num_top)[0]
+                    logprob = self.score(logits, [indices[at]], [token_id], num_top)[0]
                 score_s = 0.0 if logprob is None else time.monotonic() - started
-                drawn[index] = Drawn(token_id, logprob, each_s, score_s)
-        return [drawn[index] for index in range(len(rows))]
+                drawn[at] = Drawn(token_id, logprob, each_s, score_s)
+        return [drawn[at] for at in range(len(rows))]
 
     def score(
-        self, logits: Tensor, places: Sequence[int], ids: Sequence[int], num_top: int
+        self, logits: Tensor, indices: Sequence[int], ids: Sequence[int], num_top: int
     ) -> list[TokenLogprob]:
         """See `Sampler`."""
-        return logprobs_of(logits[list(places)], ids, num_top)
+        return logprobs_of(logits[list(indices)], ids, num_top)
 
 
-def _rows_of(logits: Tensor, places: Sequence[int]) -> Tensor:
+def _rows_of(logits: Tensor, indices: Sequence[int]) -> Tensor:
     """Some rows, in rising order; a view where they stand side by side."""
-    first, last = places[0], places[-1]
-    if len(places) == len(logits):
+    first, last = indices[0], indices[-1]
+    if len(indices) == len(logits):
         return logits
-    return logits[first : last + 1] if last - first + 1 == len(places) else logits[list(places)]
+    return logits[first : last + 1] if last - first + 1 == len(indices) else logits[list(indices)]
 
 
 def sample(

@@ -75,7 +75,7 @@ def arranged(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """What the kernels' cache holds of these keys and values, each (…, block size, head dim), same shapes.
 
     Where a block has sixteen tokens and a head whole vectors, a key is a column of its block and a value a
-    row. In bfloat16 two neighbours share four bytes: two places of a key, two tokens of a value. Otherwise
+    row. In bfloat16 two neighbours share four bytes: two elements of a key, two tokens of a value. Otherwise
     both are rows.
     """
     block, head_dim = keys.shape[-2:]
@@ -84,9 +84,9 @@ def arranged(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     if keys.dtype == torch.float32:
         return keys.mT.reshape(keys.shape), values.clone()
     rest = keys.shape[:-2]
-    places = keys.reshape(*rest, block, head_dim // 2, 2).transpose(-3, -2)
+    elements = keys.reshape(*rest, block, head_dim // 2, 2).transpose(-3, -2)
     tokens = values.reshape(*rest, block // 2, 2, head_dim).mT
-    return places.reshape(keys.shape), tokens.reshape(values.shape)
+    return elements.reshape(keys.shape), tokens.reshape(values.shape)
 
 
 def describe_batch(batch: ForwardBatch) -> _Record:

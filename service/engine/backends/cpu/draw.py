@@ -38,7 +38,7 @@ class CpuSampler:
     def draw(
         self,
         logits: Tensor,
-        places: Sequence[int],
+        indices: Sequence[int],
         rows: Sequence[SampleRow],
         end_ids: Sequence[int],
         units: Sequence[int] | None = None,
@@ -51,7 +51,7 @@ class CpuSampler:
         began = time.monotonic()
         width, turns, longest, num_top = logits.shape[1], array("q"), 0, -1
         held: list[NDArray[Any]] = []  # what they allow, while the kernel reads it
-        for index, (place, row) in enumerate(zip(places, rows, strict=True)):
+        for at, (index, row) in enumerate(zip(indices, rows, strict=True)):
             rules = row.memo.kept
             if not isinstance(rules, _Rules):
                 rules = row.memo.kept = _Rules(row, end_ids, width)
@@ -60,23 +60,23 @@ class CpuSampler:
                 rules.read(row)
                 longest = max(longest, length)
             num_top = max(num_top, rules.num_top)
-            given = _BY_SEED if units is None else units[index]
+            given = _BY_SEED if units is None else units[at]
             allowed, where = row.ask(), (0, 0, 0)
             if allowed is not None:
                 bits, where = _where(allowed, end_ids, width)
                 held.append(bits)
-            turns.extend((rules.address, place, length, given, *where))
+            turns.extend((rules.address, index, length, given, *where))
         step = _Step(logits, turns, len(rows), max(num_top, 0), end_ids[0])
         step.run("draw_task", self._scratch_for(width, longest))
         return _timed(step, rows, began)
 
     def score(
-        self, logits: Tensor, places: Sequence[int], ids: Sequence[int], num_top: int
+        self, logits: Tensor, indices: Sequence[int], ids: Sequence[int], num_top: int
     ) -> list[TokenLogprob]:
         """See `sampler.Sampler`."""
         turns = array("q")
-        for place, token_id in zip(places, ids, strict=True):
-            turns.extend((0, place, 0, token_id, 0, 0, 0))
+        for index, token_id in zip(indices, ids, strict=True):
+            turns.extend((0, index, 0, token_id, 0, 0, 0))
         step = _Step(logits, turns, len(ids), num_top, 0)
         step.run("score_task", (self._scratch, [0] * 8))
         return step.logprobs(range(len(ids)), ids, [num_top] * len(ids))
@@ -84,13 +84,13 @@ class CpuSampler:
     def _scratch_for(self, width: int, longest: int) -> tuple[NDArray[np.int64], list[int]]:
         """Memory of the threads, with room for a row and a text each, and what a kernel is told of it."""
         row, bits = _rounded(4 * width), _rounded(width // 8 + 1)
-        places = [0, *accumulate((row, row, 4 * row, row, bits))]  # the fields from `D_COPY` on
+        offsets = [0, *accumulate((row, row, 4 * row, row, bits))]  # the fields from `D_COPY` on
         if self._shape[:2] != (pool().threads, width) or self._shape[2] < longest:
             self._shape = (pool().threads, width, 2 * longest)
-            size_of_one = _rounded(places[-1] + 4 * (2 * longest + 1))
+            size_of_one = _rounded(offsets[-1] + 4 * (2 * longest + 1))
             self._scratch = np.zeros(pool().threads * size_of_one // 8, np.int64)
         scratch = self._scratch
-        return scratch, [scratch.ctypes.data, scratch.nbytes // pool().threads, *places]
+        return scratch, [scratch.ctypes.data, scratch.nbytes // pool().threads, *offsets]
 
 
 class _Rules:
@@ -131,7 +131,7 @@ class _Rules:
             (records.R_SEED, params.seed),
             (records.R_ORDINAL, row.ordinal),
             (records.R_NGRAM, params.no_repeat_ngram_size),
-            (records.R_LEAST, params.min_new_tokens),
+            (records.R_MIN_NEW_TOKENS, params.min_new_tokens),
             (records.R_NUM_TOP, self.num_top),
             (records.R_BANNED, banned.ctypes.data),
             (records.R_NUM_BANNED, len(banned)),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from service.engine.backends.cpu import kernels
 from service.engine.backends.cpu.pool import pool
-from service.engine.backends.cpu.processor import HAS_BF16, MAX_PASS_ROWS, STEP_BYTES, TILE
+from service.engine.backends.cpu.processor import MAX_PASS_ROWS, STEP_BYTES, TILE, row_kind
 from service.engine.backends.cpu.records import (
     BFLOAT16,
     FLOAT32,
@@ -70,10 +70,11 @@ class CpuLinear:
                 row[: self.out_features] = values.detach().cpu().numpy().astype(dtype).view(np.float32)
         self.row_bytes = packed_row_bytes(self.kind, self.in_features)
         self.record = np.zeros(W_FIELDS, np.int64)
-        self.record[:12] = (
+        self.record[:13] = (
             self.kind, self.in_features, self.out_features, self._weights.shape[1], tiles,
             self._weights.ctypes.data, *(row.ctypes.data for row in self._columns),
             _FUSED.get(activation, NO_ACTIVATION), self.row_bytes, kernels.address("multiply_one"),
+            row_kind(self.kind),
         )  # fmt: skip
         self._args = np.zeros(8, np.int64)
         self._packed = np.empty(0, np.uint8)
@@ -105,9 +106,10 @@ class CpuLinear:
 
 
 def packed_row_bytes(kind: int, length: int) -> int:
-    """Bytes from one packed row to the next: whole vectors, and the int8 row's scale and zero point."""
-    step_bytes = 8 if kind == BFLOAT16 and not HAS_BF16 else 4
-    return -(-_steps(kind, length) * step_bytes // 64) * 64 + META
+    """Bytes from one row packed for weights of this kind to the next: whole vectors, and an int8 row's scale
+    and zero point.
+    """
+    return -(-_steps(row_kind(kind), length) * 4 // 64) * 64 + META
 
 
 def _steps(kind: int, length: int) -> int:

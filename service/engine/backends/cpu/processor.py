@@ -8,6 +8,8 @@ import platform
 
 from llvmlite import binding
 
+from service.engine.backends.cpu.records import BFLOAT16, FLOAT32
+
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA, _SYS_ARCH_PRCTL = 0x1023, 18, 158
 
 LANES = 16  # float32 in one vector; LLVM splits it where registers are narrower
@@ -41,8 +43,7 @@ HAS_AVX512 = "avx512f" in _HAS
 HAS_AVX2 = "avx2" in _HAS
 HAS_VNNI = HAS_AVX512 and "avx512vnni" in _HAS
 HAS_TILES = HAS_AVX512 and {"amx-tile", "amx-bf16", "amx-int8"} <= _HAS and _tiles_are_permitted()
-# Whether bfloat16 weights meet rows of bfloat16, else rows of float32: Intel's vector unit multiplies
-# bfloat16 more slowly than float32 (bench/NOTES.md).
+# Whether it multiplies bfloat16 faster than float32, which Intel's vector unit does not (bench/NOTES.md).
 HAS_BF16 = HAS_TILES or (HAS_AVX512 and "avx512bf16" in _HAS and name().startswith("znver"))
 
 VECTORS = 4 if HAS_AVX512 else 1  # vectors of columns in a tile
@@ -56,3 +57,10 @@ MATRIX_ROWS = 16  # of activations that the matrix registers take at once
 MAX_PASS_ROWS = MATRIX_ROWS if HAS_TILES else MAX_ROWS  # in one call, by matrix registers or without
 # query rows of one sequence that share the loads of keys and values: the most, and some
 ROWS_SHARING = (8, 4) if HAS_AVX512 else (4, 2)
+
+
+def row_kind(weight_kind: int) -> int:
+    """Kind of the rows that weights of this kind are multiplied by: bfloat16 weights are widened in registers
+    to meet float32 rows where that is faster.
+    """
+    return FLOAT32 if weight_kind == BFLOAT16 and not HAS_BF16 else weight_kind

@@ -1,4 +1,4 @@
-"""What Python and the compiled kernels say to each other by: numbers of kinds, places of fields in records.
+"""What Python and the compiled kernels say to each other by: numbers of kinds, offsets of fields in records.
 
 A record is an array of int64; a field's constant is its offset in bytes. `linear`, `attention`, `forward`,
 `draw` and `threads` fill records in, the kernels in `native` read them. Nothing is imported, so whoever only
@@ -7,7 +7,7 @@ calls kernels loads no compiler.
 
 from __future__ import annotations
 
-# kinds of weights
+# kinds of weights, and of the rows that they are multiplied by
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 
 # kinds of output rows
@@ -21,7 +21,7 @@ META = 64  # bytes at the end of a packed row: an int8 row's scale (float32) and
 # a linear layer
 W_KIND, W_K, W_N, W_STEPS, W_TILES, W_TILE_ADDRESS = 0, 8, 16, 24, 32, 40
 W_BIAS, W_SCALE, W_COLUMN_SUM, W_ACTIVATION, W_ROW_BYTES = range(48, 88, 8)  # vectors are padded to tiles
-W_FUNCTION = 88  # address of `multiply_one`
+W_FUNCTION, W_ROW_KIND = 88, 96  # address of `multiply_one`; kind of the packed rows
 W_FIELDS = 16
 
 # the cache of keys and values
@@ -48,12 +48,13 @@ D_LOGITS, D_ROW_BYTES, D_WIDTH, D_COUNT, D_TURNS, D_OUT, D_END = range(
     0, 56, 8
 )  # D_END: an id that ends a text
 D_TOP_IDS, D_TOP_LOGITS, D_NUM_TOP = 56, 64, 72  # int32 and float32, so many for each row
-D_SCRATCH, D_SCRATCH_BYTES = 80, 88  # of one thread; the others are places in it
+D_SCRATCH, D_SCRATCH_BYTES = 80, 88  # of one thread; the others are offsets in it
 D_COPY, D_MASSES, D_ROOM, D_MARKS, D_BITS, D_MATCHES = range(96, 144, 8)
 
 # what a sequence asks of all its draws
 R_IS_DRAWN, R_INVERSE, R_OFFSET, R_TOP_K, R_TOP_P, R_SEED, R_ORDINAL = range(0, 56, 8)
-R_REPETITION, R_FREQUENCY, R_PRESENCE, R_NGRAM, R_LEAST, R_NUM_TOP = range(56, 104, 8)  # R_NUM_TOP: -1 is off
+R_REPETITION, R_FREQUENCY, R_PRESENCE, R_NGRAM, R_MIN_NEW_TOKENS = range(56, 96, 8)
+R_NUM_TOP = 96  # -1 is off
 R_BANNED, R_NUM_BANNED, R_BIASED, R_BIASES, R_NUM_BIASED = range(104, 144, 8)
 R_IDS, R_NUM_PROMPT = 144, 152  # its text as int64; how many of it are the prompt
 R_FIELDS = 20

@@ -77,7 +77,7 @@ def _times_added(
 
 
 def _scores(rows: int, is_bf16: bool) -> Any:
-    """Dots of `rows` queries with sixteen keys: a chain over the even places of a head, one over the odd."""
+    """Dots of `rows` queries with sixteen keys: a chain over a head's even elements, one over the odd."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         q, keys, pairs, scores, ahead = args
@@ -159,7 +159,7 @@ def _named(name: str, count: int, codegen: Any, doc: str) -> Any:
 
 
 def _scores_intrinsic(rows: int, is_bf16: bool) -> Any:
-    """Args: queries as (head dim, rows), 16 keys, pairs of places in a head, scores as (rows, 16), where to
+    """Args: queries as (head dim, rows), 16 keys, pairs of elements in a head, scores as (rows, 16), where to
     prefetch 16 keys.
     """
     name = f"scores_{rows}_{'bf16' if is_bf16 else 'f32'}"

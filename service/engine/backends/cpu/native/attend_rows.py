@@ -71,7 +71,7 @@ def softmax(scores, stride, context, blocks, scale):
 
 
 @native
-def _place(cache, table, index):
+def _block_offset(cache, table, index):
     """Byte offset, within a layer, of the sequence's block `index`."""
     return np.int64(load_int(table + 4 * index)) * load_long(cache) * _head_bytes(cache)
 
@@ -115,8 +115,8 @@ def scores_of(cache, table, head, heads, offset, context, q, q_bytes, rows, scor
             _scores_any(cache, table, keys + (head + i // rows) * each, context, source, target, 64 * rows)
         return
     for index in range(blocks):
-        here = keys + _place(cache, table, index) + head * each
-        later = keys + _place(cache, table, min(index + 1, blocks - 1)) + head * each
+        here = keys + _block_offset(cache, table, index) + head * each
+        later = keys + _block_offset(cache, table, min(index + 1, blocks - 1)) + head * each
         for h in range(heads):
             target = scores + h * score_bytes + 64 * rows * index
             source, block, ahead = q + 4 * length * h, here + h * each, later + h * each
@@ -152,8 +152,8 @@ def weigh(cache, table, head, heads, offset, context, rows, weights, weight_byte
         return
     parts = load_long(cache + A_HEAD_DIM) // 16
     for index in range(blocks):
-        here = values + _place(cache, table, index) + head * each
-        later = values + _place(cache, table, min(index + 1, blocks - 1)) + head * each
+        here = values + _block_offset(cache, table, index) + head * each
+        later = values + _block_offset(cache, table, min(index + 1, blocks - 1)) + head * each
         count = min(16, context - 16 * index)
         for h in range(heads):
             source, total = weights + h * weight_bytes + 64 * rows * index, sums + h * rows * padded
@@ -183,7 +183,7 @@ def _load_where(cache, address, mask):
 @native
 def _cached_row(cache, table, position):
     block, length = load_long(cache + A_BLOCK), load_long(cache + A_HEAD_DIM)
-    return _place(cache, table, position // block) + position % block * length * element_bytes(cache)
+    return _block_offset(cache, table, position // block) + position % block * length * element_bytes(cache)
 
 
 @native

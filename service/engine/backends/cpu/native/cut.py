@@ -20,7 +20,7 @@ MASS_UNITS = np.float32(2.0**40)
 _SPAN = np.float32(28)  # what is further below the largest, in units of the temperature, has no mass
 _LOWEST, _ZERO, _ONE = np.float32(-np.inf), np.float32(0), np.float32(1)
 _EXACT = 1 << 16  # masses that a vector of float64 adds up exactly
-_SPARSE = 64  # places walked for each logit that matters, at most
+_SPARSE = 64  # entries walked for each logit that matters, at most
 _LN_2 = 0.6931471805599453
 
 
@@ -81,7 +81,7 @@ def standing(values, masses, num, least):
 @native
 def _gather(values, masses, num, low, high, kept_values, kept_masses):
     """Copy the vectors that hold a value from `low` to below `high`, nothing else left in them; how many
-    places that makes.
+    entries that makes.
     """
     kept, lowest = 0, vec.floats(_LOWEST)
     for at in range(0, num, 16):

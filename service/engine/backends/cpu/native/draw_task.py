@@ -155,9 +155,9 @@ def _score(args, index, row, largest, num_top, out):
     width = load_long(args + D_WIDTH)
     store_float(out + O_LARGEST, largest)
     store_double(out + O_SUM, _sum_of_weights(row, width, largest))
-    place = 4 * index * load_long(args + D_NUM_TOP)
+    offset = 4 * index * load_long(args + D_NUM_TOP)
     strongest(
-        row, width, num_top, load_long(args + D_TOP_IDS) + place, load_long(args + D_TOP_LOGITS) + place
+        row, width, num_top, load_long(args + D_TOP_IDS) + offset, load_long(args + D_TOP_LOGITS) + offset
     )
 
 

@@ -34,7 +34,7 @@ from service.engine.backends.cpu.records import (
     R_BIASES,
     R_FREQUENCY,
     R_IDS,
-    R_LEAST,
+    R_MIN_NEW_TOKENS,
     R_NGRAM,
     R_NUM_BANNED,
     R_NUM_BIASED,
@@ -63,7 +63,7 @@ def is_edited(turn):
         or load_float(rules + R_FREQUENCY) != _ZERO
         or load_float(rules + R_PRESENCE) != _ZERO
         or load_long(rules + R_NGRAM) > 0
-        or num_output < load_long(rules + R_LEAST)
+        or num_output < load_long(rules + R_MIN_NEW_TOKENS)
         or load_long(rules + R_NUM_BIASED) > 0
         or load_long(turn + T_ALLOWED) != 0
     )
@@ -89,7 +89,7 @@ def edited(args, turn, source, scratch):
         _penalise_counts(row, ids + 8 * num_prompt, length - num_prompt, frequency, presence, marks)
     if load_long(rules + R_NGRAM) > 0:
         _forbid_repeats(row, ids, length, load_long(rules + R_NGRAM), scratch + load_long(args + D_MATCHES))
-    if length - num_prompt < load_long(rules + R_LEAST):
+    if length - num_prompt < load_long(rules + R_MIN_NEW_TOKENS):
         for i in range(load_long(rules + R_NUM_BANNED)):
             store_float(row + 4 * load_long(load_long(rules + R_BANNED) + 8 * i), _BANNED)
     for i in range(load_long(rules + R_NUM_BIASED)):
@@ -131,7 +131,7 @@ def _penalise_counts(row, ids, length, frequency, presence, marks):
 def _forbid_repeats(row, ids, length, size, matches):
     """Forbid what would complete an n-gram a second time.
 
-    `matches` gets, for each place of the text read backwards, how far it goes on as the text does from its
+    `matches` gets, for each position of the text read backwards, how far it goes on as the text does from its
     end (the Z algorithm: Gusfield, "Algorithms on strings, trees and sequences", 1997, section 1.4).
     """
     last = ids + 8 * (length - 1)
@@ -152,9 +152,9 @@ def _forbid_repeats(row, ids, length, size, matches):
 @native
 def _bits_at(bits, num_bytes, at):
     """Sixteen bits from bit `at` on, a multiple of 16; 0 past the end."""
-    place = at // 8
-    found = load_byte(bits + place) if place < num_bytes else 0
-    return found + 256 * load_byte(bits + place + 1) if place + 1 < num_bytes else found
+    byte = at // 8
+    found = load_byte(bits + byte) if byte < num_bytes else 0
+    return found + 256 * load_byte(bits + byte + 1) if byte + 1 < num_bytes else found
 
 
 @native

@@ -141,9 +141,9 @@ def _emit_loop(
     new: list[Any] = list(totals)
     for half, of in enumerate(halves):
         parts = [of(builder, each) for each in weights]
-        place = builder.add(builder.mul(k, I64(4 * len(halves))), I64(4 * half))
+        offset = builder.add(builder.mul(k, I64(4 * len(halves))), I64(4 * half))
         for r in range(rows):
-            quad = splat(builder, load(builder, builder.add(starts[r], place), I32))
+            quad = splat(builder, load(builder, builder.add(starts[r], offset), I32))
             for j in range(VECTORS):
                 new[r * VECTORS + j] = dot(builder, new[r * VECTORS + j], quad, parts[j])
     following = builder.add(k, I64(1))

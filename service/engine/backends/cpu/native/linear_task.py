@@ -36,6 +36,7 @@ from service.engine.backends.cpu.records import (
     W_KIND,
     W_N,
     W_ROW_BYTES,
+    W_ROW_KIND,
     W_SCALE,
     W_STEPS,
     W_TILE_ADDRESS,
@@ -55,7 +56,7 @@ _SCRATCH = STEP_BYTES * MAX_PASS_ROWS + 256  # bytes of sums on a thread
 def pack_rows(record, source, source_bytes, count, packed, pool, thread):
     """Pack float32 rows for this layer; all threads together, one phase."""
     kind, length, row_bytes = (
-        load_long(record + W_KIND),
+        load_long(record + W_ROW_KIND),
         load_long(record + W_K),
         row_size(record),
     )

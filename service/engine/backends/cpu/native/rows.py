@@ -13,7 +13,6 @@ import numpy as np
 from service.engine.backends.cpu.native import vectors as vec
 from service.engine.backends.cpu.native.functions import native
 from service.engine.backends.cpu.native.scalars import store_float, store_int
-from service.engine.backends.cpu.processor import HAS_BF16
 from service.engine.backends.cpu.records import BFLOAT16, GELU_TANH, INT8, META, RELU
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -64,7 +63,7 @@ def pack_row(kind, source, length, row, row_bytes):
         return
     for i in range(0, length, 16):
         x = vec.load_floats_where(source + 4 * i, vec.first_lanes(length - i))
-        if kind == BFLOAT16 and HAS_BF16:
+        if kind == BFLOAT16:
             vec.store_bf16(row + 2 * i, x)
         else:
             vec.store_floats(row + 4 * i, x)

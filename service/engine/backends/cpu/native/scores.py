@@ -41,11 +41,11 @@ def strongest(row, width, count, ids, logits):
 
 
 @native
-def _insert(ids, logits, place, token_id, value):
-    """Put a logit among the larger ones before `place`, whose own is lost."""
-    while place > 0 and load_float(logits + 4 * (place - 1)) < value:
-        store_float(logits + 4 * place, load_float(logits + 4 * (place - 1)))
-        store_int(ids + 4 * place, load_int(ids + 4 * (place - 1)))
-        place -= 1
-    store_float(logits + 4 * place, value)
-    store_int(ids + 4 * place, np.int32(token_id))
+def _insert(ids, logits, rank, token_id, value):
+    """Put a logit among the larger ones before `rank`, whose own is lost."""
+    while rank > 0 and load_float(logits + 4 * (rank - 1)) < value:
+        store_float(logits + 4 * rank, load_float(logits + 4 * (rank - 1)))
+        store_int(ids + 4 * rank, load_int(ids + 4 * (rank - 1)))
+        rank -= 1
+    store_float(logits + 4 * rank, value)
+    store_int(ids + 4 * rank, np.int32(token_id))

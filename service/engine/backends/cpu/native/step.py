@@ -14,7 +14,6 @@ from service.engine.backends.cpu.native.linear_task import multiply, pack_rows, 
 from service.engine.backends.cpu.native.scalars import load_float, load_long
 from service.engine.backends.cpu.native.team import claim, meet
 from service.engine.backends.cpu.native.write_kv import write_kv
-from service.engine.backends.cpu.processor import HAS_BF16
 from service.engine.backends.cpu.records import (
     B_IDS,
     B_LOGITS,
@@ -55,8 +54,8 @@ from service.engine.backends.cpu.records import (
     OUT_BFLOAT16,
     OUT_FLOAT32,
     W_K,
-    W_KIND,
     W_N,
+    W_ROW_KIND,
 )
 
 
@@ -82,7 +81,7 @@ def _normalise(model, weight, bias, record, indices, count, pool, thread):
         load_long(model + M_PACKED),
         row_size(record),
     )
-    kind, epsilon = load_long(record + W_KIND), load_float(model + M_EPSILON)
+    kind, epsilon = load_long(record + W_ROW_KIND), load_float(model + M_EPSILON)
     normed = load_long(model + M_NORMED) + thread * (4 * width + 128)
     row = claim(pool, thread, count)
     while row < count:
@@ -99,15 +98,15 @@ def _stage(record, plain, packed):
 
     Float kinds are written packed at once; int8 rows must be whole before their scale is known.
     """
-    kind = load_long(record + W_KIND)
+    kind = load_long(record + W_ROW_KIND)
     if kind == INT8:
         return plain, 4 * load_long(record + W_K), OUT_FLOAT32
-    return packed, row_size(record), OUT_BFLOAT16 if kind == BFLOAT16 and HAS_BF16 else OUT_FLOAT32
+    return packed, row_size(record), OUT_BFLOAT16 if kind == BFLOAT16 else OUT_FLOAT32
 
 
 @native
 def _pack_if_needed(record, plain, packed, tokens, pool, thread):
-    if load_long(record + W_KIND) == INT8:
+    if load_long(record + W_ROW_KIND) == INT8:
         pack_rows(record, plain, 4 * load_long(record + W_K), tokens, packed, pool, thread)
 
 

@@ -111,28 +111,28 @@ def write_kv(cache, batch, qkv, layer, pool, thread):
 
 
 @native
-def _store_key(cache, source, keys, place):
+def _store_key(cache, source, keys, slot):
     """One key into a block that is laid out for the inner loops."""
     for i in range(0, load_long(cache + A_HEAD_DIM), 16):
         x = vec.load_floats(source + 4 * i)
         if load_long(cache + A_IS_BF16) != 0:
-            _store_bf16_pairs(keys + 32 * i + 4 * place, x)
+            _store_bf16_pairs(keys + 32 * i + 4 * slot, x)
         else:
-            _store_lanes(keys + 64 * i + 4 * place, x)
+            _store_lanes(keys + 64 * i + 4 * slot, x)
 
 
 @native
-def _store_value(cache, source, values, place):
+def _store_value(cache, source, values, slot):
     """One value into a block that is laid out for the inner loops."""
     length = load_long(cache + A_HEAD_DIM)
     for i in range(0, length, 16):
         x = vec.load_floats(source + 4 * i)
         if load_long(cache + A_IS_BF16) == 0:
-            vec.store_floats(values + 4 * (place * length + i), x)
-        elif place & 1:
-            _store_bf16_odd(values + 4 * (place // 2 * length + i), x)
+            vec.store_floats(values + 4 * (slot * length + i), x)
+        elif slot & 1:
+            _store_bf16_odd(values + 4 * (slot // 2 * length + i), x)
         else:
-            _store_bf16_even(values + 4 * (place // 2 * length + i), x)
+            _store_bf16_even(values + 4 * (slot // 2 * length + i), x)
 
 
 @native
