@@ -6,6 +6,7 @@ is what is served. What answers are worth is in `judged.py`; `service/commands/e
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -92,9 +93,12 @@ def read_items(path: Path, task: Task, target: str = "", limit: int = 0) -> list
     return items_of(Source(path, kind="examples", task=task.name, target=target), task, limit)
 
 
-def items_of(source: Source, task: Task, limit: int = 0) -> list[Item]:
-    """Read the test set that a source names. Arguments and errors as in `read_items`."""
-    rows = read_task_rows(source, task, expand([source.path], is_rows=True), limit)
+def items_of(source: Source, task: Task, limit: int = 0, counts: Counter[str] | None = None) -> list[Item]:
+    """Read the test set that a source names; `counts` gets what was left out, by reason.
+
+    Other arguments and errors as in `read_items`.
+    """
+    rows = read_task_rows(source, task, expand([source.path], is_rows=True), limit, counts)
     if not rows:
         raise InvalidData(source.path, f"gives no example for task {task.name!r}")
     return [Item(row.fields, row.references, row.origin) for row in rows]

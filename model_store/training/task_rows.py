@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +71,9 @@ class TaskRow:
         return origin(self.path, self.line)
 
 
-def task_rows(source: Source, task: AskedTask, file: Path, counts: Counter[str]) -> Iterator[TaskRow]:
+def task_rows(
+    source: Source, task: AskedTask, file: Path, counts: Counter[str], limit: int = 0
+) -> Iterator[TaskRow]:
     """Yield the examples of one file.
 
     Args:
@@ -81,15 +82,19 @@ def task_rows(source: Source, task: AskedTask, file: Path, counts: Counter[str])
         task: Whose fields are read.
         file: One of those that `expand` gave for the source.
         counts: Gets what was left out, by reason.
+        limit: Read no further once there are so many; 0 reads all.
 
     Raises:
         InvalidData: Names the file and the line; for unknown labels and empty texts, which the end of the
-            file tells, all of them.
+            reading tells, all of them.
     """
     key = source.target_key(task.kind)
     unknown: dict[str, list[int]] = {}
     empty: dict[str, list[int]] = {}
+    found = 0
     for line, record in records(file, source.encoding):
+        if limit and found >= limit:
+            break
         if any(record.get(name) in values for name, values in source.skip.items()):
             counts["skipped"] += 1
             continue
@@ -103,6 +108,7 @@ def task_rows(source: Source, task: AskedTask, file: Path, counts: Counter[str])
             if task.kind == "choice" and (wrong := [r for r in row.references if r not in task.labels]):
                 unknown.setdefault(wrong[0], []).append(line)
                 continue
+            found += 1
             yield row
     _refuse(file, task, unknown, empty)
 
@@ -168,7 +174,7 @@ def _refuse(
         shown = [str(line) for line in at[:_SHOWN]] + ["…"] * (len(at) > _SHOWN)
         problems.append(
             f"{name!r} is empty in {len(at):,} rows: {', '.join(shown)}; fill or delete them "
-            "(finetune --skip-empty leaves them out)"
+            "(--skip-empty leaves them out)"
         )
     if problems:
         raise InvalidData(file, "; ".join(problems))
@@ -242,7 +248,20 @@ def _with_columns(source: Source, pairs: Sequence[tuple[str, str]], task: AskedT
     return replace(source, rename=rename, target=found)
 
 
-def read_task_rows(source: Source, task: AskedTask, files: Sequence[Path], limit: int = 0) -> list[TaskRow]:
-    """Give the examples of a source's files, the first `limit` where it is not 0. Raises as `task_rows`."""
-    rows = (row for file in files for row in task_rows(source, task, file, Counter()))
-    return list(islice(rows, limit) if limit else rows)
+def read_task_rows(
+    source: Source,
+    task: AskedTask,
+    files: Sequence[Path],
+    limit: int = 0,
+    counts: Counter[str] | None = None,
+) -> list[TaskRow]:
+    """Give the examples of a source's files, the first `limit` where it is not 0.
+
+    `counts` gets what was left out, by reason. Raises as `task_rows`.
+    """
+    told: Counter[str] = Counter() if counts is None else counts
+    rows: list[TaskRow] = []
+    for file in files:
+        if not limit or len(rows) < limit:
+            rows += task_rows(source, task, file, told, limit and limit - len(rows))
+    return rows[:limit] if limit else rows

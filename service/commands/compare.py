@@ -21,6 +21,7 @@ from service.commands.judging import (
     Encoding,
     Limit,
     Report,
+    SkipEmpty,
     Targets,
     TaskFile,
     judged,
@@ -42,6 +43,7 @@ def compare(
     encoding: Encoding = "",
     tasks: TaskFile = None,
     target: Targets = None,
+    skip_empty: SkipEmpty = False,
     limit: Limit = 0,
     as_json: AsJson = False,
     report: Report = None,
@@ -53,7 +55,7 @@ def compare(
     with one_line_errors():
         if not data:
             raise InvalidOption("--data", "is missing; give TASK=FILE")
-        sets = test_sets(data, columns, encoding, target)
+        sets = test_sets(data, columns, encoding, target, skip_empty)
         labels, answers = [], []
         for name in (first, second):
             entry = resolve(name, store.expanduser())

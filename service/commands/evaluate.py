@@ -29,6 +29,7 @@ from service.commands.judging import (
     Encoding,
     Limit,
     Report,
+    SkipEmpty,
     Targets,
     TaskFile,
     connected,
@@ -56,6 +57,7 @@ def evaluate(
     key: Annotated[str, typer.Option(envvar="TEXTGEN_API_KEY", help="The service's API key.")] = "",
     tasks: TaskFile = None,
     target: Targets = None,
+    skip_empty: SkipEmpty = False,
     limit: Limit = 0,
     as_json: AsJson = False,
     report: Report = None,
@@ -72,7 +74,7 @@ def evaluate(
         if url and (text or tasks or record):
             option = "--text" if text else "--tasks" if tasks else "--record"
             raise InvalidOption(option, "needs the model itself, not the address of a service")
-        sets = test_sets(data, columns, encoding, target)
+        sets = test_sets(data, columns, encoding, target, skip_empty)
         if url:
             with connected(url, key) as http:
                 found, figures = judged(http, sets, limit), {}

@@ -7,6 +7,7 @@ are in `model_store/training/judged.py`.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from model_store.training.task_rows import mapped, task_source
 if TYPE_CHECKING:  # not spent on `--help`
     import httpx
 
-    from model_store.training.judged import Judged
+    from model_store.training.judged import Item, Judged
 
 _TIMEOUT_S = 120.0
 
@@ -43,6 +44,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, n
 TaskFile = Annotated[Path | None, typer.Option(help="Task definitions in the place of the model's.")]
 Report = Annotated[Path | None, typer.Option(help="Write a page to send, with plots, to this .html file.")]
 Encoding = Annotated[str, typer.Option(help="Of the files of --data, as gb18030; empty: found out.")]
+SkipEmpty = Annotated[
+    bool, typer.Option("--skip-empty", help="Leave out rows whose text or answer is empty, and count them.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +76,14 @@ def judged(http: httpx.Client, sets: TestSets, limit: int) -> dict[str, Judged]:
         InvalidData: A file is wrong.
         EvaluationFailed: The service refused.
     """
-    from model_store.training.evaluate import Service, ask_and_judge, items_of
+    from model_store.training.evaluate import Service, ask_and_judge
 
     tasks = served_tasks(http)
     for source in sets.sources:
         if source.task not in tasks:
             raise InvalidOption("--data", f"the model has no task {source.task!r}; it has {', '.join(tasks)}")
     sources = mapped(sets.sources, sets.columns, tasks, sets.encoding)
-    read = [(tasks[source.task], source, items_of(source, tasks[source.task], limit)) for source in sources]
+    read = [(tasks[source.task], source, _items(source, tasks[source.task], limit)) for source in sources]
     short = [f"{source.task}: {source.path.name}" for source in sources]
     return {
         name if short.count(name) == 1 else f"{task.name}: {source.path}": ask_and_judge(
@@ -89,8 +93,23 @@ def judged(http: httpx.Client, sets: TestSets, limit: int) -> dict[str, Judged]:
     }
 
 
+def _items(source: Source, task: ServedTask, limit: int) -> list[Item]:
+    """Read a test set, and say what was left out of it."""
+    from model_store.training.evaluate import items_of
+
+    counts: Counter[str] = Counter()
+    items = items_of(source, task, limit, counts)
+    for why, count in sorted(counts.items()):
+        typer.echo(f"{source.task}: {source.path.name}: {why}: {count:,}", err=True)
+    return items
+
+
 def test_sets(
-    data: list[str] | None, columns: list[str] | None, encoding: str, target: list[str] | None
+    data: list[str] | None,
+    columns: list[str] | None,
+    encoding: str,
+    target: list[str] | None,
+    skip_empty: bool = False,
 ) -> TestSets:
     """Read the options that name test sets.
 
@@ -104,7 +123,9 @@ def test_sets(
             raise InvalidOption("--target", f"must be TASK=KEY, not {item!r}")
         targets[task] = key
     sources = [task_source(item, "--data") for item in data or []]
-    named = [replace(source, target=targets.get(source.task, "")) for source in sources]
+    named = [
+        replace(source, target=targets.get(source.task, ""), skip_empty=skip_empty) for source in sources
+    ]
     return TestSets(tuple(named), tuple(columns or ()), encoding)
 
 

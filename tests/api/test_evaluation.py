@@ -110,6 +110,18 @@ def test_task_definitions_take_the_place_of_the_models(model: Path, tmp_path: Pa
     )
 
 
+def test_empty_rows_are_left_out_where_that_is_wanted_and_counted(model: Path, tmp_path: Path) -> None:
+    options = choices(tmp_path)
+    with (tmp_path / "a.csv").open("a", encoding="utf-8") as file:
+        file.write("\n ;a\nTom; ")
+    refused = CliRunner().invoke(app, ["--model", str(model), *options])
+    assert refused.exit_code == 2 and "'text' is empty in 1 rows: 12" in refused.output
+    result = CliRunner().invoke(app, ["--model", str(model), *options, "--skip-empty", "--json"])
+    assert json.loads(result.stdout)["mood: a.csv"]["count"] == 10
+    for key in ("text", "stars"):
+        assert f"mood: a.csv: left out, as '{key}' is empty: 1\n" in result.stderr
+
+
 def choices(folder: Path) -> list[str]:
     """Options that ask for the mood of ten texts."""
     task = {"name": "mood", "kind": "choice", "template": "{text}", "document": "text", "labels": ["a", "b"]}

@@ -112,6 +112,14 @@ def test_rows_with_empty_texts_are_left_out_where_that_is_wanted(tmp_path: Path)
     assert counts == {"left out, as 'text' is empty": 1, "left out, as 'label' is empty": 1}
 
 
+def test_what_is_wrong_is_told_of_the_rows_that_a_limit_lets_be_read(tmp_path: Path) -> None:
+    rows = [{"text": "x", "label": label} for label in ("good", "goood", "bad", "baad")]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InvalidData, match=r"'goood' \(once, first in 2\)$"):
+        read_items(path, MOOD, limit=2)
+    assert len(read_items(path, MOOD, limit=1)) == 1
+
+
 def test_an_empty_target_is_refused_but_for_questions(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="'completion' is empty in 1 rows: 1"):
         read(tmp_path, BOT, [{"text": "x", "completion": ""}])
