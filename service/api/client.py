@@ -30,6 +30,8 @@ class Client:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.status = 0  # of the answer; 0 until it starts
         self._scope, self._receive, self._send, self._request_id = scope, receive, send, request_id
+        # whether a piece of the answer would be taken without a wait; False where the server does not tell
+        self.has_room: Callable[[], bool] = scope.get("textgen.has_room", bool)
         headers = dict(scope["headers"])
         self._is_body_left = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         self._may_drain = b"expect" not in headers  # a client that waits for 100 sends nothing to drain

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from service.api.openai_fields import StreamOptions
 from service.api.openai_replies import usage_of
 from service.api.problems import Problem
-from service.api.sse import frame
+from service.api.sse import TextFrame, frame
 from service.tasks.calls import GenerateResult
 from service.tasks.events import Done, Event, Token
 
@@ -48,6 +49,7 @@ class OpenAIFrames(ABC):
         self._has_usage = options is not None and options.include_usage
         self._running = _RunningUsage(n) if options is not None and options.continuous_usage_stats else None
         self._head, self._n = {**head, "usage": None} if self._has_usage else head, n
+        self._texts: dict[int, TextFrame] = {}  # by choice, once it has begun
 
     @abstractmethod
     def choices(self, event: Token) -> Iterator[dict[str, Any]]:
@@ -56,9 +58,16 @@ class OpenAIFrames(ABC):
     def of(self, event: Event) -> Iterator[bytes]:
         """See `service.api.sse.Frames`."""
         if isinstance(event, Token):
+            is_text = event.text and not (event.logprobs or event.finish_reason or self._running)
+            if is_text and event.index in self._texts:
+                yield self._texts[event.index].of(event.text)
+                return
             for choice in self.choices(event):
                 running = {"usage": self._running.of(event)} if self._running else {}
                 yield frame({**self._head, "choices": [choice], **running})
+            if is_text:
+                (choice,) = self.choices(replace(event, text=TextFrame.GAP))
+                self._texts[event.index] = TextFrame({**self._head, "choices": [choice]})
         if isinstance(event, Done):
             if self._has_usage:
                 assert isinstance(event.result, GenerateResult), "texts are generated"

@@ -1,10 +1,11 @@
 """uvicorn's HTTP/1.1 protocol with the contract's answers to what never becomes a request.
 
 Broken HTTP, headers that do not end and headers that do not come are answered here, in the one error body;
-such bytes have no route, so they are not counted as requests. Two things that ASGI has no word for are put
+such bytes have no route, so they are not counted as requests. Three things that ASGI has no word for are put
 into the scope: `textgen.abort` drops the connection, `textgen.is_gone` says whether the client has left, even
-if the event loop has not read that yet. `client` uses them. What is overridden is private to uvicorn, so
-`pyproject.toml` bounds its version; each override has a test in `tests/api/test_protocol.py`.
+if the event loop has not read that yet, `textgen.has_room` whether sending need not wait. `client` uses them.
+What is overridden is private to uvicorn, so `pyproject.toml` bounds its version; each override has a test in
+`tests/api/test_protocol.py`.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["textgen.abort"] = self._drop  # type: ignore[typeddict-unknown-key]
         self.scope["textgen.is_gone"] = self._is_gone  # type: ignore[typeddict-unknown-key]
+        self.scope["textgen.has_room"] = self._has_room  # type: ignore[typeddict-unknown-key]
         self._is_reading_headers = True
         if self._timer is None:
             self._await_headers()
@@ -201,6 +203,10 @@ class Protocol(HttpToolsProtocol):
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLRDHUP)
         return bool(poll.poll(0))
+
+    def _has_room(self) -> bool:
+        """Whether what is sent now need not wait."""
+        return not self.flow.write_paused
 
     def _await_headers(self) -> None:
         self._timer = self.loop.call_later(self.header_timeout_s, self._headers_are_late)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from service.api.problems import Problem
-from service.api.sse import frame, frame_in_pieces
+from service.api.sse import TextFrame, frame, frame_in_pieces
 from service.tasks.calls import (
     Choice,
     ChoiceResult,
@@ -89,13 +89,17 @@ class NativeFrames:
 
     def __init__(self, reply_id: str, model: str) -> None:
         self._reply_id, self._model = reply_id, model
+        self._texts: dict[int, TextFrame] = {}  # by choice
 
     def of(self, event: Event) -> Iterator[bytes]:
         """See `service.api.sse.Frames`."""
         match event:
             case Token():
+                if event.text and event.index not in self._texts:
+                    shown = {"index": event.index, "text": TextFrame.GAP}
+                    self._texts[event.index] = TextFrame(shown, "token")
                 if event.text:
-                    yield frame({"index": event.index, "text": event.text}, "token")
+                    yield self._texts[event.index].of(event.text)
             case Plan():
                 yield frame(_fields(event), "plan")
             case Chunk():

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.api.client import ClientGone
 from service.api.exchange import Exchange, end_tasks
@@ -43,6 +43,23 @@ class Frames(Protocol):
 def frame(data: Any, event: str | None = None) -> bytes:
     """One frame: `data: {json}` and an empty line, with `event: <type>` before it if given."""
     return f"{_head(event)}data: {compact(data)}\n\n".encode()
+
+
+class TextFrame:
+    """Frames that differ in one text only: what stands around it is encoded once, a token's text each time.
+
+    Args:
+        data, event: as of `frame`, with `TextFrame.GAP` for the text.
+    """
+
+    GAP = "\0"
+
+    def __init__(self, data: Any, event: str | None = None) -> None:
+        self._before, self._after = frame(data, event).decode().split(compact(self.GAP))
+
+    def of(self, text: str) -> bytes:
+        """The frame with this text."""
+        return f"{self._before}{compact(text)}{self._after}".encode()
 
 
 def frame_in_pieces(data: Mapping[str, Any], event: str | None = None) -> Iterator[bytes]:
@@ -148,14 +165,19 @@ class EventStream(Response):
 
     async def _write(self, send: Send, is_last: bool = False) -> None:
         """Hand what is ready to the socket. Raises ClientGone when it takes nothing for too long."""
+        if not (is_last or self._lock.locked()) and self._exchange.client.has_room():
+            await self._send_ready(send, is_last)  # without a wait, so it needs neither a timer nor the lock
+            return
         try:
             async with asyncio.timeout(self._send_timeout_s), self._lock:
-                count, data = len(self._ready), b"".join(self._ready)
-                message: Message = {"type": "http.response.body", "body": data, "more_body": not is_last}
-                await send(message)
-                del self._ready[:count]  # not before: a write that is cancelled has not been made
+                await self._send_ready(send, is_last)
         except TimeoutError as error:
             raise ClientGone from error
+
+    async def _send_ready(self, send: Send, is_last: bool) -> None:
+        count, data = len(self._ready), b"".join(self._ready)
+        await send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        del self._ready[:count]  # not before: a write that is cancelled has not been made
         self._last_frame_at = asyncio.get_running_loop().time()
 
     async def _keep_alive(self, send: Send) -> None:

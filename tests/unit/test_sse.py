@@ -12,9 +12,15 @@ import pytest
 from exchanges import make_exchange, stays
 from starlette.types import Message, Receive
 
+from service.api.chat import ChatFrames
+from service.api.chat_schemas import ChatBody
 from service.api.client import ClientGone
 from service.api.exchange import Exchange
+from service.api.openai import CompletionFrames
+from service.api.openai_frames import OpenAIFrames
+from service.api.openai_schemas import CompletionBody
 from service.api.problems import Problem
+from service.api.replies import NativeFrames
 from service.api.sse import EventStream, frame
 from service.errors import DeadlineExceeded
 from service.tasks.calls import GenerateResult, Timings, Usage
@@ -34,6 +40,37 @@ def test_no_text_breaks_out_of_its_frame(text: str) -> None:
     data = frame({"text": text}).decode()
     assert data.count("\n") == 2 and "\r" not in data
     assert json.loads(data.removeprefix("data: ")) == {"text": text}
+
+
+TEXTS = ["Hi", " there", '"\n', "\0", "\u2028\x85", "计算机", "\U0001f600"]
+TURNS = [{"role": "user", "content": "Hi"}]
+HEAD = {"id": "cmpl-1", "model": "small"}
+
+
+def openai_frames(kind: str, options: dict[str, bool] | None) -> OpenAIFrames:
+    if kind == "chat":
+        return ChatFrames(HEAD, ChatBody(messages=TURNS, stream=True, stream_options=options))
+    return CompletionFrames(HEAD, CompletionBody(prompt="Hi", stream=True, stream_options=options))
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": True}])
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+def test_frames_of_texts_are_to_the_byte_what_encoding_each_of_them_gives(
+    kind: str, options: dict[str, bool] | None
+) -> None:
+    frames, shapes = openai_frames(kind, options), openai_frames(kind, options)
+    events = [Token(index, text) for text in TEXTS for index in (0, 1)]
+    events += [Token(0, "", finish_reason="stop"), Token(1, "end", finish_reason="length")]
+    beginning = {**HEAD, "usage": None} if options else HEAD
+    for event in events:
+        expected = [frame({**beginning, "choices": [choice]}) for choice in shapes.choices(event)]
+        assert list(frames.of(event)) == expected
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_native_frame_of_a_text_is_to_the_byte_what_encoding_it_gives(text: str) -> None:
+    frames = NativeFrames("gen-1", "small")
+    assert list(frames.of(Token(3, text))) == [frame({"index": 3, "text": text}, "token")]
 
 
 # ---- ends -----------------------------------------------------------------------------------------------
@@ -56,6 +93,16 @@ class Work:
     async def events(self) -> AsyncIterator[Event]:
         yield Token(0, "a")
         await (asyncio.Event().wait() if self.is_endless else asyncio.sleep(0))
+        yield DONE
+
+
+class Talk(Work):
+    """A task with some tokens, one in each turn of the event loop."""
+
+    async def events(self) -> AsyncIterator[Event]:
+        for _ in range(3):
+            yield Token(0, "a")
+            await asyncio.sleep(0)
         yield DONE
 
 
@@ -144,3 +191,24 @@ async def test_a_job_whose_request_ends_before_its_stream_begins_is_left() -> No
     with pytest.raises(DeadlineExceeded):
         await stream({}, stays, Socket().send)
     assert work.is_left
+
+
+@pytest.mark.asyncio
+async def test_a_client_with_room_gets_the_same_frames() -> None:
+    (stream, exchange), socket = await stream_of(Work()), Socket()
+    exchange.client.has_room = lambda: True
+    await stream({}, stays, socket.send)
+    assert socket.body == b"token|done|"
+
+
+@pytest.mark.asyncio
+async def test_a_frame_that_is_being_written_is_not_written_again_once_there_is_room() -> None:
+    (stream, exchange), socket = await stream_of(Talk()), Socket(held=b"token")
+    sending = asyncio.create_task(stream({}, stays, socket.send))
+    await socket.holds.wait()
+    exchange.client.has_room = lambda: True  # before the write that waited has its turn
+    socket.held = b"-"
+    await asyncio.sleep(0)
+    socket.may_go.set()
+    await sending
+    assert socket.body == b"token|" * 3 + b"done|"
