@@ -158,13 +158,11 @@ class Exchange:
         """Refuse what can be refused now, read the body if there is a use for it, and pass the request on."""
         check_head(self._scope["http_version"], self._scope["headers"])
         service, settings = self.service, self.service.settings
-        path = self._scope["path"]
-        is_read = self._scope["method"] != "POST"
+        path, method = self._scope["path"], self._scope["method"]
         is_open = not settings.ops_require_key if path in _OPS else path in HEALTH_PATHS
-        if not (is_read and (is_open or is_page(path, self._headers.get(b"accept", b"")))):
+        if method == "POST" or not (is_open or is_page(path, self._headers.get(b"accept", b""))):
             self.key_id = service.keyring.key_id(self._headers.get(b"authorization", b""))
         self.tenant = self._find_tenant()
-        method = self._scope["method"]
         if method == "HEAD":  # as GET; the server leaves the body out
             self._scope["method"] = "GET"
         elif method == "POST" and self.endpoint != "other":
@@ -203,8 +201,12 @@ class Exchange:
         return Origin(self.tenant, self.key_id, is_streamed, self.deadline)
 
     async def result_of(self, task: Running) -> Result:
-        """Admit a task and run it to its end. Raises as `run`, and what the task raises."""
+        """Admit a task and run it to its end; from then on there is time to send what it says.
+
+        Raises as `run`, and what the task raises.
+        """
         self.result = await self.run(_last(task))
+        self.deadline = max(self.deadline, time.monotonic() + self.service.settings.send_timeout_s)
         return self.result
 
     async def admit(self, task: Running) -> AsyncIterator[Event]:

@@ -18,12 +18,12 @@ from contextlib import suppress
 
 from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine, Outputs
-from service.engine.foresight import check_cache, check_time
+from service.engine.foresight import check_cache, check_time, is_too_late
 from service.engine.job_stream import JobStream
 from service.engine.pulse import Pulse
 from service.engine.quota import Quota
 from service.engine.sequence import FinishReason, Job, Sequence, SequenceOutput, SequenceRequest, Status
-from service.errors import EngineDead, EngineFault, NotReady
+from service.errors import DeadlineExceeded, EngineDead, EngineFault, NotReady
 
 _WATCH_EVERY_S = 0.25
 _HUNG_AFTER_S = 2.0
@@ -134,9 +134,9 @@ class AsyncEngine:
         self.check_room(tenant, sum(request.params.num_beams for request in requests))
         if is_scored:
             unfinished = (s for stream in self._streams.values() for s in stream.unfinished.values())
-            check_time(requests, unfinished, self._cost, deadline)
+            check_time(requests, tenant, unfinished, self._cost, deadline)
         job = Job(tenant, salt)
-        stream = JobStream(self, job)
+        stream = JobStream(self, job, deadline)
         stream.extend(requests)
         self._streams[job] = stream
         return stream
@@ -195,6 +195,9 @@ class AsyncEngine:
         still_s = self._pulse.look(self._watch_every_s)
         if still_s > max(self._hung_after_s, _HUNG_AFTER_BEATS * self._pulse.slowest_s):
             self._die()
+        for stream in self._streams.values():
+            if is_too_late(stream.unfinished.values(), self._cost, stream.deadline):
+                stream.fail(DeadlineExceeded())
 
     def _die(self) -> None:
         self.died.set()

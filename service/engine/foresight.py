@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import collections.abc
 import time
+from collections import defaultdict
 from collections.abc import Iterable
+from heapq import nsmallest
 
 from service.engine.block_pool import BlockPool
-from service.engine.sequence import Sequence, SequenceRequest
+from service.engine.sequence import Job, Sequence, SequenceRequest
 from service.engine.step_cost import StepCost
 from service.errors import InvalidRequest, QueueFull
 
 
 def check_time(
     requests: collections.abc.Sequence[SequenceRequest],
+    tenant: str,
     unfinished: Iterable[Sequence],
     cost: StepCost,
     deadline: float,
 ) -> None:
     """Refuse a job that takes longer than until its deadline, by itself or beside what was admitted before.
 
+    Of that, only what has its turns before the job's last counts: as many sequences of each other job of the
+    same tenant, and of each other tenant, as the job has itself, and the shortest, for that is sure.
+
     Args:
         requests: the job's.
+        tenant: whose job it is.
         unfinished: sequences that wait or run.
         cost: knows what a row takes at its quickest.
         deadline: on the monotonic clock.
@@ -34,19 +41,30 @@ def check_time(
         InvalidRequest: by itself.
         QueueFull: beside the others.
     """
-    num_rows = sum(map(_num_scored, requests))
-    left_s, own_s = max(deadline - time.monotonic(), 0.0), cost.min_scoring_s(num_rows)
+    own = [num_rows for request in requests if (num_rows := _num_scored(request))]
+    left_s, own_s = max(deadline - time.monotonic(), 0.0), cost.min_scoring_s(sum(own))
     if own_s > left_s:
         raise InvalidRequest(
-            f"the log probabilities of {num_rows} tokens of prompts take about {own_s:.0f} s here, and this "
+            f"the log probabilities of {sum(own)} tokens of prompts take about {own_s:.0f} s here, and this "
             f"request has {left_s:.0f} s; ask for fewer at a time"
         )
-    num_before = sum(_num_scored(s.request) - len(s.prompt_logprobs) for s in unfinished)
+    by_turns: defaultdict[Job | str, list[int]] = defaultdict(list)
+    for sequence in unfinished:
+        if num_rows := _num_unscored(sequence):
+            job = sequence.job
+            by_turns[job if job.tenant == tenant else job.tenant].append(num_rows)
+    num_before = sum(sum(nsmallest(len(own), others)) for others in by_turns.values())
     excess_s = own_s + cost.min_scoring_s(num_before) - left_s
     if excess_s > 0:
         raise QueueFull(
             "the log probabilities that others asked for take the time this request has", excess_s
         )
+
+
+def is_too_late(unfinished: Iterable[Sequence], cost: StepCost, deadline: float) -> bool:
+    """Whether what is left of a job cannot be done by its deadline any more, even if all others left."""
+    num_rows = sum(map(_num_unscored, unfinished))
+    return num_rows > 0 and cost.min_scoring_s(num_rows) > deadline - time.monotonic()
 
 
 def check_cache(requests: Iterable[SequenceRequest], pool: BlockPool) -> None:
@@ -76,3 +94,8 @@ def _num_scored(request: SequenceRequest) -> int:
     """Tokens of a prompt whose log probability is wanted."""
     score_from = request.params.score_from
     return 0 if score_from is None else max(len(request.prompt_ids) - score_from, 0)
+
+
+def _num_unscored(sequence: Sequence) -> int:
+    """Those of them that are still to be computed."""
+    return _num_scored(sequence.request) - len(sequence.prompt_logprobs)

@@ -50,10 +50,11 @@ class JobStream:
     Args:
         owner: the engine.
         job: the job.
+        deadline: until when it must be done, on the monotonic clock.
     """
 
-    def __init__(self, owner: StreamOwner, job: Job) -> None:
-        self.job = job
+    def __init__(self, owner: StreamOwner, job: Job, deadline: float) -> None:
+        self.job, self.deadline = job, deadline
         self.unfinished: dict[int, Sequence] = {}
         self.num_submitted = 0
         self.submitted_at = time.monotonic()

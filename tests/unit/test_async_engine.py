@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from tiny import FakeRunner, LetterPieces, Outcome, ask, fake_engine
@@ -17,7 +18,7 @@ from service.engine.engine import Engine
 from service.engine.job_stream import JobStream
 from service.engine.quota import Quota
 from service.engine.sequence import FinishReason, SamplingParams, SequenceRequest
-from service.errors import EngineDead, EngineFault, InvalidRequest, NotReady, QueueFull
+from service.errors import DeadlineExceeded, EngineDead, EngineFault, InvalidRequest, NotReady, QueueFull
 
 pytestmark = pytest.mark.asyncio
 
@@ -451,6 +452,45 @@ async def test_log_probabilities_wait_for_those_that_others_asked_for() -> None:
                 gate.is_open.set()
         async with served.submit([scored(100)], deadline=time.monotonic() + 12):
             pass
+
+
+async def test_few_log_probabilities_need_not_wait_for_all_of_a_large_job() -> None:
+    engine, gate = gated()
+    engine.scheduler.cost.note(32, 2.2)
+    engine.scheduler.cost.note_scores(32, 1.0)  # 0.1 s a token in all
+    async with running(engine) as served, served.submit([scored(100)] * 50, tenant="a"):  # 500 s
+        soon = time.monotonic() + 12
+        async with served.submit([scored(10)], "a", deadline=soon):  # a turn of 10 s comes before its own
+            with pytest.raises(QueueFull):
+                served.submit([scored(10)] * 2, "a", deadline=soon)  # two, and one of the other job
+            async with served.submit([scored(10)], "b", deadline=soon) as third:  # one of all of theirs
+                assert third.num_submitted == 1
+        gate.is_open.set()
+
+
+async def test_what_cannot_be_done_any_more_is_given_up_before_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, gate = gated()
+    engine.scheduler.cost.note(32, 2.2)
+    engine.scheduler.cost.note_scores(32, 1.0)
+    async with running(engine) as served:
+        start = now = time.monotonic()
+        monkeypatch.setattr("service.engine.foresight.time", SimpleNamespace(monotonic=lambda: now))
+        async with (
+            served.submit([scored(1000)], deadline=start + 120) as late,
+            served.submit([scored(100)], deadline=start + 120) as other,
+            served.submit([long()], deadline=start) as unforeseen,
+        ):
+            now = start + 19
+            served._look()
+            assert late._error is None
+            now = start + 21
+            served._look()
+            with pytest.raises(DeadlineExceeded):
+                await anext(late)
+            assert other._error is None and unforeseen._error is None
+        gate.is_open.set()
 
 
 async def test_nothing_is_foreseen_before_something_was_measured() -> None:

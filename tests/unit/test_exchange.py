@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,10 +14,12 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.bodies import FREE_BODY_BYTES
 from service.api.client import ClientGone
 from service.api.exchange import Exchange, exchange_of
+from service.api.json_reply import LargeResponse
 from service.api.state import Served, ServiceState
 from service.errors import DeadlineExceeded, Draining, QueueFull
 from service.settings import Settings
-from service.tasks.events import Event
+from service.tasks.calls import GenerateResult, Timings, Usage
+from service.tasks.events import Done, Event
 
 pytestmark = pytest.mark.asyncio
 
@@ -76,6 +78,44 @@ async def test_the_deadline_ends_the_work() -> None:
     with pytest.raises(DeadlineExceeded):
         await exchange.run(work.go_on())
     assert work.is_over
+
+
+RESULT = GenerateResult(0, (), Usage(0, 0, 0, 0), Timings(0, 0, 0, 0))
+
+
+class Finished:
+    """A task that has just done its work."""
+
+    async def __aenter__(self) -> AsyncIterator[Event]:
+        async def events() -> AsyncIterator[Event]:
+            yield Done(RESULT)
+
+        return events()
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+async def test_work_that_is_done_in_time_is_told_however_late_it_then_is() -> None:
+    exchange, sent = make_exchange(), bytearray()
+    exchange.origin(is_streamed=False, timeout_s=1e-9)
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0)
+        sent.extend(message.get("body", b""))
+
+    assert await exchange.result_of(Finished()) is RESULT  # type: ignore[arg-type]
+    scope: Scope = {"type": "http", "textgen.exchange": exchange}
+    await LargeResponse(iter([b"all ", b"of it"]))(scope, stays, send)
+    assert sent == b"all of it"
+
+
+async def test_a_client_that_takes_its_late_reply_slowly_has_no_more_than_the_time_to_send() -> None:
+    exchange = make_exchange(state=ServiceState(Settings(send_timeout_s=1e-9)))
+    exchange.origin(is_streamed=False, timeout_s=1e-9)
+    await exchange.result_of(Finished())  # type: ignore[arg-type]
+    with pytest.raises(DeadlineExceeded):
+        await exchange.run(Work().go_on())
 
 
 async def test_a_request_can_only_shorten_its_time() -> None:
