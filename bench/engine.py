@@ -1,6 +1,7 @@
 """The engine without HTTP: tokens/s at 1, 8 and 32 sequences, and what speculation changes. JSON last.
 
-    python bench/engine.py FOLDER [--precision int8] [--rounds 3] [--only-bare 64 | --only-sampled 8 32]
+    python bench/engine.py FOLDER [--precision int8] [--rounds 3]
+        [--only-bare 64 | --only-sampled 8 32 | --only-constrained 8 32]
 
 `bare` is what the served figures are to be compared with: same prompts' lengths (90 tokens in, 64 out,
 greedy), a sequence that ends is replaced at once. `sampled` is the same with the fields that people set, as a
@@ -30,7 +31,7 @@ from service.engine.engine import Engine
 from service.engine.loader import build_engine
 from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 from service.tasks.calls import Constraint, Origin
-from service.tasks.constraints import Grammars
+from service.tasks.constraints import Grammar, Grammars
 from service.tasks.offload import Offloader
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 90, 64
@@ -160,23 +161,32 @@ def speculation(engine: Engine, vocab_size: int, rounds: int) -> dict[str, float
     return found
 
 
-def constrained(engine: Engine, tokenizer: Tokenizer, rounds: int) -> dict[int, float]:
-    """Median of tokens/s of drawn texts that follow a JSON schema over that of the same without one."""
+def following(request: SequenceRequest, grammar: Grammar) -> SequenceRequest:
+    """The same request with a constraint."""
+    follower = grammar.follow(request.prompt_ids)
+    return replace(
+        request, params=replace(request.params, allowed_next=follower, forced_next=follower.forced)
+    )
+
+
+def constrained(
+    engine: Engine, tokenizer: Tokenizer, rounds: int, levels: Iterable[int] = (1, 8, 32)
+) -> dict[int, float]:
+    """Median of tokens/s of drawn texts that follow a JSON schema over that of the same without one, by
+    sequences in flight.
+    """
     offloader = Offloader()
     constraint = Constraint("json_schema", json.dumps(SCHEMA))
     grammar = asyncio.run(Grammars(tokenizer, offloader).compile(constraint, Origin()))
     offloader.close()
     found: dict[int, float] = {}
-    for clients in (1, 8, 32):
+    for clients in levels:
         ratios = []
         for seed in range(rounds):
             count = max(3, 2 * clients)
             prompts = random_prompts(2 * count, tokenizer.vocab_size, 100 * clients + seed)
             free = requests_for(prompts[:count], 0.8)  # none of them twice: the second would be in the cache
-            bound = [
-                replace(each, params=replace(each.params, allowed_next=grammar.follow(each.prompt_ids)))
-                for each in requests_for(prompts[count:], 0.8)
-            ]
+            bound = [following(each, grammar) for each in requests_for(prompts[count:], 0.8)]
             rates = [run(engine, requests, clients)[0] for requests in (free, bound)]
             ratios.append(rates[1] / rates[0])
         found[clients] = round(statistics.median(ratios), 3)
@@ -196,10 +206,20 @@ def main() -> None:
     parser.add_argument(
         "--only-sampled", type=int, nargs="+", metavar="N", help="nothing but `sampled`, N in flight"
     )
+    parser.add_argument(
+        "--only-constrained", type=int, nargs="+", metavar="N", help="nothing but `constrained`, N in flight"
+    )
     args = parser.parse_args()
     vocab_size = read_architecture(args.folder).vocab_size
     config = EngineConfig(args.folder, precision=args.precision, report=print)
     tokenizer = Tokenizer.load(args.folder)
+    if args.only_constrained:
+        print(
+            json.dumps(
+                constrained(build_engine(config, tokenizer), tokenizer, args.rounds, args.only_constrained)
+            )
+        )
+        return
     plain = build_engine(EngineConfig(args.folder, precision=args.precision, speculation=False), tokenizer)
     if args.only_bare:
         bare(plain, vocab_size, args.rounds, [args.only_bare])
@@ -209,9 +229,10 @@ def main() -> None:
         return
     figures: dict[str, object] = {"facts": plain.facts, "bare": bare(plain, vocab_size, args.rounds)}
     figures["sampled"] = sampled(plain, vocab_size, args.rounds)
-    figures["constrained"] = constrained(plain, tokenizer, args.rounds)
     del plain
-    figures["speculation"] = speculation(build_engine(config, tokenizer), vocab_size, args.rounds)
+    drafting = build_engine(config, tokenizer)
+    figures["constrained"] = constrained(drafting, tokenizer, args.rounds)
+    figures["speculation"] = speculation(drafting, vocab_size, args.rounds)
     print(json.dumps(figures))
 
 

@@ -109,7 +109,7 @@ class DraftModel:
         is_beam = sequence.params.num_beams > 1  # beams part too often
         if is_beam or room_of(sequence) < 1 or not is_known or (follower is not None and follower.has_failed):
             return False
-        return sequence not in copied or sequence.drafts.acceptance < self._acceptance_of(sequence)
+        return sequence not in copied or sequence.drafts.likelihood < self._acceptance_of(sequence)
 
     def _acceptance_of(self, sequence: Sequence) -> float:
         follower = self.followers.get(sequence)
@@ -122,7 +122,7 @@ class DraftModel:
         none; 0 if none pays.
         """
         rows = len(decoding) + sum(map(len, copied.values()))
-        tokens = len(decoding) + sum(_gain(s.drafts.acceptance, len(ids)) for s, ids in copied.items())
+        tokens = len(decoding) + sum(_gain(s.drafts.likelihood, len(ids)) for s, ids in copied.items())
         draw_s = sum(map(self._cost.draw_s, decoding))
         draw_s += sum(len(ids) * self._cost.draw_s(s) for s, ids in copied.items())
         plain_s = self._cost.predict(rows) + draw_s

@@ -51,6 +51,14 @@ class AllowedNext(Protocol):
         ...
 
 
+class ForcedNext(Protocol):
+    """What a constraint leaves no choice about, so that it need not be drawn one by one."""
+
+    def __call__(self, output_ids: collections.abc.Sequence[int]) -> list[int]:
+        """Return the ids that must follow, as far as they are known; none where several may come next."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one sequence is decoded, by the fields of `model_store.sampling`; ranges are checked before."""
@@ -79,6 +87,7 @@ class SamplingParams:
     logprobs: int | None = None  # 0: of the chosen token; k: of k alternatives too. Raw, before processors
     score_from: int | None = None  # also give log p of the prompt tokens from this position on
     allowed_next: AllowedNext | None = None
+    forced_next: ForcedNext | None = None  # of the same constraint
 
     def kind_of_draw(self) -> str:
         """What decides how long it takes to draw a token: rows of one kind cost about the same."""

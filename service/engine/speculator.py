@@ -65,13 +65,11 @@ class Speculator:
 
     def draft(self, decoding: list[Sequence]) -> dict[Sequence, tuple[int, ...]]:
         """Choose drafts for decoding sequences, most promising first, while the step is worth more."""
-        candidates = [
-            (s, self._lookup(s)) for s in decoding if s.params.num_beams == 1
-        ]  # beams part too often
-        candidates = [(s, ids) for s, ids in candidates if ids]
+        single = (s for s in decoding if s.params.num_beams == 1)  # beams part too often
+        candidates = [(s, ids) for s in single if (ids := self._propose(s))]
         if not candidates:
             return {}
-        candidates.sort(key=lambda candidate: -candidate[0].drafts.acceptance)
+        candidates.sort(key=lambda candidate: -candidate[0].drafts.likelihood)
         step = Step(len(decoding), float(len(decoding)), sum(map(self._cost.draw_s, decoding)))
         chosen: dict[Sequence, tuple[int, ...]] = {}
         for sequence, ids in candidates:
@@ -87,23 +85,26 @@ class Speculator:
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
         history = sequence.drafts
+        if history.are_forced:
+            return  # that they were right says nothing of others
         tried = min(num_accepted + 1, num_drafted)  # drafts after the first wrong one say nothing
         for was_right in [True] * num_accepted + [False] * (tried - num_accepted):
             history.acceptance += 0.15 * (was_right - history.acceptance)
 
     def _best_length(self, sequence: Sequence, available: int, step: Step) -> tuple[int, float]:
         """Draft length with the most tokens per second, and the tokens it should add; 0 if none pays."""
-        p = sequence.drafts.acceptance
+        p = sequence.drafts.likelihood
         each_s = self._cost.draw_s(sequence)
         best = (0, 0.0)
-        best_rate = _MIN_EXPECTED_GAIN * step.tokens / (self._cost.predict(step.rows) + step.draw_s)
+        least = 1.0 if sequence.drafts.are_forced else _MIN_EXPECTED_GAIN
+        best_rate = least * step.tokens / (self._cost.predict(step.rows) + step.draw_s)
         gain = 0.0
         longest = min(available, self._max_rows - step.rows)
         for length in range(1, longest + 1):
             gain += p**length
             seconds = self._cost.predict(step.rows + length) + step.draw_s + length * each_s
             rate = (step.tokens + gain) / seconds
-            if rate > best_rate:
+            if rate > best_rate or (p == 1.0 and rate == best_rate):
                 best, best_rate = (length, gain), rate
         if best[0] or longest < 1:
             return best
@@ -113,12 +114,22 @@ class Speculator:
         sequence.drafts.since_probe = 0
         return 1, p
 
-    def _lookup(self, sequence: Sequence) -> tuple[int, ...]:
-        """The tokens that followed the newest n-gram when it last stood in the text."""
+    def _propose(self, sequence: Sequence) -> tuple[int, ...]:
+        """The tokens that must follow, or those that followed the newest n-gram when it last stood in the
+        text.
+        """
         room = sequence.params.max_new_tokens - sequence.num_output_tokens - 1
+        if room < 1:
+            return ()
+        ask = sequence.params.forced_next
+        ids = [] if ask is None else ask(sequence.output_ids)
+        sequence.drafts.are_forced = bool(ids)
+        return tuple((ids or self._lookup(sequence))[: min(_MAX_DRAFT, room)])
+
+    def _lookup(self, sequence: Sequence) -> list[int]:
         ids, known = sequence.token_ids, sequence.drafts
         for end in range(max(known.num_indexed, _NGRAM), len(ids)):  # every n-gram that has a follower
             known.followers[tuple(ids[end - _NGRAM : end])] = end
         known.num_indexed = max(len(ids), _NGRAM)
         at = known.followers.get(tuple(ids[-_NGRAM:]))
-        return () if at is None or room < 1 else tuple(ids[at : at + min(_MAX_DRAFT, room)])
+        return [] if at is None else ids[at : at + _MAX_DRAFT]

@@ -1,8 +1,7 @@
 """Texts of a given form: regular expressions, JSON schemas, grammars and choices, by llguidance.
 
 A constraint is compiled once, in a thread of its own, and kept for others that ask for the same. Every
-sequence then follows it with a copy of its own (`Follower`), which is the engine's `AllowedNext`. llguidance
-works on bytes, and so do we: each token is told to it as the bytes that it writes.
+sequence then follows it with a copy of its own (`Follower`), which is the engine's `AllowedNext`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from functools import cached_property
 
 import llguidance
 import numpy as np
-from numpy.typing import NDArray
 
-from model_store.borders import is_cjk
 from model_store.steps import Steps
 from model_store.tokenizer import Tokenizer
 from service.engine.detokenizer import last_of_text
@@ -28,10 +25,10 @@ from service.tasks.calls import ChatCall, Constraint, GenerateCall, Origin, Samp
 from service.tasks.json_schemas import STYLE, to_follow
 from service.tasks.offload import LARGE_TEXT_BYTES, Offloader
 from service.tasks.sampling import check_neutral
+from service.tasks.words import Words
 
 MAX_CHARS = 64 * 1024  # of a constraint's text
 MAX_CACHED = 64  # compiled constraints that are kept
-MAX_SHORT_TEXTS, _SHORT_CHARS = 4096, 64  # forced texts whose ids are kept
 _MAX_REASON_CHARS = 300
 # llguidance's advice names an option of its own
 _ADVICE = (
@@ -55,75 +52,6 @@ _STACK_BYTES = 256 << 20
 _LOOK_S = 0.005  # between looks whether a constraint is ready
 
 
-class Words:
-    """A tokenizer's tokens as llguidance is told of them, each as what it writes behind a word.
-
-    Some tokenizers imply spaces, so that a token writes something else at the start of a text or behind a
-    Chinese character. There such a token is not allowed: the text would not be what llguidance took it for.
-
-    Args:
-        tokenizer: the model's. Cost: one pass over the vocabulary.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        ids = range(tokenizer.vocab_size)
-        alone = [tokenizer.piece(None, token_id) for token_id in ids]
-        word = next((token_id for token_id in ids if alone[token_id].isalpha()), None)
-        behind_word = [tokenizer.piece(word, token_id) for token_id in ids]
-        self._otherwise_first = _bits([a != b for a, b in zip(alone, behind_word, strict=True)])
-        self._implies_spaces = bool(self._otherwise_first.any())
-        cjk = next((token_id for token_id in ids if _ends_with_cjk(alone[token_id])), None)
-        behind_cjk = [tokenizer.piece(cjk, token_id) for token_id in ids]
-        self._otherwise_behind_cjk = _bits([a != b for a, b in zip(behind_cjk, behind_word, strict=True)])
-        self.ends = _bits([token_id in tokenizer.eos_token_ids for token_id in ids])
-        specials = [token_id for token_id in ids if tokenizer.is_special(token_id)]
-        names = {token_id: f"<|{token_id}|>".encode() for token_id in (*specials, *tokenizer.eos_token_ids)}
-        # what llguidance's wrapper reads
-        self.tokens = [names.get(token_id, behind_word[token_id]) for token_id in ids]
-        self.special_token_ids = sorted(names)
-        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, None
-        self._ids_of: dict[str, list[int]] = {}  # what is forced is mostly a key of a schema, again and again
-        self.backend = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(self),
-            n_vocab=tokenizer.vocab_size,
-            eos_token=list(tokenizer.eos_token_ids),
-        )
-
-    def __call__(self, text: str) -> list[int]:
-        """Give the ids of a text within another, for llguidance, which forces them where only one text can
-        follow. A tokenizer that implies spaces would write one before it.
-        """
-        ids = self._ids_of.get(text)
-        if ids is None:
-            encode = self.backend.greedy_tokenize if self._implies_spaces else self.tokenizer.encode
-            ids = encode(text)
-            if len(text) <= _SHORT_CHARS and len(self._ids_of) < MAX_SHORT_TEXTS:
-                self._ids_of[text] = ids
-        return ids
-
-    def otherwise(self, previous_id: int | None) -> NDArray[np.uint8] | None:
-        """Bits of the tokens that write something else than llguidance was told behind this one."""
-        if not self._implies_spaces:
-            return None
-        if previous_id is None:
-            return self._otherwise_first
-        is_behind_cjk = _ends_with_cjk(self.tokenizer.piece(None, previous_id))
-        return self._otherwise_behind_cjk if is_behind_cjk else None
-
-
-def _bits(flags: Sequence[bool]) -> NDArray[np.uint8]:
-    """Flags as whole words of 32 bits, lowest bit first."""
-    padded = np.zeros(-(-len(flags) // 32) * 32, np.bool_)
-    padded[: len(flags)] = flags
-    return np.packbits(padded, bitorder="little")
-
-
-def _ends_with_cjk(piece: bytes) -> bool:
-    text = piece.decode(errors="replace")
-    return bool(text) and is_cjk(text[-1])
-
-
 class Follower:
     """Which tokens may come next in one sequence: an `AllowedNext`.
 
@@ -142,15 +70,19 @@ class Follower:
         self._before = last_of_text(words.tokenizer, prompt_ids)
         self._ids: list[int] = []  # those that the matcher has taken
 
-    def __call__(self, output_ids: Sequence[int]) -> TokenMask:
+    def __call__(self, output_ids: Sequence[int]) -> TokenMask | list[int]:
         """Give the tokens allowed behind `output_ids`; only an end where these are not allowed themselves or
         nothing can follow them.
         """
         words, dead_end = self._words, _NO_TOKEN
         mask = words.ends
         if self._go_to([*output_ids]):
-            mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8, words.ends.nbytes)
             otherwise = words.otherwise(self._ids[-1] if self._ids else self._before)
+            forced: list[int] = [] if otherwise is not None else self._matcher.compute_ff_tokens()
+            if forced:
+                self._dead_ends.pop(len(output_ids), None)
+                return forced[:1]
+            mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8, words.ends.nbytes)
             if otherwise is not None:
                 mask = mask & ~otherwise
             may_end = (mask & words.ends).any()  # so says llguidance also where no token is left
@@ -163,6 +95,10 @@ class Follower:
         if dead_end:
             self._dead_ends[len(output_ids)] = dead_end
         return TokenMask(words.ends if dead_end else mask)
+
+    def forced(self, output_ids: Sequence[int]) -> list[int]:
+        """Give the tokens that alone can follow `output_ids`, one behind the other."""
+        return self._matcher.compute_ff_tokens() if self._go_to([*output_ids]) else []
 
     def check(self, num_tokens: int | None) -> None:
         """Raise `InvalidRequest` for a text that ended because the constraint could not be followed.

@@ -113,7 +113,7 @@ class Generation:
             index = len(self.requests)
             if self._grammar is not None:
                 follower = self._followers[index] = self._grammar.follow(prompt.prompt_ids)
-                params = replace(params, allowed_next=follower)
+                params = replace(params, allowed_next=follower, forced_next=follower.forced)
             self.requests.append(SequenceRequest(prompt.prompt_ids, params, index, call.origin.is_streamed))
         for index in range(len(self._choices), len(self._choices) + self._n):
             self._choices.append(ChoiceText(index, echo, prompt.prompt_ids, self._tokenizer))

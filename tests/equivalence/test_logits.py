@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,28 @@ def test_a_step_without_wanted_logits_runs(precision: Any) -> None:
     s.block_table = [0]
     [output] = runner.execute(Batch((Scheduled(s, 2),)))
     assert output.token_ids == ()
+
+
+def test_a_pass_that_fails_leaves_no_constraint_that_is_still_being_asked() -> None:
+    """Its sequence may be tried again at once, and a constraint is asked by one thread at a time."""
+    is_asked, may_go_on, asked = threading.Event(), threading.Event(), []
+
+    def allowed(output_ids: Any) -> list[int]:
+        is_asked.set()
+        may_go_on.wait(60)
+        asked.append([*output_ids])
+        return [1]
+
+    def fail(batch: object) -> Any:
+        is_asked.wait(60)
+        threading.Timer(0.05, may_go_on.set).start()
+        raise MemoryError("no")
+
+    s = Sequence(Job(), 0, SequenceRequest((1, 2), SamplingParams(allowed_next=allowed)), 0.0)
+    s.block_table = [0]
+    with pytest.raises(MemoryError):
+        ModelRunner(fail, 16, [0]).execute(Batch((Scheduled(s, 2),)))
+    assert asked == [[]]
 
 
 # ---- how a checkpoint may be stored ---------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +150,33 @@ def test_with_speculation(case: Case) -> None:
     case.check(outcomes)
 
 
+def test_what_a_constraint_forces_is_drafted_and_changes_no_text(case: Case) -> None:
+    def forced(output_ids: Any) -> list[int]:
+        behind = len(output_ids) % 5
+        return [101, 102, 103, 104][behind - 1 :] if behind else []
+
+    def allowed(output_ids: Any) -> list[int]:
+        return forced(output_ids)[:1] or list(range(0, 250, 3))
+
+    def bound(request: SequenceRequest, **more: Any) -> SequenceRequest:
+        return replace(request, params=replace(request.params, allowed_next=allowed, **more))
+
+    plain = [run_alone(case.engine(), bound(request)).said for request in case.requests]
+    engine = case.engine(speculation=True)
+    outcomes = run_all(engine, separate([bound(request, forced_next=forced) for request in case.requests]))
+    assert [outcome.said for outcome in outcomes] == plain
+    speculator = engine.scheduler.speculator
+    assert speculator is not None and speculator.num_drafted == speculator.num_accepted > 0
+
+
 def draft_always(engine: Engine) -> None:
     """Draft whenever there is something to draft, whether it pays or not: guess the prompt again."""
     assert engine.scheduler.speculator is not None
     speculator = engine.scheduler.speculator
     lookup = speculator._lookup
 
-    def guess(sequence: Any) -> tuple[int, ...]:
-        room = sequence.params.max_new_tokens - sequence.num_output_tokens - 1
-        return lookup(sequence) or tuple(sequence.request.prompt_ids[:3])[: max(room, 0)]
+    def guess(sequence: Any) -> list[int]:
+        return lookup(sequence) or list(sequence.request.prompt_ids[:3])
 
     speculator._lookup = guess  # type: ignore[method-assign]
     speculator._best_length = lambda s, available, step: (min(available, 4), 1.0)  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import threading
 from collections.abc import Sequence
@@ -110,8 +111,10 @@ async def follower_of(tokenizer: Tokenizer, constraint: Constraint) -> Follower:
         offloader.close()
 
 
-def allowed(mask: TokenMask) -> list[int]:
-    return [int(at) for at in np.flatnonzero(np.unpackbits(mask.bits, bitorder="little"))]
+def allowed(found: TokenMask | list[int]) -> list[int]:
+    if not isinstance(found, TokenMask):
+        return found
+    return [int(at) for at in np.flatnonzero(np.unpackbits(found.bits, bitorder="little"))]
 
 
 @pytest.mark.asyncio
@@ -368,6 +371,34 @@ async def test_a_form_that_a_vocabulary_cannot_write_is_an_error_however_far_it_
 ) -> None:
     with pytest.raises(InvalidRequest, match="no token"):
         await texts_of(unigrams("{", '{"', "~"), constraint)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+async def test_what_is_forced_is_what_llguidance_s_mask_alone_leaves(
+    tokenizer: Tokenizer, schema: object
+) -> None:
+    """At every place of ten drawn texts."""
+    follower, drawn = await follower_of(tokenizer, schema_of(schema)), random.Random(1)
+    for _ in range(10):
+        ids: list[int] = []
+        masks = follower._start.deep_copy()
+        while len(ids) < 40 and not masks.is_stopped():
+            bits = np.frombuffer(masks.compute_bitmask(), np.uint8)
+            of_mask = allowed(TokenMask(bits))
+            assert allowed(follower(ids)) == of_mask
+            assert (follower.forced(ids)[:1] or of_mask) == of_mask
+            ids.append(drawn.choice(of_mask))
+            masks.try_consume_tokens(ids[-1:])
+
+
+@pytest.mark.asyncio
+async def test_all_of_a_key_is_forced_behind_its_first_letter(tokenizer: Tokenizer) -> None:
+    schema = schema_of({"type": "object", "properties": {"size": {"type": "boolean"}}, "required": ["size"]})
+    follower = await follower_of(tokenizer, schema)
+    begun = tokenizer.encode('{"s')
+    text = tokenizer.decode([*begun, *follower.forced(begun)])
+    assert text.startswith('{"size') and not follower.forced(tokenizer.encode('{"size":'))
 
 
 @pytest.mark.asyncio

@@ -469,6 +469,25 @@ def test_drafts_are_what_followed_the_same_tokens_before() -> None:
     assert speculator.draft([sequence])[sequence] == (4, 5, 6, 7, 8, 9, 1)
 
 
+def test_what_a_constraint_forces_is_drafted_first_and_teaches_nothing_of_other_drafts() -> None:
+    speculator, sequence = speculate(cost_of(r1=1.0, r8=1.0))
+    sequence.params = replace(sequence.params, forced_next=lambda ids: [21, 22] if ids[-1:] == [3] else [])
+    assert speculator.draft([sequence]) == {sequence: (21, 22)}
+    before = sequence.drafts.acceptance
+    speculator.note(sequence, 2, 2)
+    assert (speculator.num_accepted, sequence.drafts.acceptance) == (2, before)
+    sequence.token_ids += [4, 5]
+    assert speculator.draft([sequence])[sequence][:2] == (6, 7)  # copied, where nothing is forced
+    speculator.note(sequence, 2, 0)
+    assert sequence.drafts.acceptance < before
+
+
+def test_what_is_forced_is_drafted_where_it_costs_no_more_than_by_itself() -> None:
+    speculator, sequence = speculate(cost_of(r1=1.0, r8=8.0))
+    sequence.params = replace(sequence.params, forced_next=lambda ids: [21, 22, 23])
+    assert speculator.draft([sequence]) == {sequence: (21, 22, 23)}
+
+
 def test_drafts_that_cost_as_much_as_they_bring_are_not_made() -> None:
     speculator, sequence = speculate(cost_of(r1=1.0, r8=8.0))
     assert speculator.draft([sequence]) == {}

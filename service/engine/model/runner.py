@@ -98,11 +98,13 @@ class ModelRunner:
         rows = [_sample_rows(item) if draw else [] for item, draw in zip(batch.items, sampled, strict=True)]
         all_rows = [row for of_item in rows for row in of_item]
         asked = self._asking.begin(all_rows, self.on_progress)
-        logits = self._forward(self._lay_out(batch, counts, wanted))  # (R, vocab)
-        if wanted and not logits.is_cpu:
-            logits[0, 0].item()  # waits for the device, so that what follows is timed by itself
-        self.on_progress()
-        wait_for(asked, all_rows)
+        try:
+            logits = self._forward(self._lay_out(batch, counts, wanted))  # (R, vocab)
+            if wanted and not logits.is_cpu:
+                logits[0, 0].item()  # waits for the device, so that what follows is timed by itself
+            self.on_progress()
+        finally:  # a constraint is asked by nobody else then
+            wait_for(asked, all_rows)
         return self._read(batch, logits, scored, sampled, rows)
 
     def _lay_out(self, batch: Batch, counts: list[int], wanted: list[int]) -> ForwardBatch:

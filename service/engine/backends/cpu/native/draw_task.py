@@ -61,9 +61,11 @@ from service.engine.backends.cpu.records import (
     R_SEED,
     R_TOP_K,
     R_TOP_P,
+    T_ALLOWED,
     T_FIELDS,
     T_GIVEN,
     T_LENGTH,
+    T_NUM_ALLOWED,
     T_ROW,
     T_RULES,
     UNIT_BITS,
@@ -178,13 +180,16 @@ def _take(args, index, row, turn, out, scratch):
     if num_top >= 0:
         _score(args, index, row, largest, num_top, out)
         scored = _now(clock)
-    source = row
-    if is_edited(turn):
-        source, largest = edited(args, turn, row, scratch)
-    if load_long(rules + R_IS_DRAWN) != 0:
-        chosen = _drawn(args, source, largest, turn, scratch)
+    if load_long(turn + T_NUM_ALLOWED) == 1:
+        chosen = load_long(load_long(turn + T_ALLOWED))  # whatever its logit is
     else:
-        chosen = _first_of(source, width, largest)
+        source = row
+        if is_edited(turn):
+            source, largest = edited(args, turn, row, scratch)
+        if load_long(rules + R_IS_DRAWN) != 0:
+            chosen = _drawn(args, source, largest, turn, scratch)
+        else:
+            chosen = _first_of(source, width, largest)
     store_long(out + O_ID, chosen)
     store_float(out + O_CHOSEN, load_float(row + 4 * chosen))
     store_long(out + O_SCORE_NS, scored - began)
