@@ -4,7 +4,8 @@
 
 The same requests (64 tokens each, drawn from nobody's cache) go to the bare engine, to a server, and to the
 server while somebody without a key asks so many times a second, in turns. Clients only send and receive: what
-they do more would be taken from the server's cores. JSON last.
+they do more would be taken from the server's cores. Then what a refusal costs by itself, beside bare uvicorn
+(`constant.py`). JSON last.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from children import end_with_parent
 from engine import OUTPUT_TOKENS, random_prompts, requests_for, run
-from front import free_port, wait_until_ready
+from front import free_port, processor_seconds, wait_until_ready
 
 from model_store.architecture import read_architecture
 from model_store.tokenizer import Tokenizer
@@ -32,22 +35,24 @@ from service.engine.loader import build_engine
 
 _KEY = "bench"
 _AT_ONCE = 20  # refused requests under way at a time
+_KEYLESS = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n"  # keeps its connection
+)
 _END = b"data: [DONE]"
 _FAILED = b'{"error"'  # in a text, quotes are escaped
 
 
-def request(body: dict[str, object], key: str = "") -> bytes:
+def request(body: dict[str, object]) -> bytes:
     """A request for a completion, as bytes."""
     text = json.dumps(body).encode()
-    bearer = f"Authorization: Bearer {key}\r\n" if key else ""
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(text)}\r\n{bearer}"
-    return f"{head}Content-Type: application/json\r\n\r\n".encode() + text
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(text)}\r\n"
+    return f"{head}Authorization: Bearer {_KEY}\r\nContent-Type: application/json\r\n\r\n".encode() + text
 
 
 def bodies_of(prompts: list[tuple[int, ...]], first: int) -> list[bytes]:
     """Requests for streams behind these prompts; the first token keeps them out of each other's cache."""
     fields = {"max_tokens": OUTPUT_TOKENS, "temperature": 0, "ignore_eos": True, "stream": True}
-    return [request({"prompt": [first, *prompt], **fields}, _KEY) for prompt in prompts]
+    return [request({"prompt": [first, *prompt], **fields}) for prompt in prompts]
 
 
 def served(port: int, requests: list[bytes], clients: int) -> float:
@@ -78,6 +83,20 @@ def served(port: int, requests: list[bytes], clients: int) -> float:
     return len(requests) * OUTPUT_TOKENS / (time.perf_counter() - started)
 
 
+def refused(connections: list[socket.socket]) -> int:
+    """Ask once on each of these without a key; how many were refused."""
+    for connection in connections:
+        connection.sendall(_KEYLESS)
+    return sum(connection.recv(1 << 12).startswith(b"HTTP/1.1 401") for connection in connections)
+
+
+def refused_on_new_ones(port: int) -> int:
+    """The same, each on a connection of its own."""
+    with ExitStack() as stack:
+        address = ("127.0.0.1", port)
+        return refused([stack.enter_context(socket.create_connection(address)) for _ in range(_AT_ONCE)])
+
+
 class Flood:
     """Asks without a key, so many times a second, from a thread of its own; how often it was refused."""
 
@@ -96,16 +115,37 @@ class Flood:
         self._thread.join()
 
     def _ask(self) -> None:
-        asked = request({"prompt": "Hello", "max_tokens": 1})
         started = time.perf_counter()
         while not self._is_over.is_set():
-            connections = [socket.create_connection(("127.0.0.1", self._port)) for _ in range(_AT_ONCE)]
-            for connection in connections:
-                connection.sendall(asked)
-            for connection in connections:  # each is closed behind its refusal
-                with connection:
-                    self.num_refused += connection.recv(1 << 12).startswith(b"HTTP/1.1 401")
+            self.num_refused += refused_on_new_ones(self._port)
             self._is_over.wait(max(started + self.num_refused / self._rate - time.perf_counter(), 0))
+
+
+def refusal_costs(servers: dict[str, tuple[int, int]], seconds: float = 2.0) -> dict[str, list[float]]:
+    """Microseconds of the server's processor time for a refusal, and how many a second one client gets, with
+    nothing else to do.
+
+    Args:
+        servers: name -> its port and process.
+        seconds: of asking, for each figure.
+    """
+    costs = {}
+    for name, (port, process) in servers.items():
+        with ExitStack() as stack:
+            address = ("127.0.0.1", port)
+            kept = [stack.enter_context(socket.create_connection(address)) for _ in range(_AT_ONCE)]
+            for how, ask in (
+                ("kept connections", lambda kept=kept: refused(kept)),
+                ("new connections", lambda port=port: refused_on_new_ones(port)),
+            ):
+                before = processor_seconds(lambda number, _, process=process: number == process)
+                count, started = 0, time.perf_counter()
+                while time.perf_counter() < started + seconds:
+                    count += ask()
+                taken = time.perf_counter() - started
+                used = processor_seconds(lambda number, _, process=process: number == process) - before
+                costs[f"{name}, {how}"] = [round(1e6 * used / count), round(count / taken)]
+    return costs
 
 
 def main() -> None:
@@ -118,15 +158,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--flood", type=int, nargs="*", default=[2000, 10000], help="refusals a second")
     given = parser.parse_args()
-    port, vocab_size = free_port(), read_architecture(given.folder).vocab_size
+    port, constant_port = free_port(), free_port()
+    vocab_size = read_architecture(given.folder).vocab_size
     environment = {**os.environ, "TEXTGEN_MODEL": str(given.folder), "TEXTGEN_API_KEYS": _KEY}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "serve", "--port", str(port)],
-        env={**environment, "TEXTGEN_SPECULATION": "0"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=end_with_parent,
-    )
+    python: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    python |= {"preexec_fn": end_with_parent, "env": {**environment, "TEXTGEN_SPECULATION": "0"}}
+    server = subprocess.Popen([sys.executable, "-m", "service.cli", "serve", "--port", str(port)], **python)
+    options = ["--app-dir", str(Path(__file__).parent), "--port", str(constant_port), "--no-access-log"]
+    constant = subprocess.Popen([sys.executable, "-m", "uvicorn", "constant:app", *options], **python)
     try:
         engine = build_engine(EngineConfig(given.folder, speculation=False), Tokenizer.load(given.folder))
         wait_until_ready(port)
@@ -145,10 +184,16 @@ def main() -> None:
                     reached = flood.num_refused / (time.perf_counter() - started)
                 shares.setdefault(f"beside {rate} refusals/s, of served", []).append(beside / alone)
                 print(f"served beside {reached:.0f} of {rate} refusals/s {beside:.0f} tokens/s", flush=True)
-        print(json.dumps({name: round(statistics.median(each), 3) for name, each in shares.items()}))
+        both = {"textgen": (port, server.pid), "bare uvicorn": (constant_port, constant.pid)}
+        costs = refusal_costs(both)
+        for name, (microseconds, rate) in costs.items():
+            print(f"a refusal of {name}: {microseconds:.0f} us, {rate:.0f} a second")
+        medians = {name: round(statistics.median(each), 3) for name, each in shares.items()}
+        print(json.dumps({**medians, "a refusal, us and a second": costs}))
     finally:
-        server.terminate()
-        server.wait(60)
+        for process in (server, constant):
+            process.terminate()
+            process.wait(60)
 
 
 if __name__ == "__main__":
