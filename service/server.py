@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from service.engine.memory import is_out_of_memory, out_of_memory_line
 from service.errors import SettingsError
 from service.logs import get_logger
 from service.settings import Settings
@@ -148,12 +149,9 @@ class Server(uvicorn.Server):
 
 
 def _in_words(failure: BaseException | None) -> str:
-    """One line for the log; a MemoryError brings none of its own."""
-    if isinstance(failure, MemoryError):
-        return (
-            "out of memory: raise the limit of this process (`ulimit -v`, the container's or the unit's "
-            "memory), free some of the machine's, or serve a smaller model"
-        )
+    """One line for the log."""
+    if failure is not None and is_out_of_memory(failure):
+        return out_of_memory_line()
     return str(failure) or type(failure).__name__
 
 

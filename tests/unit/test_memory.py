@@ -13,19 +13,62 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model_store.errors import UnsupportedCheckpoint
+from service.engine import memory
 from service.engine.huge_pages import huge_array
-from service.engine.memory import one_line_without_host_memory
+from service.engine.memory import one_line_without_host_memory, out_of_memory_line
 
 TORCH_SAYS = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 
 
+MAP_FAILS = "libtorch_cpu.so: failed to map segment from shared object"
+FILE_FAILS = "unable to mmap 14204216 bytes from file <model.safetensors>: Cannot allocate memory (12)"
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(errno.ENOMEM, "no memory"), RuntimeError(TORCH_SAYS)]
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "no memory"),
+        RuntimeError(TORCH_SAYS),
+        RuntimeError(FILE_FAILS),
+        OSError(MAP_FAILS),
+        ImportError(MAP_FAILS),
+    ],
 )
 def test_running_out_of_memory_is_one_line(error: Exception) -> None:
-    line = r"^out of memory at start: \d+ MiB are left; "
+    line = r"^out of memory at start: \d+ MiB are left "
     with pytest.raises(UnsupportedCheckpoint, match=line), one_line_without_host_memory():
         raise error
+
+
+SAYS = """
+import resource, sys
+from service.engine.memory import free_host_bytes, out_of_memory_line
+
+print(out_of_memory_line())
+for name in sys.argv[1:]:
+    number = getattr(resource, name)
+    resource.setrlimit(number, (1 << 30, 1 << 30))
+print(out_of_memory_line())
+print(free_host_bytes() >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much is used")
+@pytest.mark.parametrize(
+    ("limit", "name"), [("RLIMIT_AS", "address space (`ulimit -v`)"), ("RLIMIT_DATA", "data (`ulimit -d`)")]
+)
+def test_the_limit_that_leaves_least_is_named(limit: str, name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SAYS, limit], capture_output=True, text=True, check=True)
+    before, after, left = done.stdout.splitlines()
+    assert "ulimit" not in before
+    assert re.search(rf"\d MiB are left below this process's limit of {re.escape(name)}; raise it, ", after)
+    assert 0 < int(left) < 1024
+
+
+def test_a_containers_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_left_bytes", lambda: 5 << 20)
+    assert "5 MiB are left below the limit of the container or unit; raise it, " in out_of_memory_line()
 
 
 def test_other_faults_pass_as_they_are() -> None:

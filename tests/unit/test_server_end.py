@@ -44,5 +44,5 @@ def test_a_start_without_memory_says_what_to_do() -> None:
     done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=50)
     assert done.returncode == 1, done.stderr[-2000:]
     lines = done.stderr + done.stdout
-    assert "out of memory: raise the limit of this process" in lines
+    assert "out of memory at start: " in lines
     assert not [line for line in lines.splitlines() if line.rstrip().endswith("] MemoryError")]

@@ -7,11 +7,11 @@ the compiler of the processor's comes through here without torch.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from service.engine.config import BackendName, DeviceName, EngineConfig
+from service.engine.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from service.engine.backend import Backend, FastBackend
@@ -62,7 +62,7 @@ def choose(config: EngineConfig) -> Backend:
         except Declined:
             raise
         except Exception as error:
-            if config.device != "cpu" or _is_want_of_memory(error):
+            if config.device != "cpu" or is_out_of_memory(error):
                 raise
             config.warn(f"the compiled kernels failed and are compiled anew: {_told(error)}")
             _forget_kernels()
@@ -70,7 +70,7 @@ def choose(config: EngineConfig) -> Backend:
     except Declined as reason:
         config.report(str(reason))
     except Exception as error:
-        if _is_want_of_memory(error):  # torch would take more
+        if is_out_of_memory(error):  # torch would take more
             raise
         config.fall_back(f"the fast kernels are off, torch computes instead (slower): {_told(error)}")
     return _torch(config)
@@ -84,10 +84,6 @@ def _checked(config: EngineConfig) -> Backend:
     reference = TorchBackend(backend.precision, backend.device, is_exact=True)
     config.report(backend.self_check(reference))
     return backend
-
-
-def _is_want_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
 
 
 def _told(error: Exception) -> str:
