@@ -1,16 +1,15 @@
 """The only writer of server-sent events.
 
-An `EventStream` makes frames of events as they come; a task beside it writes all that are ready at once. A
-client that reads slowly holds up nothing but itself: its events wait, and the engine merges what piles up. A
-stream ends with exactly one last frame whatever happens, says `: keep-alive` when idle, and cuts off a
-client that does not read. How an event becomes a frame is the dialect's concern.
+An `EventStream` makes frames of events as they come, and writes those that come at once together. A client
+that reads slowly holds up nothing but itself: its events wait, and the engine merges what piles up. A stream
+ends with exactly one last frame whatever happens, says `: keep-alive` when idle, and cuts off a client that
+does not read. How an event becomes a frame is the dialect's concern.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -20,11 +19,10 @@ from service.api.client import ClientGone
 from service.api.exchange import Exchange, end_tasks
 from service.api.json_pieces import compact, in_pieces, taking_turns
 from service.api.problems import Problem, problem_for
-from service.tasks.events import Done, Event
+from service.tasks.events import Done, Event, Token
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
-_MAX_READY = 64  # frames; with so many the events wait for the socket
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -99,7 +97,6 @@ class EventStream(Response):
         self._send_timeout_s, self._keep_alive_s = exchange.service.settings.send_timeout_s, keep_alive_s
         self._lock = asyncio.Lock()
         self._ready: list[bytes] = []  # frames to be written
-        self._has_frames = asyncio.Event()
         self._is_started = False
         self._is_whole = False  # the last frame is made; what is left is to write
         self._last_frame_at = 0.0
@@ -121,11 +118,11 @@ class EventStream(Response):
         await self._write(send, is_last=True)
 
     async def _stream(self, send: Send) -> None:
-        """Make frames of events as they come; when none is left to come at once, the writer has its turn."""
+        """Make frames of events as they come, and write those that come at once together."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         self._is_started = True
         self._last_frame_at = asyncio.get_running_loop().time()
-        helpers = [asyncio.create_task(work(send)) for work in (self._keep_writing, self._keep_alive)]
+        keep_alive = asyncio.create_task(self._keep_alive(send))
         try:
             async for event in self._events:
                 frames = self._frames.of(event)
@@ -135,33 +132,10 @@ class EventStream(Response):
                     self._is_whole = True
                 else:
                     self._ready += frames
-                self._has_frames.set()
-                if len(self._ready) > _MAX_READY:
-                    await self._flush(send)
-            await self._flush(send)
+                if self._ready and not (isinstance(event, Token) and event.is_followed):
+                    await self._write(send)
         finally:
-            await end_tasks(*helpers)
-
-    async def _keep_writing(self, send: Send) -> None:
-        """Write what is ready whenever there is some: what one step brought goes out together."""
-        with self._ending_the_exchange():
-            while True:
-                await self._has_frames.wait()
-                self._has_frames.clear()
-                await self._flush(send)
-
-    async def _flush(self, send: Send) -> None:
-        """Write every frame that is ready."""
-        if self._ready:
-            await self._write(send)
-
-    @contextmanager
-    def _ending_the_exchange(self) -> Iterator[None]:
-        """A helper that finds the client gone ends the request."""
-        try:
-            yield
-        except ClientGone as gone:
-            self._exchange.fail(gone)
+            await end_tasks(keep_alive)
 
     async def _write(self, send: Send, is_last: bool = False) -> None:
         """Hand what is ready to the socket. Raises ClientGone when it takes nothing for too long."""
@@ -181,9 +155,9 @@ class EventStream(Response):
         self._last_frame_at = asyncio.get_running_loop().time()
 
     async def _keep_alive(self, send: Send) -> None:
-        """Send a comment whenever nothing else was sent for a while."""
+        """Send a comment after a while of silence; end the request if the client is gone."""
         clock = asyncio.get_running_loop().time
-        with self._ending_the_exchange():
+        try:
             while True:
                 silence = clock() - self._last_frame_at
                 if silence < self._keep_alive_s:
@@ -191,3 +165,5 @@ class EventStream(Response):
                     continue
                 self._ready.append(KEEP_ALIVE)
                 await self._write(send)
+        except ClientGone as gone:
+            self._exchange.fail(gone)

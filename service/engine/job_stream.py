@@ -82,6 +82,11 @@ class JobStream:
         self.unfinished.update((sequence.index, sequence) for sequence in sequences)
         return range(first, self.num_submitted)
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the next output is there already."""
+        return bool(self._unread)
+
     def abort(self, index: int) -> None:
         """Drop one sequence; it gives no further output."""
         sequence = self.unfinished.pop(index, None)

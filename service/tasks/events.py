@@ -29,6 +29,7 @@ class Token:
     finish_reason: str | None = None  # with the last event of the index
     num_tokens: int = 0  # of the choice so far, where the task counts them
     num_prompt_tokens: int = 0
+    is_followed: bool = False  # by another event at once: the two can be written together
 
 
 @dataclass(frozen=True, slots=True)

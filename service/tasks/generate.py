@@ -134,6 +134,7 @@ class Generation:
                 event = self._choices[index].push(found, self._call)
                 if event.finish_reason and self._followers:
                     self._followers[output.index].check(None if self._is_search else event.num_tokens)
+                event.is_followed = rank < len(output.others) or job.has_unread
                 yield event
             if output.prompt_logprobs:  # hundreds of tokens: others have their turn before the next prompt's
                 await asyncio.sleep(0)

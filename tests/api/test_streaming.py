@@ -133,8 +133,8 @@ class TwoAtOnce(SilentTask):
     """Has two events ready, and then none until it may end."""
 
     async def events(self) -> AsyncIterator[Event]:
-        for text in ("one", "two"):
-            yield Token(0, text)
+        yield Token(0, "one", is_followed=True)
+        yield Token(0, "two")
         await self.may_end.wait()
 
 
@@ -166,8 +166,8 @@ async def test_what_is_ready_goes_out_before_an_error_from_outside() -> None:
 
     class Failing(TwoAtOnce):
         async def events(self) -> AsyncIterator[Event]:
-            yield Token(0, "one")
-            exchange.fail(Draining("over", 1.0))  # the writer had no turn yet
+            yield Token(0, "one", is_followed=True)
+            exchange.fail(Draining("over", 1.0))  # nothing was written yet
             yield Token(0, "two")
             await self.may_end.wait()
 

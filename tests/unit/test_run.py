@@ -50,6 +50,26 @@ async def test_streamed_deltas_joined_are_the_final_texts(tokenizer: Tokenizer) 
         assert joined == choice.text
 
 
+async def test_an_event_says_so_if_the_next_one_waits_for_nothing(tokenizer: Tokenizer) -> None:
+    call = GenerateCall(
+        ("the king",), n=4, sampling=SamplingFields(seed=5, max_new_tokens=9, ignore_eos=True)
+    )
+    followed, waited, turns = [], [], list[int]()
+    call_soon = asyncio.get_running_loop().call_soon
+    async with (
+        running(babbling(tokenizer.vocab_size), tokenizer) as (runner, _),
+        runner.generate(call) as events,
+    ):
+        call_soon(turns.append, 1)
+        async for event in events:
+            waited.append(bool(turns))
+            followed.append(isinstance(event, Token) and event.is_followed)
+            turns.clear()
+            call_soon(turns.append, 1)
+    assert not any(is_followed and waits for is_followed, waits in zip(followed, waited[1:], strict=False))
+    assert sum(followed) >= 9  # the samples of a step come together
+
+
 async def test_choices_are_numbered_by_prompt_and_then_sample(tokenizer: Tokenizer) -> None:
     sampling = SamplingFields(seed=1, max_new_tokens=8)
     result = await _generate(tokenizer, GenerateCall(("Anna", "Tom"), n=2, echo=True, sampling=sampling))
