@@ -32,8 +32,11 @@ _SENTENCE = re.compile(
     rf"(?<![.!?…।॥؟۔])[.!?…।॥؟۔]++[{_CLOSING}]*+\s+"  # needs white space after it: "3.14", "example.org"
     rf"|[。！？．｡]+…*[{_CLOSING}]*\s*"
     rf"|……[{_CLOSING}]*\s*"
-    r"|\n\s*\n\s*"
+    r"|\n[^\S\n]*+\n\s*"
+    r"|(?P<none>[.!?।॥؟۔]++)"  # no end; nor does one begin within it
 )
+# What an end begins with; alternatives of literals, for which `re` skips what begins with none of them.
+_SENTENCE_MARK = re.compile("|".join(map(re.escape, ".!?…।॥؟۔。！？．｡")) + r"|\n(?!\S)")
 _CLAUSE = re.compile(rf"[,;:—–][{_CLOSING}]*\s+|[，；：、]\s*|\n\s*")
 # Scripts written without spaces between words: every character is a word of its own here and in metrics.
 UNSPACED = (
@@ -57,7 +60,7 @@ _WIDTHLESS = frozenset(
 ) | frozenset(map(chr, (*range(0x2066, 0x2070), 0xFEFF, *range(0xE0020, 0xE0080))))
 _NOTHING = dict.fromkeys(map(ord, _WIDTHLESS))
 _MOST_MARKS = 30  # on one letter: no more than in Unicode's Stream-Safe Text Format
-_LOOKED_AT = 32 * 1024  # characters in which an answer is looked for at a time
+_LOOKED_AT = 32 * 1024  # characters in which an answer, or a sentence's end, is looked for at a time
 _LONGEST_ABBREVIATION = 8
 
 
@@ -67,8 +70,21 @@ def sentence_ends(text: str) -> list[int]:
 
 
 def each_sentence_end(text: str) -> Iterator[int]:
-    """The positions of `sentence_ends`, one by one as they are found."""
-    return (match.end() for match in _SENTENCE.finditer(text) if _ends_sentence(text, match))
+    """The positions of `sentence_ends`, one by one as they are found.
+
+    No call to the regular expressions looks through more than `_LOOKED_AT` characters for a mark: while one
+    runs, no other thread does.
+    """
+    at = 0
+    while at < len(text):
+        mark = _SENTENCE_MARK.search(text, at, at + _LOOKED_AT)
+        if mark is None:
+            at += _LOOKED_AT
+            continue
+        match = _SENTENCE.match(text, mark.start())
+        at = (match or mark).end()
+        if match and not match["none"] and _ends_sentence(text, match):
+            yield match.end()
 
 
 def split_sentences(text: str) -> list[str]:

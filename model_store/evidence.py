@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from model_store.borders import (
     clause_ends,
@@ -40,7 +40,8 @@ _FROM_BEFORE = 0.2  # what a sentence takes of the score before it: "He was born
 _RUNNING = 3  # copies of a line that make it a running head or foot
 _TIE = 1e-9  # what a sentence counts that shares nothing with others: it still comes before a running line
 _MOST_LINES = 100_000
-_LINE = re.compile(r"(?<![^\n\r\f])[^\n\r\f]{1,200}(?![^\n\r\f])")  # longer ones are paragraphs
+_LONGEST_LINE = 200  # characters; longer ones are paragraphs
+_LINE_END = re.compile(r"[\n\r\f]")
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"\w+")
 _SUFFIXES = ("ing", "ed", "es", "s", "er", "ly")
@@ -130,7 +131,12 @@ def _running_lines(document: str) -> Steps[list[tuple[int, int]]]:
     """
     if sum(map(document.count, "\n\r\f")) > _MOST_LINES:
         return []
-    lines = (match.span() for match in _LINE.finditer(document))
+    ends = (match.start() for match in _LINE_END.finditer(document))
+    lines = (
+        (before + 1, end)
+        for before, end in pairwise(chain([-1], ends, [len(document)]))
+        if 1 <= end - before - 1 <= _LONGEST_LINE
+    )
     found = yield from listed(((*span, _form(document[slice(*span)])) for span in lines), _PER_STEP)
     copies = Counter(form for _, _, form in found)
     return [(start, end) for start, end, form in found if copies[form] >= _RUNNING]

@@ -22,8 +22,21 @@ FREE_BODY_BYTES = 4 * 1024
 SMALL_BODY_BYTES = 64 * 1024
 SMALL_ROOM_BYTES = 64 * 2**20
 MAX_FIELDS = 100  # each unknown one would become an error to build
-MAX_PARTS = 20_000  # arrays, objects and names: while it makes them, the parser lets no other thread run
-_TO_NEXT_PART = re.compile(rb'(?:[^"\[{:]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?){0,5000}+([\[{:]?)', re.DOTALL)
+# While it makes them, the parser lets no other thread run.
+MAX_PARTS = 20_000  # arrays, objects and names
+MAX_VALUES = 1_000_000  # commas
+
+
+def _to_next(marks: bytes) -> re.Pattern[bytes]:
+    """What comes before one of these marks outside strings; many strings at a time, but not all."""
+    before = rb'(?:[^"%b]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?){0,5000}+([%b]?)' % (marks, marks)
+    return re.compile(before, re.DOTALL)
+
+
+_LIMITS = (
+    (b"[{:", _to_next(rb"\[{:"), MAX_PARTS, "arrays, objects and names"),
+    (b",", _to_next(b","), MAX_VALUES, "values"),
+)
 
 
 def check_body_headers(headers: Mapping[bytes, bytes], limit: int) -> None:
@@ -118,8 +131,9 @@ def parse_json(data: bytes) -> Any:
     """
     if data.startswith(codecs.BOM_UTF8):
         raise HttpProblem("bad_request", "the body begins with a byte order mark; send UTF-8 without one")
-    if _has_many_parts(data):
-        raise HttpProblem("bad_request", f"the body has more than {MAX_PARTS} arrays, objects and names")
+    for marks, to_next, limit, what in _LIMITS:
+        if _has_more(data, marks, to_next, limit):
+            raise HttpProblem("bad_request", f"the body has more than {limit} {what}")
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -136,17 +150,17 @@ def parse_json(data: bytes) -> Any:
     return value
 
 
-def _has_many_parts(data: bytes) -> bool:
-    """Whether a text of JSON has more than `MAX_PARTS`, not counting what stands in strings."""
-    if sum(map(data.count, (b"[", b"{", b":"))) <= MAX_PARTS:
+def _has_more(data: bytes, marks: bytes, to_next: re.Pattern[bytes], limit: int) -> bool:
+    """Whether a text of JSON has more of these marks, not counting what stands in strings."""
+    if sum(data.count(mark) for mark in marks) <= limit:
         return False
     count = at = 0
-    while count <= MAX_PARTS and at < len(data):
-        match = _TO_NEXT_PART.match(data, at)  # many strings at a time, but not all: other threads get turns
+    while count <= limit and at < len(data):
+        match = to_next.match(data, at)
         assert match is not None, "it matches whatever comes"
         at = match.end()
         count += bool(match[1])
-    return count > MAX_PARTS
+    return count > limit
 
 
 def _no_constant(name: str) -> float:

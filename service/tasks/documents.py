@@ -16,6 +16,7 @@ from model_store.tokenizer import Tokenizer
 from service.tasks.rendering import SLICE
 
 _PIECE = 32768  # code points whose borders are found at once
+_LONGEST_PIECE = 2**18  # without a letter or digit: no border in there is worth more of the lock
 _BEFORE = 64  # code points before a piece that may decide about a border in it: an abbreviation, a joiner
 _WORDY = re.compile(r"[^\W_]")
 
@@ -116,8 +117,9 @@ def borders_of(text: str) -> Steps[tuple[list[int], list[int], list[int]]]:
     start = 0
     while start < len(text):
         # A piece ends before a letter or digit: no border's marks and white space go on across it.
-        wordy = _WORDY.search(text, start + _PIECE)
-        low, end = max(start - _BEFORE, 0), len(text) if wordy is None else wordy.start()
+        longest = min(start + _LONGEST_PIECE, len(text))
+        wordy = _WORDY.search(text, start + _PIECE, longest)
+        low, end = max(start - _BEFORE, 0), longest if wordy is None else wordy.start()
         piece = text[low : end + 1]  # what follows decides, too
         for ends, kind in zip(found, kinds, strict=True):
             ends += [low + at for at in kind(piece) if start < low + at <= end]

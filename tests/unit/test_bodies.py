@@ -9,6 +9,7 @@ import pytest
 from service.api.bodies import (
     FREE_BODY_BYTES,
     MAX_PARTS,
+    MAX_VALUES,
     SMALL_BODY_BYTES,
     BodyRoom,
     parse_json,
@@ -42,6 +43,14 @@ def test_parts_are_counted_exactly(seed: int) -> None:
     assert isinstance(parse_json(with_parts(MAX_PARTS, rng)), list)
     with pytest.raises(HttpProblem, match=str(MAX_PARTS)):
         parse_json(with_parts(MAX_PARTS + 1, rng))
+
+
+def test_values_are_counted_where_they_are_no_text() -> None:
+    most = b"[" + b"1," * MAX_VALUES + b"1]"
+    assert len(parse_json(most)) == MAX_VALUES + 1
+    with pytest.raises(HttpProblem, match=f"{MAX_VALUES} values"):
+        parse_json(b"[0," + most[1:])
+    assert parse_json(b'["' + b"," * (MAX_VALUES + 1) + b'"]') == ["," * (MAX_VALUES + 1)]
 
 
 @pytest.mark.parametrize("data", [b'"' + b"[" * 30_000, b'"\\' + b"[" * 30_000, b'"' + b'\\"[' * 30_000])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
-from model_store.borders import first_occurrence, word_starts_and_ends
+from model_store import borders
+from model_store.borders import first_occurrence, sentence_ends, word_starts_and_ends
 from model_store.steps import finish
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -23,6 +25,33 @@ def found_by_trying_all(context: str, answer: str) -> int | None:
     places = [p for p in range(len(context)) if context.startswith(answer, p)]
     bordered = [p for p in places if p in starts and p + len(answer) in ends]
     return next(iter([*bordered, *places]), None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sentences_end_where_they_do_however_little_is_looked_at_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    texts = ["".join(rng.choices('aA1.!\u2026\u3002)" \t\n\n\U0001f600', k=30)) for _ in range(300)]
+    ends = [sentence_ends(text) for text in texts]
+    monkeypatch.setattr(borders, "_LOOKED_AT", rng.randint(1, 4))
+    assert [sentence_ends(text) for text in texts] == ends and any(ends)
+
+
+def test_no_run_of_marks_is_looked_at_twice() -> None:
+    calls = 0
+
+    class Counted:
+        def match(self, text: str, at: int) -> re.Match[str] | None:
+            nonlocal calls
+            calls += 1
+            return pattern.match(text, at)
+
+    pattern = borders._SENTENCE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(borders, "_SENTENCE", Counted())
+        assert sentence_ends("Who" + "." * 100_000 + "x" * 100_000) == []
+    assert calls == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
