@@ -7,11 +7,15 @@ from pathlib import Path
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file: whenever somebody reads it or this process dies, it is the old or the new one."""
     waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with waiting.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(waiting, path)
+    try:
+        with waiting.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(waiting, path)
+    except OSError:  # the disk is full, say
+        waiting.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from model_store.atomic import write_atomically
 from model_store.training.errors import InvalidOption
 from model_store.training.text_files import SEPARATOR, documents, expand, is_table, records
 
@@ -49,8 +50,8 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator(_texts(expand(paths), words, max_chars_per_file), trainer)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
     _write_config(folder)
+    write_atomically(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     return int(tokenizer.get_vocab_size())
 
 

@@ -4,6 +4,7 @@ Golden prompts are asked for the first time here (`model_store/golden.py`). The 
 `model_store/store.py`.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from model_store.golden import make_golden
-from model_store.manifest import Draft, write_manifest
+from model_store.manifest import MANIFEST, Draft, write_manifest
 from model_store.task_files import with_generate
 from model_store.tokenizer import copy_tokenizer
 from model_store.training.errors import InvalidOption
@@ -45,7 +46,7 @@ def export_tokenizer(model: Any, source: Path, folder: Path) -> None:
 
 
 def export(model: Any, folder: Path, dtype: str, draft: Draft) -> Draft:
-    """Write the weights of a model, and the manifest draft, beside its tokenizer.
+    """Write the weights of a model, and the manifest draft, beside its tokenizer: all of it or nothing.
 
     Args:
         model: A GPT-2 in memory; it is converted in place.
@@ -64,6 +65,22 @@ def export(model: Any, folder: Path, dtype: str, draft: Draft) -> Draft:
     model = model.to("cpu", DTYPES[dtype])
     model.config.architectures = ["GPT2LMHeadModel"]
     model.config.use_cache = True
+    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
+    try:
+        for path in (unfinished, old):  # of a run that was killed
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(folder, unfinished, ignore=shutil.ignore_patterns("*.safetensors*", MANIFEST))
+        full = _filled(model, unfinished, draft)
+        os.replace(folder, old)
+        os.replace(unfinished, folder)
+    finally:
+        for path in (unfinished, old):
+            shutil.rmtree(path, ignore_errors=True)
+    return full
+
+
+def _filled(model: Any, folder: Path, draft: Draft) -> Draft:
+    """Write weights and manifest into a folder with the tokenizer; give the draft as it was written."""
     _save(model, folder)
     tasks = with_generate(draft.tasks)
     shown = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from model_store.atomic import write_atomically
 from model_store.training.judged import Item, Judged
 from model_store.training.judged_words import BASELINES, compared, verdict, words
 from model_store.training.measures import LEVEL, Difference, Measure
@@ -186,6 +187,6 @@ def _page(title: str, parts: Sequence[str]) -> str:
 
 
 def write_report(path: Path, page: str) -> None:
-    """Write a page, its folder too."""
+    """Write a page whole or not at all, its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, page)

@@ -1,0 +1,69 @@
+"""What training writes is there whole or not at all: a full disk, or a process that dies in the middle, shows
+nothing half-written, and the next attempt works."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_models import write_merges
+from transformers import GPT2Config
+
+from model_store.checkpoint import read_checkpoint
+from model_store.errors import StoreError
+from model_store.manifest import Draft
+from model_store.tokenizer import Tokenizer
+from model_store.training import export as export_module
+from model_store.training.bpe import train_tokenizer
+from model_store.training.export import export, export_tokenizer
+from model_store.training.lean_gpt2 import LeanGPT2
+from model_store.training.report_html import write_report
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_report_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(tmp_path / "report.html", "before")
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(tmp_path / "report.html", "after")
+    assert names(tmp_path) == {"report.html"} and (tmp_path / "report.html").read_text() == "before"
+
+
+def test_a_tokenizer_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("Tom has a stone. " * 50, encoding="utf-8")
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            train_tokenizer([tmp_path / "a.txt"], tmp_path / "tokenizer", 300)
+    assert "tokenizer.json" not in names(tmp_path / "tokenizer")
+    assert train_tokenizer([tmp_path / "a.txt"], tmp_path / "tokenizer", 260) == 260
+    assert Tokenizer.load(tmp_path / "tokenizer").vocab_size == 260
+
+
+def test_an_export_that_does_not_come_to_its_end_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_merges(tmp_path / "base")
+    size = Tokenizer.load(base).vocab_size
+    model = LeanGPT2(GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    out = tmp_path / "run" / "model"
+    export_tokenizer(model, base, out)
+    with monkeypatch.context() as full:
+        full.setattr(export_module, "make_golden", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            export(model, out, "fp32", Draft())
+    assert names(tmp_path / "run") == {"model"}
+    with pytest.raises(StoreError, match="holds no weights"):
+        read_checkpoint(out)
+    export(model, out, "fp32", Draft())
+    assert names(tmp_path / "run") == {"model"} and {"manifest.json", "vocab.json"} <= names(out)
+    assert read_checkpoint(out).num_parameters == sum(weight.numel() for weight in model.parameters())
