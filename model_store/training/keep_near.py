@@ -6,23 +6,19 @@ Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from model_store.checkpoint import read_checkpoint
-from model_store.training.lean_gpt2 import LeanGPT2
 from model_store.training.packing import Rows
 from model_store.training.retention import MOST_FORGETTING, OldWork, forgotten, losses, mean_loss
-from model_store.weights import load_gpt2
 
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def keep_near(
     model: Any,
-    base: Path,
+    base: Any,
     work: Sequence[OldWork],
     before: Mapping[str, float],
     valid: Rows | None,
@@ -33,7 +29,7 @@ def keep_near(
     Args:
         model: What was trained; its weights are moved towards the base's. Where no share is small enough,
             they stay.
-        base: The folder of the model that it was made from.
+        base: The model that it was made from.
         work: What is measured.
         before: The base's losses on it.
         valid: Rows to measure what was learned on.
@@ -42,17 +38,17 @@ def keep_near(
     Returns:
         The losses on old work, and on `valid` where it was measured anew.
     """
-    after = losses(model, work)
+    after = losses(model, base, work)
     if not forgotten(before, after):
         return after, None
     learned = mean_loss(model, valid) if valid else None
     with torch.no_grad():
         tuned = {name: weight.clone() for name, weight in model.named_parameters()}
-        old = dict(load_gpt2(read_checkpoint(base), LeanGPT2).named_parameters())
+        old = dict(base.named_parameters())
         for share in _SHARES:
             for name, weight in model.named_parameters():
                 weight.copy_(torch.lerp(old[name].to(weight), tuned[name], share))
-            now = losses(model, work)
+            now = losses(model, base, work)
             if not forgotten(before, now):
                 break
         else:

@@ -15,6 +15,7 @@ from model_store.recipes.copying_init import start_copying
 from model_store.recipes.muon import MuonAndAdamW
 
 _IGNORED = -100
+_STRENGTH = 5.0  # how much a nat of departure from the base counts beside one of the new labels' loss
 _SHORT = 192  # tokens in a row up to which plain attention is faster on a processor than torch's fused one
 
 
@@ -25,6 +26,15 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
     model they are a third of the work.
     """
 
+    _base: tuple[Any, ...] = ()
+
+    def stay_near(self, base: "LeanGPT2") -> None:
+        """Learn old rows from what another model makes of them, and not from their labels.
+
+        Source: Li and Hoiem 2016, "Learning without Forgetting".
+        """
+        self._base = (base.eval().requires_grad_(False),)  # in a tuple it is no part of this module
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -32,6 +42,7 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         position_ids: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        is_old: torch.Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
         """Give the mean loss over the labels that are not -100.
@@ -43,23 +54,83 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
                 another example begins, which does not see those before it in its row.
             weights: (rows, block), how much each label counts; None: all the same.
             num_items_in_batch: What to divide by, when rows of several devices or steps are summed.
+            is_old: (rows,), which ones `stay_near` is about; new and old rows count by their numbers.
         """
         # with a cache, transformers would not look for the examples' borders
         hidden = self.transformer(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state
+        if is_old is None or not self._base:
+            return CausalLMOutput(loss=self._learned(hidden, labels, weights, num_items_in_batch))
+        assert position_ids is not None  # packed rows have them
+        is_new = ~is_old
+        loss = hidden.new_zeros(())
+        if is_new.any():
+            mine = None if weights is None else weights[is_new]
+            loss = is_new.float().mean() * self._learned(hidden[is_new], labels[is_new], mine, None)
+        if is_old.any():
+            drift = self._drift(hidden[is_old], input_ids[is_old], position_ids[is_old], labels[is_old])
+            loss = loss + is_old.float().mean() * _STRENGTH * drift
+        count = (labels[:, 1:] != _IGNORED).sum()
+        return CausalLMOutput(loss=loss if num_items_in_batch is None else loss * count / num_items_in_batch)
+
+    def _learned(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """The loss on labels; arguments as in `forward`, `hidden` (rows, block, width)."""
         wanted = labels[:, 1:].reshape(-1)  # (rows * (block - 1),)
         hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
         is_target = wanted != _IGNORED
         if weights is not None:
             counts = weights[:, 1:].reshape(-1)
             mean = self.head_loss(hidden, self.lm_head.weight, wanted, counts) / counts.sum()
-            return CausalLMOutput(loss=mean * (is_target.sum() / (num_items_in_batch or is_target.sum())))
+            return mean * (is_target.sum() / (num_items_in_batch or is_target.sum()))
         if is_target.float().mean() < 0.5:
             hidden, wanted = hidden[is_target], wanted[is_target]
         total = self.head_loss(hidden, self.lm_head.weight, wanted)
         count = is_target.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return CausalLMOutput(loss=total / count)
+        return total / count
+
+    def _drift(
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """How far what is said of the tokens (rows, block) is from what the base says, in nats.
+
+        The mean over all of them, and beside it that over each row's labels, be they few or many.
+        """
+        (base,) = self._base
+        base.to(hidden.device)
+        is_inner = position_ids[:, 1:] == position_ids[:, :-1] + 1  # no first token of an example, no padding
+        theirs = base.log_probabilities(input_ids, position_ids, is_inner)
+        mine = F.linear(hidden[:, :-1][is_inner], self.lm_head.weight).float().log_softmax(-1)
+        each = F.kl_div(mine, theirs, log_target=True, reduction="none").sum(-1)  # (inner,)
+        is_label = is_inner & (labels[:, 1:] != _IGNORED)
+        parts = is_label / is_label.sum(1, keepdim=True).clamp(min=1) / len(labels)
+        return each.mean() + (each * parts[is_inner]).sum()
+
+    @torch.no_grad()
+    def log_probabilities(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, is_wanted: torch.Tensor
+    ) -> torch.Tensor:
+        """Say how likely each token of the vocabulary is, (wanted, vocabulary), in nats.
+
+        Args:
+            input_ids: (rows, block).
+            position_ids: The same shape, as in `forward`.
+            is_wanted: (rows, block - 1), whether what stands at the place after is asked for.
+        """
+        hidden = self.transformer(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return F.linear(hidden[:, :-1][is_wanted], self.lm_head.weight).float().log_softmax(-1)
 
     head_loss: Callable[..., torch.Tensor]
 

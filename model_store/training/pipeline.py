@@ -5,6 +5,7 @@ Each function is one command. The parts are in `dataset.py` (rows), `train.py` (
 options are read and results shown by `cli.py`.
 """
 
+import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -233,13 +234,17 @@ def _with_old_work(job: Job, plan: BuildPlan, model: Any, data: _Data, report: R
             sources = written_by(
                 model, data.tokenizer, plan.tasks, cache / "base", is_rehearsed, plan.seed, report
             )
-        kinds = old_work(plan, sources, data.tokenizer, cache, is_rehearsed)
+        is_own = not material.old
+        kinds = old_work(plan, sources, data.tokenizer, cache, is_rehearsed, is_own)
     if not is_rehearsed:
         return replace(data, old=kinds)
     learned = [
         Rows(kind.train, plan.num_positions, options.shifted_share, options.prompt_weight) for kind in kinds
     ]
     mixed = Mixed(data.rows, learned, material.replay)
+    base = copy.deepcopy(model)
+    base.suit(plan.block)
+    model.stay_near(base)
     report(f"replay: {mixed.num_old:,} rows of old work in an epoch, each {mixed.num_repeats:.1f} times")
     return replace(data, train=mixed, old=kinds)
 
@@ -250,21 +255,26 @@ def _train_and_export(job: Job, model: Any, data: _Data, source: Path, report: R
         require_room(job.out, model, data.options, num_steps(len(data.train), data.options), job.dtype)
     from model_store.training.curve import plot_curve
     from model_store.training.keep_near import keep_near
+    from model_store.training.lean_gpt2 import LeanGPT2
+    from model_store.weights import load_gpt2
 
-    before = losses(model, data.old)
+    before = losses(model, model, data.old)
     watcher = Watcher(data.tokenizer, data.valid or data.rows, report)
     result = run(model, data.train, data.valid, job.out, data.options, watcher)
     if processes().is_main_process:
-        if job.material.replay:
-            after, valid_loss = keep_near(model, source, data.old, before, data.valid, report)
-            result = replace(result, valid_loss=valid_loss or result.valid_loss)
-        else:
-            after = losses(model, data.old)
-        figures: dict[str, Any] = {"training": asdict(result)}
+        figures: dict[str, Any] = {}
         if before:
+            with quiet_libraries():
+                base = load_gpt2(read_checkpoint(source), LeanGPT2)
+            if job.material.replay:
+                after, valid_loss = keep_near(model, base, data.old, before, data.valid, report)
+                result = replace(result, valid_loss=valid_loss or result.valid_loss)
+            else:
+                after = losses(model, base, data.old)
             figures["old work"] = figures_of(before, after)
             for line in told(before, after, job.material.replay):
                 report(line)
+        figures["training"] = asdict(result)
         with told_when_full(job.out, checkpoint_bytes(model, data.options)):
             full = export(model, job.out / "model", job.dtype, replace(job.draft, evaluation=figures))
         try:  # a picture is worth no model

@@ -4,6 +4,7 @@ The data goes through `dataset.build` as in a run, into a folder that is thrown 
 timed; nothing is estimated that can be counted. Shown by `cli_preview.py`.
 """
 
+import copy
 import resource
 import sys
 import tempfile
@@ -165,15 +166,15 @@ class _Watcher:
 def _ahead(material: Material, options: TrainOptions, built: Built, valid: Rows, model_folder: Path) -> Ahead:
     rows = Rows(built.train)
     steps = num_steps(material.with_old(len(rows)), options)
-    step_s, peak = _timed_step(options, rows, model_folder) if len(rows) else (0.0, 0)
+    step_s, peak = _timed_step(options, rows, model_folder, material.replay) if len(rows) else (0.0, 0)
     info = rows.info
     return Ahead(len(rows), len(valid), info.num_tokens, info.num_targets, steps, step_s, peak)
 
 
-def _timed_step(options: TrainOptions, rows: Rows, model_folder: Path) -> tuple[float, int]:
+def _timed_step(options: TrainOptions, rows: Rows, model_folder: Path, replay: float) -> tuple[float, int]:
     """Seconds and memory of one optimizer step; the first one, which warms up, is not timed."""
     is_gpu = torch.cuda.is_available()
-    step = _step(options, rows, model_folder, "cuda" if is_gpu else "cpu")
+    step = _step(options, rows, model_folder, replay, "cuda" if is_gpu else "cpu")
     seconds = []
     for _ in range(1 + _TIMED_STEPS):
         begun = time.perf_counter()
@@ -187,17 +188,26 @@ def _timed_step(options: TrainOptions, rows: Rows, model_folder: Path) -> tuple[
     return min(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _step(options: TrainOptions, rows: Rows, model_folder: Path, device: str) -> Callable[[], None]:
-    """A step as the Trainer takes it: forward, backward, update; the learning rate is 0."""
+def _step(
+    options: TrainOptions, rows: Rows, model_folder: Path, replay: float, device: str
+) -> Callable[[], None]:
+    """A step as the Trainer takes it: forward, backward, update; the learning rate is 0.
+
+    New rows stand for the old ones that make up the share `replay`.
+    """
     disable_progress_bar()  # a bar for reading the weights
     model = load_gpt2(read_checkpoint(model_folder), LeanGPT2)
+    model.suit(rows.info.block)
+    if replay:
+        model.stay_near(copy.deepcopy(model))
     if options.lora_rank:
         model = with_adapters(model, options.lora_rank)
-    model.suit(rows.info.block)
     model = model.to(device).train()
     optimizer = optimizer_for(model, options.optimizer, 0.0, 0.0)
     chosen = [rows[index % len(rows)] for index in range(options.batch_rows)]
     batch = {name: torch.stack([row[name] for row in chosen]).to(device) for name in chosen[0]}
+    if replay:
+        batch["is_old"] = torch.arange(len(chosen), device=device) < max(1, round(replay * len(chosen)))
 
     def step() -> None:
         for _ in range(options.accumulate):

@@ -5,6 +5,7 @@ latter says how far the new model has moved from the base; what that means for a
 data of the task says. Rehearsing it keeps the new model near the base.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,15 +33,22 @@ class OldWork:
         name: A task's name, or `text`.
         train: The folder of rows to learn from, where that is wanted.
         measured: Rows that the loss is measured on, never learned from.
+        is_own: The base wrote it itself.
     """
 
     name: str
     train: Path
     measured: Rows
+    is_own: bool = False
 
 
 def old_work(
-    plan: BuildPlan, sources: Sequence[Source], tokenizer: Tokenizer, cache: Path, is_rehearsed: bool
+    plan: BuildPlan,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    cache: Path,
+    is_rehearsed: bool,
+    is_own: bool,
 ) -> tuple[OldWork, ...]:
     """Make rows of old work, by task.
 
@@ -50,6 +58,7 @@ def old_work(
         tokenizer: The model's.
         cache: For the rows.
         is_rehearsed: Keep a part of each kind for the measure alone; False measures on all of it.
+        is_own: The base wrote it itself.
 
     Raises:
         StoreError: A file is wrong.
@@ -62,7 +71,7 @@ def old_work(
         share = _MEASURED_SHARE if is_rehearsed else 0.0
         apart = replace(plan, sources=tuple(mine), valid_share=share, is_loss_everywhere=False)
         built = build(apart, tokenizer, cache, lambda line: None)
-        made.append(OldWork(name, built.train, Rows(built.valid if is_rehearsed else built.train)))
+        made.append(OldWork(name, built.train, Rows(built.valid if is_rehearsed else built.train), is_own))
     return tuple(made)
 
 
@@ -71,7 +80,7 @@ class Mixed(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     Args:
         new: All of them are learned from.
-        old: As many rows as make the share are taken, from all in turn, again where they are too few.
+        old: As many rows as make the share are taken, from each kind in turn, again where they are too few.
         share: Of the rows, from 0 to below 1.
 
     Raises:
@@ -81,8 +90,8 @@ class Mixed(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, new: Rows, old: Sequence[Rows], share: float) -> None:
         self.new = new
         self.num_old = num_old_rows(len(new), share)
-        self._old = [(rows, index) for rows in old for index in range(len(rows))]
-        if self.num_old and not self._old:
+        self._kinds = [rows for rows in old if len(rows)]
+        if self.num_old and not self._kinds:
             raise InvalidOption("--replay", "finds no old work to rehearse; give some with --replay-data")
 
     @property
@@ -93,33 +102,38 @@ class Mixed(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     @property
     def num_repeats(self) -> float:
         """How often an old row is seen in an epoch."""
-        return self.num_old / max(1, len(self._old))
+        return self.num_old / max(1, sum(map(len, self._kinds)))
 
     def __len__(self) -> int:
         return len(self.new) + self.num_old
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < len(self.new):
-            return self.new[index]
-        # spread over all kinds of old work, however few of them are taken
-        place = (index - len(self.new)) * max(1, len(self._old) // max(1, self.num_old)) % len(self._old)
-        rows, number = self._old[place]
-        return rows[number]
+        is_old = index >= len(self.new)
+        row = self._old(index - len(self.new)) if is_old else self.new[index]
+        return {**row, "is_old": torch.tensor(is_old)}
+
+    def _old(self, index: int) -> dict[str, torch.Tensor]:
+        turn, kind = divmod(index, len(self._kinds))
+        rows, num_turns = self._kinds[kind], math.ceil(self.num_old / len(self._kinds))
+        return rows[turn * max(1, len(rows) // num_turns) % len(rows)]  # spread, however few are taken
 
 
-def losses(model: Any, work: Sequence[OldWork]) -> dict[str, float]:
+def losses(model: Any, base: Any, work: Sequence[OldWork]) -> dict[str, float]:
     """Measure a model on old work: the mean loss of a token, in nats, by name.
 
     Args:
         model: A `LeanGPT2`, on any device.
+        base: What it was made from: on what that wrote itself, each of its next tokens counts by how likely
+            it is, and not only the one that was drawn.
         work: What is measured; kinds without a row are left out.
     """
-    found = {each.name: mean_loss(model, each.measured) for each in work}
+    found = {each.name: mean_loss(model, each.measured, base if each.is_own else None) for each in work}
     return {name: loss for name, loss in found.items() if loss is not None}
 
 
-def mean_loss(model: Any, rows: Rows) -> float | None:
-    """The mean loss of a token that counts in rows, in nats; None where none does."""
+def mean_loss(model: Any, rows: Rows, base: Any = None) -> float | None:
+    """The mean loss of a token that counts in rows, in nats, or of what a base would write in its place; None
+    where none counts."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -127,9 +141,16 @@ def mean_loss(model: Any, rows: Rows) -> float | None:
     with torch.no_grad():
         for index in range(len(rows)):
             row = {name: value[None].to(device) for name, value in rows[index].items()}
-            if targets := int((row["labels"] != IGNORED).sum()):
+            is_wanted = row["labels"][:, 1:] != IGNORED
+            if not is_wanted.any():
+                continue
+            if base is None:
                 total += float(model(**row, num_items_in_batch=1).loss)
-                count += targets
+            else:
+                given = row["input_ids"], row["position_ids"], is_wanted
+                mine, theirs = (each.log_probabilities(*given) for each in (model, base.to(device)))
+                total -= float((theirs.exp() * mine).sum())
+            count += int(is_wanted.sum())
     model.train(was_training)
     return total / count if count else None
 

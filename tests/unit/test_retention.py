@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from toy import QA, finetuned_model, toy_job, toy_records, write_records, write_text
+from transformers import GPT2LMHeadModel
 
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import read_json_manifest
@@ -19,7 +21,7 @@ from model_store.training.dataset import BuildPlan
 from model_store.training.errors import InvalidOption
 from model_store.training.examples import Example
 from model_store.training.keep_near import keep_near
-from model_store.training.lean_gpt2 import LeanGPT2
+from model_store.training.lean_gpt2 import _STRENGTH, LeanGPT2
 from model_store.training.material import Material
 from model_store.training.packing import Rows, RowWriter
 from model_store.training.pipeline import finetune
@@ -110,6 +112,53 @@ def test_every_kind_of_old_work_is_rehearsed(tmp_path: Path) -> None:
     assert {int(mixed[index]["input_ids"][0]) for index in range(20, len(mixed))} == {2, 3, 4}
 
 
+def test_kinds_are_rehearsed_equally_often_however_few_rows_they_fill(tmp_path: Path) -> None:
+    kinds = [rows(tmp_path / str(token), count, token) for token, count in ((2, 50), (3, 4), (4, 1))]
+    mixed = Mixed(rows(tmp_path / "new", 30, 1), kinds, 0.5)
+    taken = [mixed[index] for index in range(len(mixed))]
+    assert Counter(int(row["input_ids"][0]) for row in taken) == {1: 30, 2: 10, 3: 10, 4: 10}
+    assert [bool(row["is_old"]) for row in taken] == [False] * 30 + [True] * 30
+
+
+def test_old_rows_hold_a_model_to_what_the_base_says(base: Path) -> None:
+    model = moved(base, 0.05).eval()
+    model.stay_near(moved(base, 0).eval())
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(300, (3, 12), generator=generator)
+    positions = torch.tensor([[*range(7), *range(4), 0]] * 3)  # two examples, and padding
+    labels = torch.where(positions > 4, ids, -100)
+    is_old = torch.tensor([False, True, True])
+    given = {"position_ids": positions, "is_old": is_old}
+
+    found = model(ids, labels, **given).loss
+
+    with torch.no_grad():
+        learned = model(ids[:1], labels[:1], position_ids=positions[:1]).loss
+        new, old = (
+            GPT2LMHeadModel.forward(m, ids[1:], position_ids=positions[1:], use_cache=False).logits
+            for m in (model, moved(base, 0).eval())
+        )
+    places = [*range(6), *range(7, 10)]
+    p, q = (logits[:, places].softmax(-1) for logits in (old, new))
+    each = (p * (p.log() - q.log())).sum(-1)
+    of_labels = each[:, [4, 5]]  # positions 5 and 6 of the first example are labels
+    drift = each.mean() + of_labels.mean()
+    assert each.mean() > 0.001
+    assert torch.isclose(found, learned / 3 + 2 / 3 * _STRENGTH * drift, rtol=1e-4)
+    summed = model(ids, labels, num_items_in_batch=30, **given).loss
+    assert torch.isclose(summed, found * int((labels != -100).sum()) / 30, rtol=1e-5)
+
+
+def test_rows_that_are_all_old_are_learned_from_too(base: Path) -> None:
+    model = moved(base, 0.05)
+    model.stay_near(moved(base, 0))
+    ids = torch.arange(8)[None]
+    loss = model(ids, ids, position_ids=ids, is_old=torch.tensor([True]), num_items_in_batch=7).loss
+    loss.backward()
+    assert loss > 0 and model.transformer.h[0].mlp.c_fc.weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in model._base[0].parameters())
+
+
 def test_nothing_to_rehearse_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="--replay: finds no old work to rehearse"):
         Mixed(rows(tmp_path / "new", 20, 1), [], 0.5)
@@ -148,7 +197,25 @@ def test_what_is_forgotten_is_measured_and_less_with_replay(base: Path, tmp_path
 def measured(base: Path, tmp_path: Path) -> tuple[OldWork, ...]:
     plan = BuildPlan((), {}, 64, is_loss_everywhere=False)
     sources = [Source(write_text(tmp_path / "old.txt", 60))]
-    return old_work(plan, sources, Tokenizer.load(base), tmp_path / "rows", is_rehearsed=False)
+    return old_work(plan, sources, Tokenizer.load(base), tmp_path / "rows", False, is_own=False)
+
+
+def test_what_the_base_wrote_is_measured_by_all_that_it_could_have_written(
+    base: Path, measured: tuple[OldWork, ...]
+) -> None:
+    known, model = moved(base, 0), moved(base, 0.05)
+    own = [replace(each, is_own=True) for each in measured]
+    before, after = losses(known, known, own)["text"], losses(model, known, own)["text"]
+    row = measured[0].measured[0]
+    with torch.no_grad():
+        old, new = (
+            GPT2LMHeadModel.forward(m.eval(), row["input_ids"][None]).logits[0, :-1].log_softmax(-1)
+            for m in (known, model)
+        )
+    one = [replace(own[0], measured=[row])]
+    assert losses(known, known, one)["text"] == pytest.approx(float(-(old.exp() * old).sum(-1).mean()), 1e-4)
+    assert losses(model, known, one)["text"] == pytest.approx(float(-(old.exp() * new).sum(-1).mean()), 1e-4)
+    assert before < after != losses(model, known, measured)["text"]
 
 
 def moved(base: Path, size: float) -> Any:
@@ -164,11 +231,12 @@ def moved(base: Path, size: float) -> Any:
 def test_a_part_of_what_was_learned_is_taken_back_until_old_work_stays(
     base: Path, measured: tuple[OldWork, ...]
 ) -> None:
-    before = losses(moved(base, 0), measured)
+    known = moved(base, 0)
+    before = losses(known, known, measured)
     sizes = (1.3**n / 100 for n in range(30))
-    size = next(size for size in sizes if forgotten(before, losses(moved(base, size), measured)))
+    size = next(size for size in sizes if forgotten(before, losses(moved(base, size), known, measured)))
     model, said = moved(base, size), list[str]()
-    after, valid_loss = keep_near(model, base, measured, before, measured[0].measured, said.append)
+    after, valid_loss = keep_near(model, known, measured, before, measured[0].measured, said.append)
     share = float(said[0].partition(" %")[0]) / 100
     assert 0 < share < 1 and not forgotten(before, after) and valid_loss == after["text"]
     name = "transformer.h.0.mlp.c_fc.weight"
@@ -180,11 +248,12 @@ def test_a_part_of_what_was_learned_is_taken_back_until_old_work_stays(
 def test_nothing_is_taken_back_where_nothing_was_forgotten_or_it_would_not_help(
     base: Path, measured: tuple[OldWork, ...], size: float
 ) -> None:
-    before, model, said = losses(moved(base, 0), measured), moved(base, size), list[str]()
-    after, valid_loss = keep_near(model, base, measured, before, None, said.append)
+    known = moved(base, 0)
+    before, model, said = losses(known, known, measured), moved(base, size), list[str]()
+    after, valid_loss = keep_near(model, known, measured, before, None, said.append)
     assert [line.partition(":")[0] for line in said] == (["nothing is taken back"] if size else [])
     assert valid_loss is None and bool(forgotten(before, after)) is (size > 0)
-    assert losses(model, measured) == after == losses(moved(base, size), measured)
+    assert losses(model, known, measured) == after == losses(moved(base, size), known, measured)
 
 
 def test_old_work_that_is_given_is_what_is_measured(base: Path, tmp_path: Path) -> None:
