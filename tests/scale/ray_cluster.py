@@ -128,7 +128,8 @@ class Cluster:
         return sorted(found)
 
     def kill_one(self) -> int:
-        """End a replica without a word; returns its process."""
+        """End a replica without a word, once each has streams; returns its process."""
+        expect(lambda: min(self.each("textgen_requests_in_flight")) >= 4, "streams on each replica", WAIT_S)
         pid = self.pids()[0]
         os.kill(pid, signal.SIGKILL)
         return pid
@@ -143,10 +144,14 @@ class Cluster:
                 continue
         return pages
 
+    def each(self, metric: str) -> list[float]:
+        """A number of each replica, its series added up."""
+        line = re.compile(rf"^{metric}{{[^}}]*}} (\S+)$", re.MULTILINE)
+        return [sum(float(value) for value in line.findall(page)) for page in self.own_pages()]
+
     def total(self, metric: str) -> float:
         """A number of all replicas together."""
-        lines = "\n".join(self.own_pages())
-        return sum(float(value) for value in re.findall(rf"^{metric}{{[^}}]*}} (\S+)$", lines, re.MULTILINE))
+        return sum(self.each(metric))
 
     def exported(self, metric: str) -> Counter[str]:
         """A metric at Ray's exporter, by replica."""
@@ -159,30 +164,27 @@ class Cluster:
 
     # ---- load -------------------------------------------------------------------------------------------
 
-    def stream(self) -> str:
+    def stream(self, http: httpx.Client) -> str:
         """How one stream ended: `done`, `error`, or `cut`."""
-        last = ""
         try:
-            with (
-                httpx.Client(base_url=self.url, timeout=120) as http,
-                http.stream("POST", "/generate", json=STREAM) as reply,
-            ):
-                for line in reply.iter_lines():
-                    if line.startswith("event:"):
-                        last = line.removeprefix("event: ")
+            with http.stream("POST", "/generate", json=STREAM) as reply:
+                body = b"".join(reply.iter_raw())  # raw, for the clients must not be slower than the replicas
         except httpx.TransportError:
             return "cut"
-        return last if last in ("done", "error") else "cut"
+        last = re.findall(rb"^event: (\w+)$", body, re.MULTILINE)[-1:]
+        return last[0].decode() if last in ([b"done"], [b"error"]) else "cut"
 
     def ends_while(self, work: Callable[[], Any], num_clients: int = 32) -> Counter[str]:
         """Ends of the streams that so many clients ask for, one after the other, while something is done."""
         is_over = threading.Event()
 
         def ask() -> list[str]:
-            ends = [self.stream()]
-            while not is_over.is_set():
-                ends.append(self.stream())
-            return ends
+            no_reuse = httpx.Limits(max_keepalive_connections=0)  # HAProxy closes idle ones at a reload
+            with httpx.Client(base_url=self.url, timeout=120, limits=no_reuse) as http:
+                ends = [self.stream(http)]
+                while not is_over.is_set():
+                    ends.append(self.stream(http))
+                return ends
 
         with ThreadPoolExecutor(num_clients) as pool:
             asking = [pool.submit(ask) for _ in range(num_clients)]
