@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from ray_cluster import Cluster, ports
+from ray_cluster import NUM_PORTS, Cluster, ports
 
 NUM_SLOTS = 4  # replicas of one processor that the worker has room for
 NUM_GPUS = 2  # that it says it has; Ray counts them, whatever there is
@@ -57,7 +57,7 @@ def cluster(tiny_model: Path) -> Iterator[Cluster]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(haproxy_stats),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_port + 100),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_port + NUM_PORTS),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_raylet_start_wait_time_s": "300",  # on a busy machine
         "RAY_AUTH_MODE": "disabled",  # else it depends on what lies in the home folder

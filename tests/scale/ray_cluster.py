@@ -19,6 +19,7 @@ import pytest
 from live_service import expect
 
 WAIT_S = 240.0
+NUM_PORTS = 100  # that replicas listen on; Ray lets a freed one rest for minutes
 STREAM = {"prompt": "go on", "max_new_tokens": 240, "ignore_eos": True, "stream": True}
 SHORT = {"prompt": "go on", "max_new_tokens": 2}
 
@@ -38,7 +39,7 @@ class Cluster:
     Args:
         address: of the head.
         http, metrics: ports of Serve's front and of Ray's exporter.
-        replica_port: the first of a hundred that replicas listen on.
+        replica_port: the first of `NUM_PORTS` that replicas listen on.
         variables: the environment of whoever deploys.
     """
 
@@ -137,11 +138,12 @@ class Cluster:
     def own_pages(self) -> list[str]:
         """`/metrics` of each replica, from its own port."""
         pages = []
-        for port in range(self._replica_port, self._replica_port + 10):
-            try:
-                pages.append(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text)
-            except httpx.TransportError:
-                continue
+        with httpx.Client(timeout=10) as http:
+            for port in range(self._replica_port, self._replica_port + NUM_PORTS):
+                try:
+                    pages.append(http.get(f"http://127.0.0.1:{port}/metrics").text)
+                except httpx.TransportError:
+                    continue
         return pages
 
     def each(self, metric: str) -> list[float]:
