@@ -11,7 +11,7 @@ from __future__ import annotations
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
-Schema = dict[str, Any]
+from service.tasks.schema_unions import NO_SCHEMAS, Schema, alternatives
 
 # How llguidance writes JSON. One space or line break at most where JSON lets any number stand: a model may
 # never come to an end of them. No \u, which would let a key be written in a second way, past its own schema,
@@ -22,7 +22,6 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")  # of names 
 _JOINING = ("allOf", "anyOf", "oneOf", "$ref")  # lead to more schemas of the same object
 _CONDITIONS = ("not", "if", "contains", "dependentSchemas", "dependencies")
 _OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "minProperties")
-_DATA = ("const", "enum", "default", "examples")  # no schemas, whatever they look like
 
 _LEAP_DAY = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29"
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # 0001 to 9999
@@ -68,6 +67,7 @@ def to_follow(schema: Schema) -> Schema:
         ValueError: there is none; says which keyword is to blame.
         RecursionError: it is too deep.
     """
+    schema = alternatives(schema, schema)
     return _follow(schema if _is_joined(schema) else _closed(schema))
 
 
@@ -96,7 +96,7 @@ def _closed(value: Any) -> Any:
         return [_closed(part) for part in value]
     if not isinstance(value, dict):
         return value
-    made = {name: part if name in _DATA else _closed(part) for name, part in value.items()}
+    made = {name: part if name in NO_SCHEMAS else _closed(part) for name, part in value.items()}
     names = value.get("properties")
     is_named = value.get("type") == "object" and isinstance(names, dict) and _required(value) <= {*names}
     if is_named and not any(name in value for name in _OPEN):
@@ -112,7 +112,9 @@ def _required(schema: Schema) -> set[str]:
 
 def _follow(schema: Schema) -> Schema:
     """What `to_follow` gives, once objects are closed."""
-    made = {name: value if name in _DATA else _inner(value, name in _MAPS) for name, value in schema.items()}
+    made = {
+        name: value if name in NO_SCHEMAS else _inner(value, name in _MAPS) for name, value in schema.items()
+    }
     _check_characters([schema.get("const"), schema.get("enum")])
     _include_bounds(made)
     _check_num_properties(made)

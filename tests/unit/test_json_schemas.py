@@ -11,6 +11,7 @@ import llguidance
 import pytest
 
 from service.tasks.json_schemas import STYLE, to_follow
+from service.tasks.schema_unions import alternatives
 
 BYTES = llguidance.LLTokenizer("byte")
 
@@ -113,6 +114,67 @@ def test_properties_that_are_not_named_come_only_where_they_are_asked_for(
     text = f"[{text}]" if schema.get("type") == "array" else text
     assert jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
     assert accepts(schema, text) == has_others
+
+
+def tagged(tag: str, field: str, **more: Any) -> dict[str, Any]:
+    """An object as pydantic describes one whose tag has a default."""
+    kind = {"const": tag, "default": tag, "type": "string"}
+    return {
+        "type": "object",
+        "properties": {"kind": kind, field: {"type": "integer"}},
+        "required": [field],
+        **more,
+    }
+
+
+CAT, DOG = tagged("cat", "lives"), tagged("dog", "bones")
+PETS = {"oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}], "$defs": {"Cat": CAT, "Dog": DOG}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [CAT, DOG]},
+        {**PETS, "discriminator": {"propertyName": "kind", "mapping": {"cat": "#/$defs/Cat"}}},
+        {"oneOf": [CAT, {"type": "null"}, DOG, {"type": "string"}]},
+        {"oneOf": [{"type": "null"}, CAT]},
+        {"anyOf": [{"type": "null"}, {"oneOf": [CAT, DOG]}]},
+        {"oneOf": [tagged("cat", "lives", required=["kind", "lives"]), DOG]},
+        {"oneOf": [{**CAT, "properties": {**CAT["properties"], "kind": {"enum": ["cat", "lion"]}}}, DOG]},
+    ],
+    ids=str,
+)
+def test_objects_that_a_tag_tells_apart_have_their_tag_and_nothing_unnamed(schema: dict[str, Any]) -> None:
+    cat = '{"kind":"cat","lives":9}'
+    assert jsonschema.Draft202012Validator(schema).is_valid(json.loads(cat))
+    assert accepts(schema, cat)
+    assert not accepts(schema, '{"kind":"cat","lives":9,"bones":1}')
+    assert not accepts(schema, '{"kind":"dog","lives":9}')
+
+
+def test_only_where_objects_are_told_apart_they_need_their_tag() -> None:
+    assert not accepts({"oneOf": [CAT, DOG]}, '{"lives":9}')
+    assert accepts({"oneOf": [{"type": "null"}, CAT]}, '{"lives":9}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        {"oneOf": [CAT, {"type": "object", "properties": {"kind": {"type": "string"}}}]},
+        {"oneOf": [CAT, tagged("cat", "bones")]},
+        {"oneOf": [CAT, {"properties": {"kind": {"const": "dog"}}}]},
+        {"oneOf": [CAT, {"$ref": "#/$defs/None"}], "$defs": {}},
+        {"oneOf": [CAT, {"$ref": "#/oneOf/1"}]},
+        {"oneOf": [CAT, {**DOG, "properties": 5}]},
+        {"oneOf": [CAT, {**DOG, "required": 5}]},
+        {"oneOf": [CAT, 5]},
+        {"oneOf": [CAT, {**DOG, "properties": {**DOG["properties"], "kind": {"enum": ["dog", 5]}}}]},
+    ],
+    ids=str,
+)
+def test_what_might_match_two_stays_as_it_is(schema: dict[str, Any]) -> None:
+    assert alternatives(schema, schema) == schema
 
 
 @pytest.mark.parametrize(
