@@ -22,7 +22,7 @@ from model_store.errors import StoreError
 from model_store.generation_config import sampling_defaults, with_sampling
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
-from service.api.exchange import end_tasks
+from service.api.client import end_tasks
 from service.api.key_file import watch_keys
 from service.api.state import Served, ServiceState
 from service.engine.container import memory_limit_bytes

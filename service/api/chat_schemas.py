@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
@@ -9,7 +12,15 @@ from pydantic_core import PydanticCustomError
 
 from model_store.sampling import OPTIONS, SAMPLING
 from service.api.fields import body_field, check_range, table_field
-from service.api.openai_fields import BEAM_SEARCH, OpenAIBody, StreamOptions, make_base, sampling_given
+from service.api.openai_fields import (
+    BEAM_SEARCH,
+    MAX_TOLD,
+    OpenAIBody,
+    StreamOptions,
+    make_base,
+    name_told,
+    sampling_given,
+)
 from service.api.problems import HttpProblem
 from service.api.structured import StructuredFields
 from service.errors import InvalidRequest
@@ -17,6 +28,8 @@ from service.tasks.calls import ChatCall, Origin
 from service.tasks.fitting import check_unicode
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TOLD_OTHERWISE = ("tool_calls", "function_call", "audio")  # what a message says besides its text
+_READ, _READ_OF_PART = ("role", "content", "name"), ("type", "text")
 _MESSAGES = (
     "a list of at least one object with role (system, developer, user or assistant) and content (a string)"
 )
@@ -37,7 +50,14 @@ MESSAGES_SCHEMA = {
         "required": ["role", "content"],
     },
 }
-Messages = tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """A conversation as it was read."""
+
+    turns: tuple[dict[str, str], ...]
+    ignored: tuple[str, ...]  # fields of messages that nothing reads, as `messages.0.name`
 
 
 def read_messages(value: object) -> Messages:
@@ -48,13 +68,28 @@ def read_messages(value: object) -> Messages:
     """
     if not isinstance(value, list) or not value:
         raise PydanticCustomError("messages", "not messages")
-    return tuple(_message(each, f"messages.{index}") for index, each in enumerate(value))
+    turns = tuple(_message(each, f"messages.{index}") for index, each in enumerate(value))
+    return Messages(turns, tuple(islice(_ignored(value), MAX_TOLD)))
+
+
+def _ignored(messages: list[dict[str, Any]]) -> Iterator[str]:
+    for index, message in enumerate(messages):
+        for name in _unread(message, _READ):
+            yield f"messages.{index}.{name}"
+        content = message["content"]
+        for at, part in enumerate(content if isinstance(content, list) else ()):
+            for name in _unread(part, _READ_OF_PART):
+                yield f"messages.{index}.content.{at}.{name}"
+
+
+def _unread(value: dict[str, Any], read: Collection[str]) -> Iterator[str]:
+    return (name_told(name) for name, given in value.items() if name not in read and given)
 
 
 def _message(value: object, at: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise PydanticCustomError("messages", "not messages")
-    for key in ("tool_calls", "function_call", "audio"):
+    for key in _TOLD_OTHERWISE:
         if value.get(key):
             raise _refusal(f"{at}.{key} is not supported: this model only takes text", f"{at}.{key}")
     if value.get("role") not in _ROLES:
@@ -119,6 +154,21 @@ class ChatBody(StructuredFields, _ChatSampling):
     overflow: Literal["error", "drop_oldest"] = body_field("error", '"error" or "drop_oldest"')
     user: str = body_field("", "a string; not used")
 
+    @classmethod
+    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """See `Body`."""
+        names = super().spelling(given)
+        if given.get("max_completion_tokens") is not None:
+            names["max_new_tokens"] = "max_completion_tokens"
+        if given.get("num_beams") is None and given.get("use_beam_search"):
+            names["num_beams"] = "n"
+        return names
+
+    def ignored(self) -> Iterator[str]:
+        """See `OpenAIBody`."""
+        yield from super().ignored()
+        yield from self.messages.ignored
+
     def to_call(self, origin: Origin) -> ChatCall:
         """The task call.
 
@@ -139,7 +189,7 @@ class ChatBody(StructuredFields, _ChatSampling):
         if sampling.get("max_new_tokens") == -1:
             del sampling["max_new_tokens"]
         return ChatCall(
-            self.messages,
+            self.messages.turns,
             self.n,
             self.top_logprobs if self.logprobs else None,
             self.to_constraint(),

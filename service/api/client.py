@@ -122,3 +122,17 @@ class Client:
         if abort is not None:
             abort()
             await asyncio.sleep(0)  # lets the server notice before this request returns
+
+
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until they have cleaned up; how they ended is read elsewhere. All are cancelled
+    at once: who waits here may be cancelled, too, and must leave none behind.
+    """
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # marks it as seen

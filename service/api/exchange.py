@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.bodies import check_body_headers
-from service.api.client import Client, ClientGone
+from service.api.client import Client, ClientGone, end_tasks
 from service.api.client_address import client_address
 from service.api.head import HEALTH_PATHS, check_head
 from service.api.page import is_page
@@ -77,6 +77,7 @@ class Exchange:
         self.started_at = time.monotonic()
         self.endpoint = endpoint_of(scope["path"])
         self.dialect: Dialect = "openai" if scope["path"].startswith("/v1/") else "native"  # or a route's
+        self.spelling: Mapping[str, str] = {}  # what the caller calls our fields
         self._headers = dict(scope["headers"])
         self.request_id = request_id_from(self._headers.get(b"x-request-id"))
         self.client = Client(scope, receive, send, self.request_id)
@@ -145,8 +146,7 @@ class Exchange:
             self.outcome = self.outcome or "abort"  # the server ends while this is under way
             raise
         except Exception as error:
-            problem = problem_for(error, self._scope["path"])
-            self.failed(problem, error)
+            problem = self.failed(error)
             if self.client.status:
                 await self.client.cut()
                 return
@@ -268,11 +268,13 @@ class Exchange:
             if self._worker is not None:
                 self._worker.cancel()
 
-    def failed(self, problem: Problem, error: BaseException) -> None:
-        """Note how the request ends; what is our own fault goes to the log with its trace."""
-        self.problem, self.outcome = problem, problem.code
-        if problem.code == "internal":
+    def failed(self, error: BaseException) -> Problem:
+        """Note how the request ends, and give what its caller is told; our own faults go to the log."""
+        self.problem = problem_for(error, self._scope["path"]).spelled(self.spelling)
+        self.outcome = self.problem.code
+        if self.outcome == "internal":
             get_logger().error("request failed", request_id=self.request_id, exc_info=error)
+        return self.problem
 
 
 async def _last(task: Running) -> Result:
@@ -287,17 +289,3 @@ def exchange_of(request: Request) -> Exchange:
     """The exchange that this request is part of."""
     exchange: Exchange = request.scope["textgen.exchange"]
     return exchange
-
-
-async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have cleaned up; how they ended is read elsewhere. All are cancelled
-    at once: who waits here may be cancelled, too, and must leave none behind.
-    """
-    running = [task for task in tasks if not task.done()]
-    for task in running:
-        task.cancel()
-    if running:
-        await asyncio.wait(running)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # marks it as seen

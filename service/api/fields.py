@@ -21,6 +21,15 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Our names of fields and what this caller calls them, for messages.
+
+        Args:
+            given: the body as it came.
+        """
+        return {}
+
 
 def body_field(default: Any, legal: str, **limits: Any) -> Any:
     """A field with its legal values in words."""

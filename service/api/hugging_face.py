@@ -6,7 +6,6 @@ A body with `inputs` at `/generate`, `/summarize` or `/qa` is in this dialect, a
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +15,6 @@ from starlette.responses import Response
 
 from model_store.tokenizer import Tokenizer
 from service.api import chat, openai
-from service.api.bodies import LARGE_BODY_BYTES
 from service.api.chat_schemas import ChatBody
 from service.api.exchange import Exchange, exchange_of
 from service.api.hugging_face_schemas import GenerationBody, QuestionBody, SummarizationBody
@@ -146,12 +144,9 @@ async def _read(request: Request) -> dict[str, Any]:
 
 
 async def _validated(model: Any, value: dict[str, Any], request: Request) -> Any:
-    exchange = exchange_of(request)
     if model in (ChatBody, CompletionBody):
-        exchange.dialect = "openai"
-    if len(await request.body()) <= LARGE_BODY_BYTES:
-        return StrictRequest.validated(model, value)
-    return await exchange.run(asyncio.to_thread(StrictRequest.validated, model, value))
+        exchange_of(request).dialect = "openai"
+    return await StrictRequest(request.scope, request.receive, await request.body()).validated(value, model)
 
 
 # ---- replies -----------------------------------------------------------------------------------------------

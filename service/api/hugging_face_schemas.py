@@ -84,6 +84,12 @@ class _HuggingFaceBody(OpenAIBody):
     model: str = body_field("", "not used")
 
 
+def _parameters(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of a body as it came; none where they are no object."""
+    found = given.get("parameters")
+    return found if isinstance(found, dict) else {}
+
+
 class GenerationBody(_HuggingFaceBody):
     """A prompt to be continued."""
 
@@ -93,6 +99,14 @@ class GenerationBody(_HuggingFaceBody):
 
     inputs: str = body_field(..., "a string")
     stream: bool = body_field(False, "true or false")
+
+    @classmethod
+    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """See `Body`."""
+        parameters = _parameters(given)
+        several = "best_of" if parameters.get("best_of") not in (None, 1) else "num_return_sequences"
+        names = {"prompt": "inputs", "n": several, "logprobs": "top_n_tokens", "constraint": "grammar"}
+        return {**super().spelling(given), **names}
 
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call. Raises InvalidRequest for options that contradict each other."""
@@ -128,6 +142,15 @@ class SummarizationBody(_HuggingFaceBody):
         BeforeValidator(read_texts),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
     ] = body_field(..., "a string, or a list of strings")
+
+    @classmethod
+    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """See `Body`."""
+        parameters, names = _parameters(given), {"text": "inputs"}
+        for ours, theirs in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+            if parameters.get(ours) is None and parameters.get(theirs) is not None:
+                names[ours] = theirs
+        return {**super().spelling(given), **names}
 
     def to_calls(self, origin: Origin) -> list[SummarizeCall]:
         """One task call for each text."""
@@ -179,6 +202,12 @@ class QuestionBody(OpenAIBody):
     parameters: QuestionParameters = body_field(QuestionParameters(), "an object")
     options: dict[str, Any] = body_field(None, "an object; not used")
     model: str = body_field("", "not used")
+
+    @classmethod
+    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """See `Body`."""
+        inputs = {name: f"inputs.{name}" for name in ("question", "context")}
+        return {**inputs, "num_answers": "top_k", "no_answer": "handle_impossible_answer"}
 
     def to_call(self, origin: Origin) -> QaCall:
         """The task call."""

@@ -20,7 +20,7 @@ from service.tasks.calls import SamplingFields
 BEAM_SEARCH = "true or false: whether n, num_beams or best_of is the width of a beam search"
 MAX_TOLD = 32  # ignored fields that a reply names
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_SPELLINGS = {
+SPELLINGS = {
     "logitBias": "logit_bias",
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
@@ -50,6 +50,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "web_search_options": (),
 }
+_SWITCHES = {"functions": "function_call", "tools": "tool_choice"}  # "none" asks for nothing of the first
 
 
 class OpenAIBody(Body):
@@ -64,25 +65,57 @@ class OpenAIBody(Body):
         if not isinstance(data, dict):
             return data
         given = {name: value for name, value in data.items() if value is not None}
-        for theirs, ours in _SPELLINGS.items():
+        for theirs, ours in SPELLINGS.items():
             if theirs in given and ours in cls.model_fields and ours not in given:
                 given[ours] = given.pop(theirs)
         return given
 
+    @classmethod
+    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """See `Body`; those of objects within, too."""
+        names: dict[str, str] = {}
+        for name, inner in given.items():
+            kind = cls.model_fields[name].annotation if name in cls.model_fields else None
+            if isinstance(inner, dict) and isinstance(kind, type) and issubclass(kind, Body):
+                names |= kind.spelling(inner)
+        written = {
+            ours: theirs
+            for theirs, ours in SPELLINGS.items()
+            if ours in cls.model_fields and given.get(theirs) is not None and given.get(ours) is None
+        }
+        renamed = {ours: here for ours, here in RENAMED.items() if here in cls.model_fields}
+        return names | {ours: written.get(here, here) for ours, here in renamed.items()} | written
+
     def check_understood(self) -> None:
         """Raise `InvalidRequest` for a field that asks for what is not there."""
-        for name, value in (self.__pydantic_extra__ or {}).items():
-            if name in self.refused and value not in self.refused[name]:
+        for name, value in self._refused_and_given():
+            if not self._is_switched_off(name) and value not in self.refused[name]:
                 raise InvalidRequest(f"{name} is not supported; leave it out", name)
 
     def ignored(self) -> Iterator[str]:
         """The names of fields that nothing reads, those of objects within as `outer.inner`."""
         for name in self.__pydantic_extra__ or {}:
             if name not in self.refused:
-                yield name if _NAME.fullmatch(name) else "?"
+                yield name_told(name)
+        for name, value in self._refused_and_given():
+            if self._is_switched_off(name) and value not in self.refused[name]:
+                yield name
         for name in type(self).model_fields:
             if isinstance(inner := getattr(self, name), OpenAIBody):
                 yield from (f"{name}.{each}" for each in inner.ignored())
+
+    def _refused_and_given(self) -> Iterator[tuple[str, Any]]:
+        return (
+            (name, value) for name, value in (self.__pydantic_extra__ or {}).items() if name in self.refused
+        )
+
+    def _is_switched_off(self, name: str) -> bool:
+        return (self.__pydantic_extra__ or {}).get(_SWITCHES.get(name, "")) == "none"
+
+
+def name_told(name: str) -> str:
+    """A field's name as a reply may name it: it is the client's, and goes into a header."""
+    return name if _NAME.fullmatch(name) else "?"
 
 
 class StreamOptions(OpenAIBody):
@@ -105,8 +138,8 @@ def legal_of(body: type[Body]) -> Mapping[str, str]:
 
 
 # What the fields of the table are called here.
-OURS = {name: name for name in SAMPLING}
-OURS |= {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+OURS = {name: name for name in SAMPLING} | RENAMED
 DEFAULTS = {name: field.neutral for name, field in SAMPLING.items()}
 
 

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
@@ -51,7 +51,6 @@ _CODES: tuple[tuple[type[errors.TextgenError], str], ...] = (
 _FRAMEWORK = {
     405: ("method_not_allowed", "this path has no such method; the Allow header names those it has"),
 }
-_OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 _TGI_TYPES = {400: "validation", 404: "validation", 422: "validation", 429: "overloaded"}
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -83,6 +82,21 @@ class Problem:
             found["X-Should-Retry"] = "false"
         return found
 
+    def spelled(self, names: Mapping[str, str]) -> Problem:
+        """The same in the caller's names of fields.
+
+        Args:
+            names: by ours. In a message, one without an underscore is a word, but where it begins with it.
+        """
+        if not names:
+            return self
+        param = self.param or ""
+        theirs = ".".join(names.get(part, part) for part in param.split("."))
+        begins = theirs if self.message.startswith(param) else ""
+        rest = self.message[len(param) if begins else 0 :]
+        rest = re.sub(r"[A-Za-z]+(?:_[A-Za-z]+)+", lambda found: names.get(found[0], found[0]), rest)
+        return replace(self, message=begins + rest, param=theirs or None)
+
     def body(self, dialect: Dialect, request_id: str) -> dict[str, Any]:
         """The error body of a dialect."""
         if dialect == "native":
@@ -93,10 +107,7 @@ class Problem:
         status = self.status(dialect)
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         code = "context_length_exceeded" if self.code == "prompt_too_long" else self.code
-        message, param = self.message, self.param
-        for ours, theirs in _OPENAI_NAMES.items():
-            message, param = message.replace(ours, theirs), theirs if param == ours else param
-        return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
 
     def encoded(self, dialect: Dialect, request_id: str) -> bytes:
         """The body as compact JSON bytes."""

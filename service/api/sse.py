@@ -15,10 +15,10 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.client import ClientGone
-from service.api.exchange import Exchange, end_tasks
+from service.api.client import ClientGone, end_tasks
+from service.api.exchange import Exchange
 from service.api.json_pieces import compact, in_pieces, taking_turns
-from service.api.problems import Problem, problem_for
+from service.api.problems import Problem
 from service.tasks.events import Done, Event, Token
 
 KEEP_ALIVE_S = 15.0
@@ -112,8 +112,7 @@ class EventStream(Response):
             if not self._is_started:
                 raise
             if not self._is_whole:  # else a deadline struck while the last frame was written
-                problem = problem_for(error)
-                self._exchange.failed(problem, error)
+                problem = self._exchange.failed(error)
                 self._ready += self._frames.of_problem(problem, self._exchange.request_id)
         await self._write(send, is_last=True)
 

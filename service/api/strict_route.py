@@ -7,18 +7,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from service.api.bodies import LARGE_BODY_BYTES, parse_json
 from service.api.exchange import exchange_of
+from service.api.fields import Body
 from service.api.openai_fields import OpenAIBody, legal_of
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound=Body)
 Twin = Callable[[dict[str, Any], Request], Awaitable[Response]]
 """Answers a body of another dialect at the same path."""
 _TWIN_KEY = "inputs"  # what such a body has and ours have not
@@ -40,7 +42,17 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body as the route's model: the framework, which would validate on the loop, passes it on."""
         body, model = await self.body(), self.scope["route"].body_model
-        return await self._run(len(body), read_body, body, model, _legal(model))
+        return self._take(await self._run(len(body), read_body, body, model))
+
+    async def validated(self, value: dict[str, Any], model: type[M]) -> M:
+        """A value of this request as a body. Raises HttpProblem, see `read_body`."""
+        found: M = self._take(await self._run(len(await self.body()), validated, value, model))
+        return found
+
+    def _take(self, found: tuple[Any, Mapping[str, str]]) -> Any:
+        """Note what the caller calls fields."""
+        body, exchange_of(self).spelling = found
+        return body
 
     async def value(self) -> Any:
         """The body as strict JSON, of whatever shape."""
@@ -52,20 +64,11 @@ class StrictRequest(Request):
             return work(*args)
         return await exchange_of(self).run(asyncio.to_thread(work, *args))
 
-    @staticmethod
-    def validated(model: type[BaseModel], value: Any) -> Any:
-        """A value as a body. Raises HttpProblem, see `read_body`."""
-        return _validated(value, model, _legal(model))
-
-
-def _legal(model: type[BaseModel]) -> Mapping[str, str]:
-    return legal_of(model) if issubclass(model, OpenAIBody) else LEGAL
-
 
 class StrictRoute(APIRoute):
     """A route whose handler gets a `StrictRequest`."""
 
-    body_model: type[BaseModel]
+    body_model: type[Body]
 
     def get_route_handler(self) -> Any:
         """Wrap the framework's handler."""
@@ -95,26 +98,31 @@ def speaks_also(twin: Twin) -> Callable[[F], F]:
     return marked
 
 
-def read_body(body: bytes, model: type[BaseModel], legal: Mapping[str, str]) -> Any:
+def read_body(body: bytes, model: type[M]) -> tuple[M | None, Mapping[str, str]]:
     """Parse and validate a body; see `bodies.parse_json`.
 
     Args:
         body: what was sent.
         model: what it must be.
-        legal: see `validation_problem`.
+
+    Returns:
+        The body, and what the caller calls our fields.
 
     Raises:
         HttpProblem: it is no JSON, or the first value of it that is not legal.
     """
     value = parse_json(body)
     # None: the framework takes it for no body.
-    return None if value is None else _validated(value, model, legal)
+    return (None, {}) if value is None else validated(value, model)
 
 
-def _validated(value: Any, model: type[BaseModel], legal: Mapping[str, str]) -> Any:
+def validated(value: Any, model: type[M]) -> tuple[M, Mapping[str, str]]:
+    """A value as a body; see `read_body`."""
+    spelling = model.spelling(value) if isinstance(value, dict) else {}
     try:
-        return model.model_validate(value)
+        return model.model_validate(value), spelling
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        problem = validation_problem(found, legal)
+        legal = legal_of(model) if issubclass(model, OpenAIBody) else LEGAL
+        problem = validation_problem(found, legal).spelled(spelling)
         raise HttpProblem(problem.code, problem.message, problem.param) from None

@@ -123,6 +123,12 @@ class StructuredFields(Body):
     ebnf: str = body_field(None, "a grammar")
     constraint: ConstraintBody = constraint_field()
 
+    @classmethod
+    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """See `Body`."""
+        asked = (name for name in StructuredFields.model_fields if given.get(name) is not None)
+        return {**super().spelling(given), "constraint": next(asked, "constraint")}
+
     def to_constraint(self) -> Constraint | None:
         """The task call's constraint; None where none of the fields asks for one.
 

@@ -5,6 +5,7 @@ What counts a prompt's tokens here counts them for `/generate` and `/v1`: it is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -46,6 +47,11 @@ class TokenizeBody(OpenAIBody):
     )
     return_token_strs: bool = body_field(False, "true or false")
 
+    def ignored(self) -> Iterator[str]:
+        """See `OpenAIBody`."""
+        yield from super().ignored()
+        yield from self.messages.ignored if self.messages is not None else ()
+
 
 class DetokenizeBody(OpenAIBody):
     """Tokens, of which the text is wanted."""
@@ -70,7 +76,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     if body.prompt is not None:
         ids = await exchange.run(runner.tokenize(body.prompt, body.add_special_tokens, origin))
     else:
-        ids = await exchange.run(runner.tokenize_chat(ChatCall(body.messages, origin=origin)))
+        ids = await exchange.run(runner.tokenize_chat(ChatCall(body.messages.turns, origin=origin)))
 
     def reply() -> dict[str, Any]:
         texts = [runner.tokenizer.name_of(token_id) for token_id in ids] if body.return_token_strs else None

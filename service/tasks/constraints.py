@@ -69,20 +69,20 @@ class Follower:
         self._dead_ends: dict[int, str] = {}  # why nothing can follow, by the number of tokens before
         self._before = last_of_text(words.tokenizer, prompt_ids)
         self._ids: list[int] = []  # those that the matcher has taken
+        self._forced: list[int] | None = None  # what alone can follow them; None where it was not asked
 
     def __call__(self, output_ids: Sequence[int]) -> TokenMask | list[int]:
         """Give the tokens allowed behind `output_ids`; only an end where these are not allowed themselves or
         nothing can follow them.
         """
-        words, dead_end = self._words, _NO_TOKEN
+        ids, words, dead_end = [*output_ids], self._words, _NO_TOKEN
+        self._dead_ends.pop(len(ids), None)  # a draft's that was not accepted
+        if forced := self._forced_behind(ids):
+            return forced[:1]
         mask = words.ends
-        if self._go_to([*output_ids]):
-            otherwise = words.otherwise(self._ids[-1] if self._ids else self._before)
-            forced: list[int] = [] if otherwise is not None else self._matcher.compute_ff_tokens()
-            if forced:
-                self._dead_ends.pop(len(output_ids), None)
-                return forced[:1]
+        if self._go_to(ids):
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8, words.ends.nbytes)
+            otherwise = words.otherwise(self._last_id)
             if otherwise is not None:
                 mask = mask & ~otherwise
             may_end = (mask & words.ends).any()  # so says llguidance also where no token is left
@@ -91,14 +91,26 @@ class Follower:
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
             dead_end = _NO_TOKEN if reason.startswith("NoExtensionBias") else reason
-        self._dead_ends.pop(len(output_ids), None)  # a draft's that was not accepted
         if dead_end:
-            self._dead_ends[len(output_ids)] = dead_end
+            self._dead_ends[len(ids)] = dead_end
         return TokenMask(words.ends if dead_end else mask)
 
     def forced(self, output_ids: Sequence[int]) -> list[int]:
         """Give the tokens that alone can follow `output_ids`, one behind the other."""
-        return self._matcher.compute_ff_tokens() if self._go_to([*output_ids]) else []
+        return self._forced_behind([*output_ids])
+
+    def _forced_behind(self, ids: list[int]) -> list[int]:
+        num_taken = len(self._ids)
+        ahead = ids[num_taken:]
+        if self._forced is None or ids[:num_taken] != self._ids or ahead != self._forced[: len(ahead)]:
+            if not self._go_to(ids):
+                return []
+            ahead, self._forced = [], self._words.kept(self._last_id, self._matcher.compute_ff_tokens())
+        return self._forced[len(ahead) :]
+
+    @property
+    def _last_id(self) -> int | None:
+        return self._ids[-1] if self._ids else self._before
 
     def check(self, num_tokens: int | None) -> None:
         """Raise `InvalidRequest` for a text that ended because the constraint could not be followed.
@@ -115,7 +127,9 @@ class Follower:
         """Bring the matcher behind `ids`; false if they are not allowed."""
         if self._matcher.is_error():  # from which nothing leads back
             self._matcher, self._ids = self._start.deep_copy(), []
-        shared = len(self._ids)
+        if ids == self._ids:
+            return True
+        shared, self._forced = len(self._ids), None
         if self._ids != ids[:shared]:
             pairs = enumerate(zip(self._ids, ids, strict=False))
             shared = next((at for at, (old, new) in pairs if old != new), min(len(self._ids), len(ids)))

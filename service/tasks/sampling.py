@@ -118,8 +118,8 @@ def _check_search(values: Mapping[str, Any], given: SamplingFields) -> None:
         if not is_greedy:
             check_neutral(given, [name], "with num_beams above 1, where nothing is drawn")
     if values.get("num_return_sequences", 1) > num_beams:
-        legal = f"at most num_beams, which is {num_beams}"
-        raise InvalidRequest(f"num_return_sequences (or n) must be {legal}", "num_return_sequences")
+        name = "num_return_sequences" if given.get("num_return_sequences", 1) > num_beams else "n"
+        raise InvalidRequest(f"{name} must be at most num_beams, which is {num_beams}", name)
 
 
 def num_sequences(decoding: Decoding) -> int:

@@ -70,6 +70,17 @@ class Words:
         is_behind_cjk = _ends_with_cjk(self.tokenizer.piece(None, previous_id))
         return self._otherwise_behind_cjk if is_behind_cjk else None
 
+    def kept(self, previous_id: int | None, ids: list[int]) -> list[int]:
+        """Those of some tokens, one behind the other, before the first that writes something else than
+        llguidance was told.
+        """
+        for at, token_id in enumerate(ids if self._implies_spaces else ()):
+            otherwise = self.otherwise(previous_id)
+            if otherwise is not None and otherwise[token_id // 8] >> token_id % 8 & 1:
+                return ids[:at]
+            previous_id = token_id
+        return ids
+
 
 def _bits(flags: Sequence[bool]) -> NDArray[np.uint8]:
     """Flags as whole words of 32 bits, lowest bit first."""

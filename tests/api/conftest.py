@@ -17,6 +17,11 @@ from live_service import COLD_START_S, Live, running
 
 from service.settings import Settings
 
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whichever test starts the first service waits for its kernels."""
@@ -41,3 +46,11 @@ def serve(tiny_model: Path) -> Iterator[Callable[..., Live]]:
 def live(serve: Callable[..., Live]) -> Live:
     """A service with plain settings, shared by the tests that leave no trace."""
     return serve(max_body_bytes=64 * 1024, body_timeout_s=1.0)
+
+
+@pytest.fixture(scope="session")
+def talkative(serve: Callable[..., Live], tmp_path_factory: pytest.TempPathFactory) -> Live:
+    """A service whose model is given a template."""
+    file = tmp_path_factory.mktemp("templates") / "chat.jinja"
+    file.write_text(TEMPLATE)
+    return serve(chat_template=file, model_aliases="gpt-4o=tiny", max_running=8)

@@ -11,19 +11,7 @@ import openai
 import pytest
 from live_service import Live
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
 HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def talkative(serve: Callable[..., Live], tmp_path_factory: pytest.TempPathFactory) -> Live:
-    """A service whose model is given a template."""
-    file = tmp_path_factory.mktemp("templates") / "chat.jinja"
-    file.write_text(TEMPLATE)
-    return serve(chat_template=file, model_aliases="gpt-4o=tiny")
 
 
 @pytest.fixture
