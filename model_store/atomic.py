@@ -13,9 +13,9 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(waiting, path)
-    except OSError:  # the disk is full, say
+    except OSError as error:  # the disk is full, say
         waiting.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)
 
 

@@ -84,4 +84,4 @@ def _write_config(folder: Path) -> None:
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / "tokenizer_config.json", json.dumps(values, indent=2) + "\n")

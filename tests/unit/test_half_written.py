@@ -10,6 +10,7 @@ from store_models import write_merges
 from transformers import GPT2Config
 
 from model_store.checkpoint import read_checkpoint
+from model_store.cli_store import one_line_errors
 from model_store.errors import StoreError
 from model_store.manifest import Draft
 from model_store.tokenizer import Tokenizer
@@ -67,3 +68,23 @@ def test_an_export_that_does_not_come_to_its_end_is_no_checkpoint(
     export(model, out, "fp32", Draft())
     assert names(tmp_path / "run") == {"model"} and {"manifest.json", "vocab.json"} <= names(out)
     assert read_checkpoint(out).num_parameters == sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ("/store/a", None, "/store/.adding-x1/model.safetensors"),
+            "the disk is full where /store lies; free",
+        ),
+        (("/out/tokenizer.json",), "the disk is full where /out lies; free"),
+        ((), "the disk is full; free"),
+    ],
+)
+def test_a_full_disk_is_one_line_without_unfinished_names(
+    given: tuple[Any, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        raise OSError(errno.ENOSPC, "No space left on device", *given)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {said}") and shown.count("\n") == 1 and ".adding" not in shown
