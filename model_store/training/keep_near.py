@@ -13,7 +13,7 @@ import torch
 from model_store.training.packing import Rows
 from model_store.training.retention import MOST_FORGETTING, OldWork, forgotten, losses, mean_loss
 
-_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+_SHARES = tuple(percent / 100 for percent in range(95, 25, -5))
 
 
 def keep_near(
@@ -41,6 +41,7 @@ def keep_near(
     after = losses(model, base, work)
     if not forgotten(before, after):
         return after, None
+    rising = [each for each in work if each.name in forgotten(before, after)]
     learned = mean_loss(model, valid) if valid else None
     with torch.no_grad():
         tuned = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -48,6 +49,8 @@ def keep_near(
         for share in _SHARES:
             for name, weight in model.named_parameters():
                 weight.copy_(torch.lerp(old[name].to(weight), tuned[name], share))
+            if forgotten(before, losses(model, base, rising)):  # the quicker question
+                continue
             now = losses(model, base, work)
             if not forgotten(before, now):
                 break
