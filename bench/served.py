@@ -84,10 +84,18 @@ def served(port: int, requests: list[bytes], clients: int) -> float:
 
 
 def refused(connections: list[socket.socket]) -> int:
-    """Ask once on each of these without a key; how many were refused."""
+    """Ask once on each of these without a key, and read each answer to its end; how many were refused."""
     for connection in connections:
         connection.sendall(_KEYLESS)
-    return sum(connection.recv(1 << 12).startswith(b"HTTP/1.1 401") for connection in connections)
+    count = 0
+    for connection in connections:
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += (piece := connection.recv(1 << 12))
+            if not piece:
+                raise SystemExit(f"a refusal broke off: {answer!r}")
+        count += answer.startswith(b"HTTP/1.1 401")
+    return count
 
 
 def refused_on_new_ones(port: int) -> int:
