@@ -27,7 +27,9 @@ async def large_reply(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def connected(header_timeout_s: float) -> AsyncIterator[tuple[socket.socket, asyncio.Event]]:
+async def connected(
+    header_timeout_s: float, app: Any = large_reply
+) -> AsyncIterator[tuple[socket.socket, asyncio.Event]]:
     """A client's socket, and whether the server has given its connection up."""
     ended = asyncio.Event()
 
@@ -36,7 +38,7 @@ async def connected(header_timeout_s: float) -> AsyncIterator[tuple[socket.socke
             super().connection_lost(exc)
             ended.set()
 
-    config = uvicorn.Config(large_reply, log_config=None, access_log=False, ws="none", timeout_keep_alive=0)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_keep_alive=0)
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
     server = await loop.create_server(lambda: Noting(config, state, {}), "127.0.0.1", 0)
@@ -51,6 +53,21 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
     async with connected(header_timeout_s=0.05) as (client, ended):
         assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 60) == b""
         await asyncio.wait_for(ended.wait(), 60)
+
+
+async def test_there_is_room_until_more_was_sent_than_the_client_takes() -> None:
+    rooms, is_noted = [], asyncio.Event()
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        rooms.append(scope["textgen.has_room"]())
+        await large_reply(scope, receive, send)
+        rooms.append(scope["textgen.has_room"]())
+        is_noted.set()
+
+    async with connected(60, noting) as (client, _):
+        await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(is_noted.wait(), 60)
+    assert rooms == [True, False]
 
 
 async def test_a_client_that_does_not_take_its_last_reply_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
