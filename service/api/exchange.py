@@ -201,9 +201,8 @@ class Exchange:
         return Origin(self.tenant, self.key_id, is_streamed, self.deadline)
 
     async def result_of(self, task: Running) -> Result:
-        """Admit a task and run it to its end; from then on there is time to send what it says.
-
-        Raises as `run`, and what the task raises.
+        """Admit a task and run it to its end; from then on there is time to send what it says. Raises as
+        `run`, and what the task raises.
         """
         self.result = await self.run(_last(task))
         self.deadline = max(self.deadline, time.monotonic() + self.service.settings.send_timeout_s)
@@ -230,13 +229,10 @@ class Exchange:
             raise self._failure
         self._worker = worker = asyncio.current_task()
         assert worker is not None, "an exchange lives on the event loop"
-        watchers: list[asyncio.Task[None]] = []
-
-        def watch() -> None:
-            watchers.append(asyncio.ensure_future(self._watch()))
-
+        watch: list[asyncio.Task[None]] = []
+        loop = asyncio.get_running_loop()
         # At the loop's next turn: work that is refused at once needs no watcher.
-        begin = None if is_reading else asyncio.get_running_loop().call_soon(watch)
+        begin = None if is_reading else loop.call_soon(lambda: watch.append(loop.create_task(self._watch())))
         limit = asyncio.timeout_at(None if self.deadline == math.inf else self.deadline)
         try:
             async with limit:
@@ -254,7 +250,7 @@ class Exchange:
             self._worker = None
             if begin is not None:
                 begin.cancel()
-            await end_tasks(*watchers)
+            await end_tasks(*watch)
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
