@@ -5,6 +5,7 @@ A proxy before the service may read an ambiguous head differently; it is refused
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from service.api.problems import HttpProblem
@@ -12,6 +13,7 @@ from service.api.problems import HttpProblem
 MAX_HEADER_BYTES = 8 * 1024
 HEALTH_PATHS = ("/livez", "/readyz", "/health", "/ping")  # answered without a key, whatever the load
 _ONCE = (b"host", b"authorization")
+_HOST = re.compile(rb"[A-Za-z0-9._~%:\[\]-]*")  # a name or an address, with its port
 
 
 def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -22,8 +24,8 @@ def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> Non
         headers: names in lower case, values.
 
     Raises:
-        HttpProblem: 400, another version of HTTP, no host or two, two keys, an encoding besides chunks; 431,
-            too many bytes.
+        HttpProblem: 400, another version of HTTP, no host, two or a malformed one, two keys, an encoding besides
+            chunks; 431, too many bytes.
     """
     headers = list(headers)
     if sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEADER_BYTES:
@@ -36,6 +38,8 @@ def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> Non
     for name in _ONCE:
         if names.count(name) > 1:
             raise HttpProblem("bad_request", f"the request has more than one {name.decode().title()} header")
+    if any(name == b"host" and not _HOST.fullmatch(value.strip()) for name, value in headers):
+        raise HttpProblem("bad_request", "the Host header is not a host with or without a port")
     encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     if encodings not in ([], [b"chunked"]):
         raise HttpProblem("bad_request", "the only Transfer-Encoding that is understood is chunked, once")
