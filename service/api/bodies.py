@@ -24,7 +24,7 @@ SMALL_ROOM_BYTES = 64 * 2**20
 MAX_FIELDS = 100  # each unknown one would become an error to build
 # While it makes them, the parser lets no other thread run.
 MAX_PARTS = 20_000  # arrays, objects and names
-MAX_VALUES = 1_000_000  # commas
+MAX_VALUES = 500_000  # commas
 
 
 def _to_next(marks: bytes) -> re.Pattern[bytes]:
