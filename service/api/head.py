@@ -24,7 +24,7 @@ def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> Non
         headers: names in lower case, values.
 
     Raises:
-        HttpProblem: 400, another version of HTTP, no host, two or a malformed one, two keys, an encoding besides
+        HttpProblem: 400, another version of HTTP, not one well-formed host, two keys, an encoding besides
             chunks; 431, too many bytes.
     """
     headers = list(headers)
