@@ -50,5 +50,13 @@ def folder_name(folder: Path) -> str:
     return repository.rpartition("--")[2].lower() if is_cached else path.name
 
 
+def no_folder(source: str) -> str:
+    """What to say of a model that was given as a path where there is no folder."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return f"{source} is a file; name the folder that holds the model, {path.parent}"
+    return f"there is no folder {source}"
+
+
 def _line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -14,7 +14,7 @@ from model_store import adapters, golden
 from model_store.checkpoint import INDEX, SINGLE, read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import ImportRefused
-from model_store.hub import download, folder_name, is_hub_id
+from model_store.hub import download, folder_name, is_hub_id, no_folder
 from model_store.manifest import MANIFEST, Draft, GoldenPrompt, parse_draft, read_json_manifest
 from model_store.pickles import convert_pickles, pickle_files
 from model_store.store import Store
@@ -89,7 +89,7 @@ def find_source(source: str) -> Path:
         return folder
     hub_id = source.removeprefix("hf:")
     if not is_hub_id(hub_id):
-        raise ImportRefused(f"there is no folder {source}")
+        raise ImportRefused(no_folder(source))
     return download(hub_id)
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from model_store.atomic import sync_folder, write_atomically
 from model_store.entry import ModelEntry, as_manifest, hash_folder, read_entry, read_folder, sync_files
 from model_store.errors import CorruptEntry, EntryExists, EntryInUse, ModelNotFound, StoreError
-from model_store.hub import download, is_hub_id
+from model_store.hub import download, is_hub_id, no_folder
 from model_store.layout import (
     Listing,
     check_label,
@@ -295,4 +295,4 @@ def resolve(model: str, store: Path) -> ModelEntry:
     except OSError as error:
         raise StoreError(f"{error.filename or store} cannot be read: {error.strerror}") from error
     hint = f"; a model of the hub is written hf:{model}" if is_hub_id(model) else ""
-    raise ModelNotFound(f"there is no folder {model}{hint}")
+    raise ModelNotFound(no_folder(model) + hint)

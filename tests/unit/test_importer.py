@@ -250,6 +250,11 @@ def test_a_folder_that_is_not_there_is_named(store: Store, source: str) -> None:
     assert refuse(store, source) == f"there is no folder {source}"
 
 
+def test_a_file_is_answered_with_its_folder(store: Store, checkpoint: Path) -> None:
+    said = refuse(store, checkpoint / "model.safetensors")
+    assert said.endswith(f"is a file; name the folder that holds the model, {checkpoint}")
+
+
 def test_a_model_of_the_hub_is_called_by_its_name_and_not_by_a_commit(store: Store, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--me--GPT2-News" / "snapshots" / "b2ffc1f8a8d0"
     write_checkpoint(snapshot)

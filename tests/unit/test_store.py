@@ -269,6 +269,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         resolve(str(tmp_path / "none"), tmp_path)
 
 
+def test_a_file_is_answered_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "gpt2.Q8_0.gguf").touch()
+    with pytest.raises(ModelNotFound, match=f"Q8_0.gguf is a file; name the folder .* {tmp_path}$"):
+        resolve(str(tmp_path / "gpt2.Q8_0.gguf"), tmp_path)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedCheckpoint, match=r"config\.json is missing"):
         resolve(str(tmp_path), tmp_path)
