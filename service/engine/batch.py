@@ -19,6 +19,7 @@ class Scheduled:
     sequence: Sequence
     num_tokens: int
     draft_ids: tuple[int, ...] = ()
+    is_undrawn: bool = False  # whether its drafts must come, and are taken as they are
     copied: tuple[int, int] | None = None  # before the step, a block's contents into another: from, to
 
     @property
@@ -35,8 +36,10 @@ class Scheduled:
 
     @property
     def num_drawn(self) -> int:
-        """Rows from which a token is drawn: that of the last known token and those of the drafts."""
-        return 1 + len(self.draft_ids) if self.samples else 0
+        """Rows from which a token is drawn: that of the last known token and those of the drafts, or of the
+        last draft only.
+        """
+        return (1 if self.is_undrawn else 1 + len(self.draft_ids)) if self.samples else 0
 
 
 @dataclass(slots=True)

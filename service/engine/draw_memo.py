@@ -20,9 +20,9 @@ class DraftHistory:
     num_indexed: int = 0
     acceptance: float = 0.6  # share of drafts accepted, exponentially averaged; starts hopeful
     since_probe: int = 0  # chances let pass since a draft was tried in spite of its cost
-    are_forced: bool = False  # the present drafts: nothing else can follow
+    forced: tuple[int, ...] = ()  # what must come next, as a constraint has it
 
     @property
     def likelihood(self) -> float:
         """How likely each of the present drafts is right, if those before it are."""
-        return 1.0 if self.are_forced else self.acceptance
+        return 1.0 if self.forced else self.acceptance

@@ -26,7 +26,7 @@ from service.engine.prefix_cache import PrefixCache
 from service.engine.quota import Quota
 from service.engine.room import Budget, Room
 from service.engine.sequence import Sequence, Status
-from service.engine.speculator import Drafter
+from service.engine.speculator import Drafter, is_undrawn
 from service.engine.step_cost import StepCost
 from service.engine.time_share import TimeShare
 
@@ -170,12 +170,13 @@ class Scheduler:
         for sequence in kept:
             draft = drafts.get(sequence, ())[: max(room.rows, 0)]
             if draft:
-                draft = draft[: room.count(len(draft), self.cost.draw_s(sequence))]
+                if not is_undrawn(sequence, draft):
+                    draft = draft[: room.count(len(draft), self.cost.draw_s(sequence))]
                 blocks = self.pool.allocate(self._missing(sequence, 1 + len(draft)))
                 draft = () if blocks is None else draft  # guesses preempt nobody
                 sequence.block_table += blocks or []
                 room.rows -= len(draft)
-            items.append(Scheduled(sequence, 1, draft, copied.get(sequence)))
+            items.append(Scheduled(sequence, 1, draft, is_undrawn(sequence, draft), copied.get(sequence)))
         return items
 
     def _prefill(self, sequence: Sequence, room: Room) -> list[Scheduled]:

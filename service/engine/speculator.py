@@ -73,11 +73,15 @@ class Speculator:
         step = Step(len(decoding), float(len(decoding)), sum(map(self._cost.draw_s, decoding)))
         chosen: dict[Sequence, tuple[int, ...]] = {}
         for sequence, ids in candidates:
-            length, gain = self._best_length(sequence, len(ids), step)
-            if length:
+            each_s = self._cost.draw_s(sequence)
+            if is_undrawn(sequence, ids):  # in this step or the next, they fill the same rows
+                length, gain, each_s = min(len(ids), self._max_rows - step.rows), float(len(ids)), 0.0
+            else:
+                length, gain = self._best_length(sequence, len(ids), step)
+            if length > 0:
                 chosen[sequence] = ids[:length]
                 step.rows, step.tokens = step.rows + length, step.tokens + gain
-                step.draw_s += length * self._cost.draw_s(sequence)
+                step.draw_s += length * each_s
         return chosen
 
     def note(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
@@ -85,7 +89,7 @@ class Speculator:
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
         history = sequence.drafts
-        if history.are_forced:
+        if history.forced:
             return  # that they were right says nothing of others
         tried = min(num_accepted + 1, num_drafted)  # drafts after the first wrong one say nothing
         for was_right in [True] * num_accepted + [False] * (tried - num_accepted):
@@ -96,15 +100,14 @@ class Speculator:
         p = sequence.drafts.likelihood
         each_s = self._cost.draw_s(sequence)
         best = (0, 0.0)
-        least = 1.0 if sequence.drafts.are_forced else _MIN_EXPECTED_GAIN
-        best_rate = least * step.tokens / (self._cost.predict(step.rows) + step.draw_s)
+        best_rate = _MIN_EXPECTED_GAIN * step.tokens / (self._cost.predict(step.rows) + step.draw_s)
         gain = 0.0
         longest = min(available, self._max_rows - step.rows)
         for length in range(1, longest + 1):
             gain += p**length
             seconds = self._cost.predict(step.rows + length) + step.draw_s + length * each_s
             rate = (step.tokens + gain) / seconds
-            if rate > best_rate or (p == 1.0 and rate == best_rate):
+            if rate > best_rate:
                 best, best_rate = (length, gain), rate
         if best[0] or longest < 1:
             return best
@@ -122,9 +125,9 @@ class Speculator:
         if room < 1:
             return ()
         ask = sequence.params.forced_next
-        ids = [] if ask is None else ask(sequence.output_ids)
-        sequence.drafts.are_forced = bool(ids)
-        return tuple((ids or self._lookup(sequence))[: min(_MAX_DRAFT, room)])
+        forced = [] if ask is None else ask(sequence.output_ids)
+        sequence.drafts.forced = tuple(forced[: min(_MAX_DRAFT, room)])
+        return sequence.drafts.forced or tuple(self._lookup(sequence)[: min(_MAX_DRAFT, room)])
 
     def _lookup(self, sequence: Sequence) -> list[int]:
         ids, known = sequence.token_ids, sequence.drafts
@@ -133,3 +136,9 @@ class Speculator:
         known.num_indexed = max(len(ids), _NGRAM)
         at = known.followers.get(tuple(ids[-_NGRAM:]))
         return [] if at is None else ids[at : at + _MAX_DRAFT]
+
+
+def is_undrawn(sequence: Sequence, draft: tuple[int, ...]) -> bool:
+    """Whether a draft needs no draw: its tokens must come, and nobody wants their log probabilities."""
+    is_forced = len(draft) > 0 and draft == sequence.drafts.forced[: len(draft)]
+    return is_forced and sequence.params.logprobs is None

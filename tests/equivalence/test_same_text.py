@@ -150,7 +150,8 @@ def test_with_speculation(case: Case) -> None:
     case.check(outcomes)
 
 
-def test_what_a_constraint_forces_is_drafted_and_changes_no_text(case: Case) -> None:
+@pytest.mark.parametrize("logprobs", [1, None], ids=["drawn", "taken as it is"])
+def test_what_a_constraint_forces_is_drafted_and_changes_no_text(case: Case, logprobs: int | None) -> None:
     def forced(output_ids: Any) -> list[int]:
         behind = len(output_ids) % 5
         return [101, 102, 103, 104][behind - 1 :] if behind else []
@@ -158,15 +159,19 @@ def test_what_a_constraint_forces_is_drafted_and_changes_no_text(case: Case) -> 
     def allowed(output_ids: Any) -> list[int]:
         return forced(output_ids)[:1] or list(range(0, 250, 3))
 
+    fields: dict[str, Any] = {"allowed_next": allowed, "logprobs": logprobs}
+
     def bound(request: SequenceRequest, **more: Any) -> SequenceRequest:
-        return replace(request, params=replace(request.params, allowed_next=allowed, **more))
+        return replace(request, params=replace(request.params, **fields, **more))
 
     plain = [run_alone(case.engine(), bound(request)).said for request in case.requests]
     engine = case.engine(speculation=True)
+    speculator: Any = engine.scheduler.speculator
+    speculator._lookup = lambda sequence: []
+    speculator._best_length = lambda sequence, available, step: (available, 1.0)
     outcomes = run_all(engine, separate([bound(request, forced_next=forced) for request in case.requests]))
     assert [outcome.said for outcome in outcomes] == plain
-    speculator = engine.scheduler.speculator
-    assert speculator is not None and speculator.num_drafted == speculator.num_accepted > 0
+    assert speculator.num_drafted == speculator.num_accepted > 0
 
 
 def draft_always(engine: Engine) -> None:

@@ -26,7 +26,7 @@ from tiny import (
     sequences,
 )
 
-from service.engine.batch import Batch
+from service.engine.batch import Batch, Scheduled
 from service.engine.observer import NullObserver, StepStats
 from service.engine.sequence import (
     FinishReason,
@@ -36,7 +36,7 @@ from service.engine.sequence import (
     SequenceRequest,
     SequenceStats,
 )
-from service.engine.speculator import Speculator
+from service.engine.speculator import Speculator, is_undrawn
 from service.engine.step_cost import StepCost
 
 
@@ -482,10 +482,22 @@ def test_what_a_constraint_forces_is_drafted_first_and_teaches_nothing_of_other_
     assert sequence.drafts.acceptance < before
 
 
-def test_what_is_forced_is_drafted_where_it_costs_no_more_than_by_itself() -> None:
-    speculator, sequence = speculate(cost_of(r1=1.0, r8=8.0))
+def test_what_is_forced_is_drafted_whatever_it_costs_as_far_as_a_step_has_rows() -> None:
+    speculator, sequence = speculate(cost_of(r1=1.0, r8=80.0), max_rows=3)
     sequence.params = replace(sequence.params, forced_next=lambda ids: [21, 22, 23])
-    assert speculator.draft([sequence]) == {sequence: (21, 22, 23)}
+    assert speculator.draft([sequence]) == {sequence: (21, 22)}
+
+
+def test_what_is_forced_needs_a_draw_only_for_its_log_probabilities() -> None:
+    speculator, sequence = speculate(cost_of(r1=1.0, r8=1.0))
+    sequence.params = replace(sequence.params, forced_next=lambda ids: [21, 22, 23])
+    speculator.draft([sequence])
+    drafts = [(21, 22, 23), (21, 22), (), (21, 9)]
+    assert [is_undrawn(sequence, ids) for ids in drafts] == [True, True, False, False]
+    sequence.num_computed_tokens = len(sequence.token_ids) - 1
+    assert [Scheduled(sequence, 1, (21, 22), flag).num_drawn for flag in (True, False)] == [1, 3]
+    sequence.params = replace(sequence.params, logprobs=0)
+    assert not is_undrawn(sequence, (21, 22))
 
 
 def test_drafts_that_cost_as_much_as_they_bring_are_not_made() -> None:

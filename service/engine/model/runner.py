@@ -153,7 +153,8 @@ class ModelRunner:
         candidates = self._candidates(batch, logits, draw_at, rows_of)
         outputs = []
         for index, (item, rows, of_item) in enumerate(zip(batch.items, score_at, drawn, strict=True)):
-            new_ids = _verified(item.draft_ids, [row.token_id for row in of_item])
+            ids = [row.token_id for row in of_item]
+            new_ids = (*item.draft_ids, *ids) if item.is_undrawn else _verified(item.draft_ids, ids)
             logprobs = tuple(row.logprob for row in of_item[: len(new_ids)] if row.logprob is not None)
             draw_s, score_s = sum(row.draw_s for row in of_item), sum(row.score_s for row in of_item)
             draw_s += sum(row.asked_s for row in rows_of[index])
@@ -249,7 +250,7 @@ def _scored_rows(item: Scheduled) -> range:
 
 def _sampled_rows(item: Scheduled) -> range:
     """Rows of an item that predict new tokens: the last known one and each draft."""
-    return range(item.num_tokens - 1, item.num_rows) if item.samples else range(0)
+    return range(item.num_rows - item.num_drawn, item.num_rows)
 
 
 def _split(scored: list[range], sampled: list[range]) -> tuple[list[list[int]], list[list[int]]]:
@@ -269,7 +270,7 @@ def _sample_rows(item: Scheduled) -> list[SampleRow]:
     sequence, request = item.sequence, item.sequence.request
     prompt, drafts, memo = request.prompt_ids, item.draft_ids, sequence.draw_memo
     rows = []
-    for count in range(len(drafts) + 1):
+    for count in range(len(drafts) + 1 - item.num_drawn, len(drafts) + 1):
         view = OutputView(sequence.token_ids, len(prompt), drafts[:count])
         rows.append(
             SampleRow(sequence.params, prompt, view, request.ordinal, count, memo, sequence.kind_of_draw)
