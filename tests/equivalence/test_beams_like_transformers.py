@@ -15,15 +15,26 @@ from transformers import GPT2LMHeadModel
 from service.engine.engine import Engine
 from service.engine.sequence import SequenceOutput
 
-EOS = 258
-VOCAB = 259
+# by seed: a vocabulary that no row of a kernel divides, a head of its own, other heads and widths
+SHAPES: list[dict[str, Any]] = [
+    {"vocab_size": 259},
+    {"vocab_size": 1003, "tie_word_embeddings": False, "n_embd": 48, "n_head": 3},
+    {"vocab_size": 300, "n_layer": 3, "n_head": 2},
+]
+PAD = 256  # no end, and in no prompt
+
+
+def config_of(seed: int) -> dict[str, Any]:
+    """A model whose last token is its end."""
+    eos = SHAPES[seed]["vocab_size"] - 1
+    return {**SHAPES[seed], "eos_token_id": eos, "bos_token_id": eos}
 
 
 @cache
 def engine(backend: str, seed: int) -> Engine:
     """An engine over one of the random models, whose end of text is likely enough to come."""
     return real_engine(
-        checkpoint(seed, eos_token_id=EOS, bos_token_id=EOS),
+        checkpoint(seed, **config_of(seed)),
         backend=backend,
         num_blocks=512,
         max_running=64,
@@ -34,7 +45,7 @@ def engine(backend: str, seed: int) -> Engine:
 @cache
 def reference(seed: int) -> GPT2LMHeadModel:
     """The same model in transformers."""
-    return draw_model(seed, eos_token_id=EOS, bos_token_id=EOS)
+    return draw_model(seed, **config_of(seed))
 
 
 def searched(
@@ -58,7 +69,7 @@ def searched(
 def expected(number: int) -> list[tuple[list[tuple[int, ...]], list[float]]]:
     """What transformers gives for each prompt of a case: generated ids without padding, and scores."""
     options, prompts = options_of(number), prompts_of(number)
-    ends = [EOS, *options.get("stop_token_ids", ())]
+    ends = [config_of(number % 3)["eos_token_id"], *options.get("stop_token_ids", ())]
     given = {name: value for name, value in options.items() if name != "stop_token_ids"}
     found = []
     for length, of_length in itertools.groupby(prompts, key=len):
@@ -69,7 +80,7 @@ def expected(number: int) -> list[tuple[list[tuple[int, ...]], list[float]]]:
                 attention_mask=torch.ones_like(batch),
                 do_sample=False,
                 eos_token_id=ends,
-                pad_token_id=VOCAB - 3,
+                pad_token_id=PAD,
                 return_dict_in_generate=True,
                 output_scores=True,
                 **given,
