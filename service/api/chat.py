@@ -13,7 +13,6 @@ from service.api.exchange import exchange_of
 from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
 from service.api.openai import COMPLETION
-from service.api.openai_fields import samples_of
 from service.api.openai_frames import OpenAIFrames
 from service.api.openai_replies import check_model, head, tell_ignored, usage_of
 from service.api.reply_models import OPENAI_WORK
@@ -69,17 +68,12 @@ def _logprobs(scores: Iterable[TokenScore], body: ChatBody) -> dict[str, Any] | 
     return {"content": content, "refusal": None}
 
 
-class ChatFrames(OpenAIFrames):
-    """A conversation's chunks.
-
-    Args:
-        head: what all chunks begin with.
-        body: the request's body.
-    """
+class ChatFrames(OpenAIFrames[ChatBody]):
+    """A conversation's chunks."""
 
     def __init__(self, head: dict[str, Any], body: ChatBody) -> None:
-        super().__init__(head, body.stream_options, samples_of(body))
-        self._body, self._begun = body, set[int]()
+        super().__init__(head, body)
+        self._begun: set[int] = set()
 
     def choices(self, event: Token) -> Iterator[dict[str, Any]]:
         """The first one names the role, the last one says why it ended."""

@@ -160,8 +160,6 @@ class ChatBody(StructuredFields, _ChatSampling):
         names = super().spelling(given)
         if given.get("max_completion_tokens") is not None:
             names["max_new_tokens"] = "max_completion_tokens"
-        if given.get("num_beams") is None and given.get("use_beam_search"):
-            names["num_beams"] = "n"
         return names
 
     def ignored(self) -> Iterator[str]:

@@ -16,7 +16,6 @@ from service.api.description import OPENAI_STREAM
 from service.api.exchange import exchange_of
 from service.api.json_pieces import CompactResponse
 from service.api.json_reply import json_response
-from service.api.openai_fields import samples_of
 from service.api.openai_frames import OpenAIFrames
 from service.api.openai_replies import check_model, head, tell_ignored, usage_of
 from service.api.openai_schemas import CompletionBody
@@ -107,17 +106,8 @@ def _top(score: TokenScore) -> dict[str, float] | None:
     return {**dict(reversed(score.top)), score.text: score.logprob}
 
 
-class CompletionFrames(OpenAIFrames):
-    """A completion's chunks.
-
-    Args:
-        head: what all chunks begin with.
-        body: the request's body.
-    """
-
-    def __init__(self, head: dict[str, Any], body: CompletionBody) -> None:
-        super().__init__(head, body.stream_options, samples_of(body))
-        self._body = body
+class CompletionFrames(OpenAIFrames[CompletionBody]):
+    """A completion's chunks."""
 
     def choices(self, event: Token) -> Iterator[dict[str, Any]]:
         """One, of a token that shows something."""

@@ -83,6 +83,8 @@ class OpenAIBody(Body):
             for theirs, ours in SPELLINGS.items()
             if ours in cls.model_fields and given.get(theirs) is not None and given.get(ours) is None
         }
+        if given.get("use_beam_search") and given.get("num_beams") is None:
+            names["num_beams"] = "best_of" if given.get("best_of") else "n"
         renamed = {ours: here for ours, here in RENAMED.items() if here in cls.model_fields}
         return names | {ours: written.get(here, here) for ours, here in renamed.items()} | written
 

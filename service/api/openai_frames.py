@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from service.api.openai_fields import StreamOptions
+from service.api.chat_schemas import ChatBody
+from service.api.openai_fields import StreamOptions, samples_of
 from service.api.openai_replies import usage_of
+from service.api.openai_schemas import CompletionBody
 from service.api.problems import Problem
 from service.api.sse import TextFrame, frame
 from service.tasks.calls import GenerateResult
@@ -36,19 +38,23 @@ class _RunningUsage:
         return {**counts, "total_tokens": prompt + completion}
 
 
-class OpenAIFrames(ABC):
+B = TypeVar("B", CompletionBody, ChatBody)
+
+
+class OpenAIFrames(ABC, Generic[B]):
     """Events of one request as OpenAI's chunks, each with one choice, then the usage where it is wanted.
 
     Args:
         head: what all chunks begin with.
-        options: the request's `stream_options`.
-        n: samples per prompt.
+        body: the request's body.
     """
 
-    def __init__(self, head: dict[str, Any], options: StreamOptions | None, n: int) -> None:
-        self._has_usage = options is not None and options.include_usage
-        self._running = _RunningUsage(n) if options is not None and options.continuous_usage_stats else None
-        self._head, self._n = {**head, "usage": None} if self._has_usage else head, n
+    def __init__(self, head: dict[str, Any], body: B) -> None:
+        options = body.stream_options or StreamOptions()
+        self._body: B = body
+        self._has_usage = options.include_usage
+        self._running = _RunningUsage(samples_of(body)) if options.continuous_usage_stats else None
+        self._head = {**head, "usage": None} if self._has_usage else head
         self._texts: dict[int, TextFrame] = {}  # by choice, once it has begun
 
     @abstractmethod

@@ -6,9 +6,8 @@ bodies of the dialect share is in `openai_fields`, the body of a conversation in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -80,13 +79,6 @@ class CompletionBody(StructuredFields, OpenAISampling):
         None, "an integer from 1: so many of its last tokens are read", ge=1
     )
     user: str = body_field("", "a string; not used")
-
-    @classmethod
-    def spelling(cls, given: Mapping[str, Any]) -> dict[str, str]:
-        """See `Body`."""
-        has_width = given.get("num_beams") is None and given.get("use_beam_search")
-        width = "best_of" if given.get("best_of") else "n"
-        return {**super().spelling(given), **({"num_beams": width} if has_width else {})}
 
     def to_call(self, origin: Origin) -> GenerateCall:
         """The task call.
