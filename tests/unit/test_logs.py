@@ -13,6 +13,7 @@ from typing import Literal
 import pytest
 import structlog
 
+from service.engine.sequence import FinishReason
 from service.logs import StandardError, configure_logs, get_logger
 
 
@@ -44,6 +45,44 @@ def test_a_text_line_has_the_fields_by_name(capsys: pytest.CaptureFixture[str]) 
     get_logger().warning("slow", status=200)
     [line] = lines_of(capsys)
     assert "[warning  ] slow" in line and line.endswith("status=200")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {
+            "code": "unauthorized",
+            "param": None,
+            "status": 401,
+            "total_ms": 0.2,
+            "endpoint": "/v1/completions",
+        },
+        {
+            "a": "",
+            "b": "two words",
+            "c": "it's",
+            "d": 'say "x"',
+            "e": "a=b",
+            "f": "tab\t",
+            "g": "計算",
+            "h": " ",
+        },
+        {"paths": ["a", "b"], "outcome": FinishReason.STOP, "error": ValueError("why")},
+        {"logger": "library", "status": 1},
+        {"exc_info": ValueError("why"), "status": 1},
+    ],
+)
+@pytest.mark.parametrize("event", ["request", "", "a line that is longer than what is padded to thirty"])
+def test_a_text_line_is_what_the_console_renderer_writes(
+    event: str, fields: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs("text")
+    get_logger().warning(event, **fields)
+    [line, *rest] = lines_of(capsys)
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    shown = {"timestamp": line.split(" ")[0], "level": "warning", "event": event, **fields}
+    assert [line, *rest] == renderer(None, "warning", shown).splitlines()
 
 
 def test_an_exception_is_in_the_object(capsys: pytest.CaptureFixture[str]) -> None:
