@@ -15,7 +15,7 @@ from model_store.recipes.copying_init import start_copying
 from model_store.recipes.muon import MuonAndAdamW
 
 _IGNORED = -100
-_STRENGTH = 5.0  # how much a nat of departure from the base counts beside one of the new labels' loss
+_STRENGTH = 20.0  # how much a nat of departure from the base counts beside one of the new labels' loss
 _SHORT = 192  # tokens in a row up to which plain attention is faster on a processor than torch's fused one
 
 

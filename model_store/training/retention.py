@@ -91,6 +91,7 @@ class Mixed(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, new: Rows, old: Sequence[Rows], share: float) -> None:
         self.new = new
         self.num_old = num_old_rows(len(new), share)
+        self._epoch = 0
         self._kinds = [rows for rows in old if len(rows)]
         if self.num_old and not self._kinds:
             raise InvalidOption("--replay", "finds no old work to rehearse; give some with --replay-data")
@@ -113,10 +114,15 @@ class Mixed(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         row = self._old(index - len(self.new)) if is_old else self.new[index]
         return {**row, "is_old": torch.tensor(is_old)}
 
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch with other old rows than the one before; accelerate's data loader calls it."""
+        self._epoch = epoch
+
     def _old(self, index: int) -> dict[str, torch.Tensor]:
         turn, kind = divmod(index, len(self._kinds))
-        rows, num_turns = self._kinds[kind], math.ceil(self.num_old / len(self._kinds))
-        return rows[turn * max(1, len(rows) // num_turns) % len(rows)]  # spread, however few are taken
+        rows = self._kinds[kind]
+        turn += self._epoch * math.ceil(self.num_old / len(self._kinds))
+        return rows[turn % len(rows)]
 
 
 def losses(model: Any, base: Any, work: Sequence[OldWork]) -> dict[str, float]:

@@ -120,6 +120,19 @@ def test_kinds_are_rehearsed_equally_often_however_few_rows_they_fill(tmp_path: 
     assert [bool(row["is_old"]) for row in taken] == [False] * 30 + [True] * 30
 
 
+def test_each_epoch_rehearses_other_old_rows(tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path / "old", block=8, pad_id=0, vocab_size=100)
+    for token in range(10, 30):
+        writer.add_text(Example([token] * 8, [True] * 8))
+    writer.finish()
+    mixed = Mixed(rows(tmp_path / "new", 8, 1), [Rows(tmp_path / "old")], 0.5)
+    taken = []
+    for epoch in range(3):
+        mixed.set_epoch(epoch)
+        taken.append([int(mixed[index]["input_ids"][0]) for index in range(8, 16)])
+    assert taken == [list(range(10, 18)), list(range(18, 26)), [*range(26, 30), *range(10, 14)]]
+
+
 def test_old_rows_hold_a_model_to_what_the_base_says(base: Path) -> None:
     model = moved(base, 0.05).eval()
     model.stay_near(moved(base, 0).eval())
