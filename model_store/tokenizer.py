@@ -2,13 +2,12 @@
 
 `Tokenizer` wraps the `tokenizers` library: byte-level BPE (GPT-2's own kind), WordPiece (Chinese GPT-2s) and
 SentencePiece-like vocabularies. What it adds: special tokens that a user types stay text, and every token's
-bytes are known one by one, so that text can be streamed. No training here
-(`model_store/training/bpe.py`), no reading of folders (`model_store/tokenizer_files.py`).
-
-Read next: `model_store/task.py`, which turns fields into ids with it.
+bytes are known one by one, so that text can be streamed. No training here (`model_store/training/bpe.py`), no
+reading of folders (`model_store/tokenizer_files.py`). Read `model_store/task.py` next.
 """
 
 import codecs
+import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -218,8 +217,10 @@ class Tokenizer:
 
     @cached_property
     def _recognising(self) -> Any:
-        """A second backend that recognises special tokens: the switch is state, so one cannot serve both."""
-        other = type(self._backend).from_str(self._backend.to_str())
+        """A second backend, since the switch is state; recognises special tokens that have an embedding."""
+        state = json.loads(self._backend.to_str())
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < self.vocab_size]
+        other = type(self._backend).from_str(json.dumps(state))
         other.encode_special_tokens = False
         return other
 

@@ -211,7 +211,11 @@ def test_a_padding_mark_without_an_embedding_is_left_out(tmp_path: Path) -> None
     num_embeddings = backend.get_vocab_size()
     backend.add_special_tokens(["[PAD]"])
     backend.save(str(tmp_path / "tokenizer.json"))
-    assert Tokenizer.load(tmp_path, num_embeddings).vocab_size == num_embeddings
+    tokenizer = Tokenizer.load(tmp_path, num_embeddings)
+    assert tokenizer.vocab_size == num_embeddings
+    assert tokenizer.encode_specials("a[PAD]b") == tokenizer.encode("a[PAD]b")
+    assert max(tokenizer.encode_specials("a[PAD]b")) < num_embeddings
+    assert num_embeddings in Tokenizer.load(tmp_path).encode_specials("a[PAD]b")
 
 
 def with_bos(folder: Path) -> Path:
