@@ -92,7 +92,8 @@ class OpenAIBody(Body):
         """Raise `InvalidRequest` for a field that asks for what is not there."""
         for name, value in self._refused_and_given():
             if not self._is_switched_off(name) and value not in self.refused[name]:
-                raise InvalidRequest(f"{name} is not supported; leave it out", name)
+                otherwise = f', or set {_SWITCHES[name]} to "none"' if name in _SWITCHES else ""
+                raise InvalidRequest(f"{name} is not supported; leave it out{otherwise}", name)
 
     def ignored(self) -> Iterator[str]:
         """The names of fields that nothing reads, those of objects within as `outer.inner`."""

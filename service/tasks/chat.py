@@ -14,7 +14,7 @@ from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 from service.engine.job_stream import JobStream
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, PromptTooLong
 from service.tasks.calls import ChatCall, GenerateCall, GenerateResult, ModelLimits, SamplingFields
 from service.tasks.constraints import Grammar, constrained_sampling
 from service.tasks.events import Done, Event, Token
@@ -97,14 +97,20 @@ def plan(
         PromptTooLong: it does not fit, and nothing may be dropped or the last turn alone is too long.
         InvalidRequest: the model's format has no place for these messages.
     """
-    num_dropped = 0
-    if call.overflow == "error":
-        text = "\n".join(message["content"] for message in call.messages)
-        yield from check_can_fit(tokenizer, text, limits.n_positions, "messages")
-        ids = yield from render(call.messages, chat, tokenizer)
-    else:
-        ids, num_dropped = yield from _fitting(call.messages, chat, tokenizer, decoding, limits)
-    fitted = fit_ids(ids, decoding, limits.n_positions, "error", "messages")
+    num_dropped, is_strict = 0, call.overflow == "error"
+    try:
+        if is_strict:
+            text = "\n".join(message["content"] for message in call.messages)
+            yield from check_can_fit(tokenizer, text, limits.n_positions, "messages")
+            ids = yield from render(call.messages, chat, tokenizer)
+        else:
+            ids, num_dropped = yield from _fitting(call.messages, chat, tokenizer, decoding, limits)
+        fitted = fit_ids(ids, decoding, limits.n_positions, "error", "messages")
+    except PromptTooLong as error:
+        if not is_strict or len(call.messages) == 1:
+            raise
+        hint = 'overflow: "drop_oldest" leaves out the first turns'
+        raise PromptTooLong(f"{error.message}; {hint}", error.param) from None
     inner = GenerateCall(("",), call.n, logprobs=call.logprobs, origin=call.origin)
     generation = Generation(inner, tokenizer, decoding, grammar)
     generation.add(fitted, None)

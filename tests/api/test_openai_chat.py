@@ -239,6 +239,7 @@ def test_a_history_longer_than_the_window_is_an_error(client: openai.OpenAI) -> 
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, LONG)
     assert refused.value.code == "context_length_exceeded" and refused.value.param == "messages"
+    assert 'overflow: "drop_oldest"' in refused.value.message
 
 
 def test_the_oldest_turns_are_dropped_whole_and_the_system_message_stays(client: openai.OpenAI) -> None:
