@@ -21,6 +21,9 @@ _MAX_STALL = 1.5
 _PART_S = 0.02  # of drawing between two signs of life, about
 _LIGHT = 0.25  # a draw that takes no more than this share of a pass with one row holds nobody up
 _UNKNOWN_S = float("inf")
+_SURE_AFTER = (
+    16  # measurements: the quickest of fewer may be that of a busy moment, as at a start beside others
+)
 _SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
 
 
@@ -39,6 +42,7 @@ class StepCost:
         self._rising: list[float] = []  # their seconds, each at least those of fewer rows
         self._row_s: dict[str, _Average] = {}  # of one row behind the forward pass, by kind
         self._min_pass_s = self._min_score_s = _UNKNOWN_S  # of one row at its quickest: forward, scored
+        self._num_scorings = 0
 
     # ---- learning ---------------------------------------------------------------------------------------
 
@@ -59,6 +63,7 @@ class StepCost:
         """Learn from the log probabilities of some rows."""
         self._row_s.setdefault(_SCORED, _Average()).note(seconds / rows)
         self._min_score_s = min(self._min_score_s, seconds / rows)
+        self._num_scorings += 1
 
     # ---- knowing ----------------------------------------------------------------------------------------
 
@@ -91,10 +96,11 @@ class StepCost:
 
     def min_scoring_s(self, num_rows: int) -> float:
         """Seconds that so many rows of prompts and their log probabilities take at their quickest; 0 where
-        nothing was measured.
+        too little was measured.
         """
-        each_s = self._min_pass_s + self._min_score_s
-        return 0.0 if each_s == _UNKNOWN_S else num_rows * each_s
+        if self._num_scorings < _SURE_AFTER or self._min_pass_s == _UNKNOWN_S:
+            return 0.0
+        return num_rows * (self._min_pass_s + self._min_score_s)
 
     # ---- deciding ---------------------------------------------------------------------------------------
 

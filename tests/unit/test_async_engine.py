@@ -426,12 +426,16 @@ def scored(num_tokens: int) -> SequenceRequest:
     return ask([1] * num_tokens, max_new_tokens=1, score_from=0, logprobs=0)
 
 
+def measured(engine: Engine, each_s: float) -> None:
+    """Let an engine know what a row of a prompt and its log probabilities take, at their quickest."""
+    for slower in [1, *[100] * 15]:  # nor does a busy moment count
+        engine.scheduler.cost.note(32, 32 * each_s / 2 * slower)
+        engine.scheduler.cost.note_scores(32, 32 * each_s / 2 * slower)
+
+
 async def test_log_probabilities_that_cannot_be_there_in_time_are_refused_at_once() -> None:
     engine = fake_engine()
-    engine.scheduler.cost.note(32, 3.2)
-    engine.scheduler.cost.note_scores(10, 1.0)  # 0.2 s a token in all
-    engine.scheduler.cost.note(32, 320)  # nor does a busy moment count
-    engine.scheduler.cost.note_scores(10, 100)
+    measured(engine, each_s=0.2)
     async with running(engine) as served:
         with pytest.raises(InvalidRequest, match=r"of 1000 tokens .* take about 200 s .* has 1(19|20) s"):
             served.submit([scored(500), scored(500)], deadline=time.monotonic() + 120)
@@ -440,8 +444,7 @@ async def test_log_probabilities_that_cannot_be_there_in_time_are_refused_at_onc
 
 async def test_log_probabilities_wait_for_those_that_others_asked_for() -> None:
     engine, gate = gated()
-    engine.scheduler.cost.note(32, 2.2)
-    engine.scheduler.cost.note_scores(32, 1.0)
+    measured(engine, each_s=0.1)
     async with running(engine) as served:
         deadline = time.monotonic() + 12
         async with served.submit([scored(100)], deadline=deadline):
@@ -456,8 +459,7 @@ async def test_log_probabilities_wait_for_those_that_others_asked_for() -> None:
 
 async def test_few_log_probabilities_need_not_wait_for_all_of_a_large_job() -> None:
     engine, gate = gated()
-    engine.scheduler.cost.note(32, 2.2)
-    engine.scheduler.cost.note_scores(32, 1.0)  # 0.1 s a token in all
+    measured(engine, each_s=0.1)
     async with running(engine) as served, served.submit([scored(100)] * 50, tenant="a"):  # 500 s
         soon = time.monotonic() + 12
         async with served.submit([scored(10)], "a", deadline=soon):  # a turn of 10 s comes before its own
@@ -472,8 +474,7 @@ async def test_what_cannot_be_done_any_more_is_given_up_before_its_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine, gate = gated()
-    engine.scheduler.cost.note(32, 2.2)
-    engine.scheduler.cost.note_scores(32, 1.0)
+    measured(engine, each_s=0.1)
     async with running(engine) as served:
         start = now = time.monotonic()
         monkeypatch.setattr("service.engine.foresight.time", SimpleNamespace(monotonic=lambda: now))
@@ -493,6 +494,14 @@ async def test_what_cannot_be_done_any_more_is_given_up_before_its_time_is_over(
         gate.is_open.set()
 
 
-async def test_nothing_is_foreseen_before_something_was_measured() -> None:
-    async with running(fake_engine()) as served, served.submit([scored(100)], deadline=0.0) as stream:
-        assert stream.num_submitted == 1
+@pytest.mark.parametrize("num_measured", [0, 1, 15])
+async def test_nothing_is_foreseen_before_enough_was_measured(num_measured: int) -> None:
+    engine, gate = gated()
+    for _ in range(num_measured):  # a start beside others
+        engine.scheduler.cost.note(32, 3200)
+        engine.scheduler.cost.note_scores(32, 3200)
+    soon = time.monotonic() + 60
+    async with running(engine) as served, served.submit([scored(100)], deadline=soon) as stream:
+        served._look()
+        assert stream.num_submitted == 1 and stream._error is None
+        gate.is_open.set()
