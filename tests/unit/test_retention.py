@@ -206,6 +206,15 @@ def test_what_is_forgotten_is_measured_and_less_with_replay(base: Path, tmp_path
     assert set(kept) == {f"{name} loss {when}" for name in ("text", "qa") for when in ("before", "after")}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's own
+def test_adapters_are_held_to_the_base_too(base: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    adapters = {"lora_rank": 4}
+    alone, held = (moods(base, tmp_path / str(share), adapters, replay=share, old=()) for share in (0.0, 0.5))
+    assert rises(held).keys() == {"text", "qa"}
+    assert rises(held)["text"] < rises(alone)["text"] / 2
+
+
 @pytest.fixture
 def measured(base: Path, tmp_path: Path) -> tuple[OldWork, ...]:
     plan = BuildPlan((), {}, 64, is_loss_everywhere=False)
