@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from model_store.checkpoint import read_checkpoint
 from model_store.entry import ModelEntry
 from model_store.manifest import MANIFEST, Draft, write_manifest
 from model_store.task import TaskKind
@@ -184,6 +185,7 @@ def with_tasks(entry: ModelEntry, tasks: Path | None) -> Iterator[Path]:
     if tasks is None:
         yield entry.path
         return
+    read_checkpoint(entry.path)  # what is wrong with it is said of it, and not of the other folder
     draft = replace(entry.manifest, tasks={**entry.tasks, **load_tasks(tasks)})
     with tempfile.TemporaryDirectory(prefix="textgen-evaluate-") as name:
         for path in entry.path.iterdir():

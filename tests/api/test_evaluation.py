@@ -122,6 +122,15 @@ def test_empty_rows_are_left_out_where_that_is_wanted_and_counted(model: Path, t
         assert f"mood: a.csv: left out, as '{key}' is empty: 1\n" in result.stderr
 
 
+def test_a_model_without_weights_is_named_when_other_tasks_are_asked(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((model / name).read_bytes())
+    result = CliRunner().invoke(app, ["--model", str(folder), *choices(tmp_path)])
+    assert result.exit_code == 2 and f"error: {folder} holds no weights" in result.output
+
+
 def choices(folder: Path) -> list[str]:
     """Options that ask for the mood of ten texts."""
     task = {"name": "mood", "kind": "choice", "template": "{text}", "document": "text", "labels": ["a", "b"]}
