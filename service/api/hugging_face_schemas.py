@@ -50,8 +50,8 @@ class Parameters(_Sampling):
     grammar: dict[str, JsonValue] = body_field(
         None, "an object with the type json, json_schema or regex, and the schema or the expression as value"
     )
-    max_length: int = body_field(None, "as max_new_tokens, for a summary", ge=1)
-    min_length: int = body_field(None, "as min_new_tokens, for a summary", ge=0)
+    max_length: int = body_field(None, "an integer from 1: max_new_tokens of a summary", ge=1)
+    min_length: int = body_field(None, "an integer from 0: min_new_tokens of a summary", ge=0)
 
     def check_refused(self, takes_grammar: bool = False) -> None:
         """Raise `InvalidRequest` for a parameter that asks for what is not there."""

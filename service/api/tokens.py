@@ -40,7 +40,7 @@ class TokenizeBody(OpenAIBody):
     model: str = body_field("", "the served model's name, or left out")
     prompt: str = body_field(None, "a string; this or messages")
     messages: Annotated[Messages, BeforeValidator(read_messages), WithJsonSchema(MESSAGES_SCHEMA)] = (
-        body_field(None, "as of /v1/chat/completions")
+        body_field(None, "a list of messages, as of /v1/chat/completions")
     )
     add_special_tokens: bool = body_field(
         True, "true or false: those that the tokenizer puts around a prompt"
