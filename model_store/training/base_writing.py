@@ -7,6 +7,7 @@ Source: Robins 1995, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal"; S
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _TEXTS, _EXAMPLES = 48, 12  # written for the measure alone
 _REHEARSED = 8  # times as many where they are learned from, too
 _TEXT_TOKENS, _FIELD_TOKENS, _ANSWER_TOKENS = 128, 96, 24
 _AT_ONCE = 64
+_QUIET_S = 5.0  # a large base writes for minutes, and says how far it is
 
 
 def written_by(
@@ -44,7 +46,7 @@ def written_by(
         folder: Gets a file for each.
         is_rehearsed: Write many, not only enough to measure.
         seed: Of the draws.
-        report: Gets a line.
+        report: Gets lines.
 
     Returns:
         One source for each file.
@@ -53,25 +55,30 @@ def written_by(
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     write = _Writer(model, tokenizer, generator)
-    sources = []
+    kinds: dict[str, Task | None] = {TEXTS: None}
     templates = set()
-    for name, task in {TEXTS: None, **tasks}.items():
-        if task is not None:
-            if _is_text(task) or task.template in templates:  # nothing of its own
-                continue
-            templates.add(task.template)
-        count = factor * (_TEXTS if task is None else _EXAMPLES)
+    for name, its in tasks.items():
+        if not _is_text(its) and its.template not in templates:  # else it has nothing of its own
+            kinds[name] = its
+            templates.add(its.template)
+    counts = {name: factor * (_TEXTS if task is None else _EXAMPLES) for name, task in kinds.items()}
+    report(f"old work: written by the base itself ({', '.join(f'{name}-{n}' for name, n in counts.items())})")
+    sources = []
+    said_at = time.monotonic()
+    for place, (name, task) in enumerate(kinds.items(), 1):
+        count = counts[name]
         path = folder / f"{name}-{count}.jsonl"
         if not path.exists():
             records = write.texts(count) if task is None else write.examples(task, count)
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+            if time.monotonic() - said_at > _QUIET_S:
+                said_at = time.monotonic()
+                report(f"old work, {name}: written, {place} of {len(kinds)} kinds")
         if not path.stat().st_size:
             report(f"old work, {name}: the base writes nothing of the kind, so it is not measured")
             continue
         kind = "text" if task is None else "examples"
         sources.append(Source(path, kind, name if task is not None else "", min_overlap=0))
-    written = ", ".join(source.path.stem for source in sources)
-    report(f"old work: written by the base itself ({written or 'nothing'})")
     return tuple(sources)
 
 

@@ -85,6 +85,18 @@ def test_a_base_writes_texts_and_examples_that_its_tasks_take(base: Path, tmp_pa
     assert [source.path.stat().st_mtime_ns for source in found] == before
 
 
+def test_a_base_that_writes_slowly_says_how_far_it_is(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_store.training.base_writing._QUIET_S", -1.0)
+    model, said = load_gpt2(read_checkpoint(base), LeanGPT2), list[str]()
+    first = "old work: written by the base itself (text-48, qa-12)"
+    written_by(model, Tokenizer.load(base), {"qa": QA}, tmp_path, False, 0, said.append)
+    assert said == [first, "old work, text: written, 1 of 2 kinds", "old work, qa: written, 2 of 2 kinds"]
+    written_by(model, Tokenizer.load(base), {"qa": QA}, tmp_path, False, 0, said.append)
+    assert said[3:] == [first]
+
+
 def test_padded_prompts_are_continued_as_they_are_alone(base: Path) -> None:
     model, tokenizer = load_gpt2(read_checkpoint(base), LeanGPT2), Tokenizer.load(base)
     with torch.no_grad():
