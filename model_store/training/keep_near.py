@@ -39,9 +39,10 @@ def keep_near(
         The losses on old work, and on `valid` where it was measured anew.
     """
     after = losses(model, base, work)
-    if not forgotten(before, after):
+    names = forgotten(before, after)
+    if not names:
         return after, None
-    rising = [each for each in work if each.name in forgotten(before, after)]
+    rising = [each for each in work if each.name in names]
     learned = mean_loss(model, valid) if valid else None
     with torch.no_grad():
         tuned = {name: weight.clone() for name, weight in model.named_parameters()}

@@ -56,10 +56,7 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
             num_items_in_batch: What to divide by, when rows of several devices or steps are summed.
             is_old: (rows,), which ones `stay_near` is about; new and old rows count by their numbers.
         """
-        # with a cache, transformers would not look for the examples' borders
-        hidden = self.transformer(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        hidden = self._hidden(input_ids, position_ids)
         if is_old is None or not self._base:
             return CausalLMOutput(loss=self._learned(hidden, labels, weights, num_items_in_batch))
         assert position_ids is not None  # packed rows have them
@@ -110,7 +107,7 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         base.to(hidden.device)
         is_inner = position_ids[:, 1:] == position_ids[:, :-1] + 1  # no first token of an example, no padding
         theirs = base.log_probabilities(input_ids, position_ids, is_inner)
-        mine = F.linear(hidden[:, :-1][is_inner], self.lm_head.weight).float().log_softmax(-1)
+        mine = self._log_probabilities(hidden, is_inner)
         each = F.kl_div(mine, theirs, log_target=True, reduction="none").sum(-1)  # (inner,)
         is_label = is_inner & (labels[:, 1:] != _IGNORED)
         parts = is_label / is_label.sum(1, keepdim=True).clamp(min=1) / len(labels)
@@ -127,9 +124,16 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
             position_ids: The same shape, as in `forward`.
             is_wanted: (rows, block - 1), whether what stands at the place after is asked for.
         """
-        hidden = self.transformer(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        return self._log_probabilities(self._hidden(input_ids, position_ids), is_wanted)
+
+    def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states (rows, block, width); arguments as in `forward`."""
+        # with a cache, transformers would not look for the examples' borders
+        found = self.transformer(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        hidden: torch.Tensor = found.last_hidden_state
+        return hidden
+
+    def _log_probabilities(self, hidden: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden[:, :-1][is_wanted], self.lm_head.weight).float().log_softmax(-1)
 
     head_loss: Callable[..., torch.Tensor]

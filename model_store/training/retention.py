@@ -140,7 +140,8 @@ def losses(model: Any, base: Any, work: Sequence[OldWork]) -> dict[str, float]:
 
 def mean_loss(model: Any, rows: Rows, base: Any = None) -> float | None:
     """The mean loss of a token that counts in rows, in nats, or of what a base would write in its place; None
-    where none counts."""
+    where none counts.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

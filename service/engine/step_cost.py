@@ -21,9 +21,8 @@ _MAX_STALL = 1.5
 _PART_S = 0.02  # of drawing between two signs of life, about
 _LIGHT = 0.25  # a draw that takes no more than this share of a pass with one row holds nobody up
 _UNKNOWN_S = float("inf")
-_SURE_AFTER = (
-    16  # measurements: the quickest of fewer may be that of a busy moment, as at a start beside others
-)
+# Measurements: the quickest of fewer may be that of a busy moment, as at a start beside others.
+_SURE_AFTER = 16
 _SCORED = "scored"  # the kind of all rows whose log probabilities are wanted
 
 
