@@ -41,7 +41,7 @@ def path() -> Path:
         processor.HAS_TILES,
     )  # tiles may be refused to a process
     digest.update(repr((compilers, target)).encode())
-    return folder() / f"{digest.hexdigest()}.kernels"
+    return folder() / f"{digest.hexdigest()}.nbk"
 
 
 def has_kernels() -> bool:
