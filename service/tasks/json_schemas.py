@@ -8,17 +8,18 @@ that are not named, unless there is `additionalProperties`: a small model never 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
-from service.tasks.schema_unions import NO_SCHEMAS, Schema, alternatives
+from service.tasks.schema_parts import Schema, schemas_in
+from service.tasks.schema_unions import tell_apart
 
 # How llguidance writes JSON. One space or line break at most where JSON lets any number stand: a model may
 # never come to an end of them. No \u, which would let a key be written in a second way, past its own schema,
 # and half a character be written.
 STYLE = {"whitespace_pattern": "[ \n]?", "json_allowed_escapes": 'nrbtf"\\'}
 
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")  # of names to schemas
 _JOINING = ("allOf", "anyOf", "oneOf", "$ref")  # lead to more schemas of the same object
 _CONDITIONS = ("not", "if", "contains", "dependentSchemas", "dependencies")
 _OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "minProperties")
@@ -67,66 +68,42 @@ def to_follow(schema: Schema) -> Schema:
         ValueError: there is none; says which keyword is to blame.
         RecursionError: it is too deep.
     """
-    schema = alternatives(schema, schema)
-    return _follow(schema if _is_joined(schema) else _closed(schema))
+    schema = deepcopy(schema)
+    tell_apart(schema)
+    parts = schemas_in(schema)
+    if not any(map(_is_joined, parts)):
+        for part in parts:
+            _close(part)
+    for part in parts:
+        _check_characters([part.get("const"), part.get("enum")])
+        _include_bounds(part)
+        _check_num_properties(part)
+        _check_format(part)
+    return schema
 
 
-def _is_joined(value: Any) -> bool:
+def _is_joined(schema: Schema) -> bool:
     """Whether an object may be held against several schemas at once, so that none of them names all its
     properties.
     """
-    if isinstance(value, list):
-        return any(map(_is_joined, value))
-    if not isinstance(value, dict):
-        return False
-    lists = (value.get(name) for name in ("allOf", "oneOf"))
+    lists = (schema.get(name) for name in ("allOf", "oneOf"))
     has_several = any(isinstance(each, list) and len(each) > 1 for each in lists)
-    is_one_of_several = "properties" in value and any(name in value for name in _JOINING)
-    return (
-        has_several
-        or is_one_of_several
-        or any(name in value for name in _CONDITIONS)
-        or any(map(_is_joined, value.values()))
-    )
+    is_one_of_several = "properties" in schema and any(name in schema for name in _JOINING)
+    return has_several or is_one_of_several or any(name in schema for name in _CONDITIONS)
 
 
-def _closed(value: Any) -> Any:
-    """Close the objects that name their properties and do not say whether there may be others."""
-    if isinstance(value, list):
-        return [_closed(part) for part in value]
-    if not isinstance(value, dict):
-        return value
-    made = {name: part if name in NO_SCHEMAS else _closed(part) for name, part in value.items()}
-    names = value.get("properties")
-    is_named = value.get("type") == "object" and isinstance(names, dict) and _required(value) <= {*names}
-    if is_named and not any(name in value for name in _OPEN):
-        made["additionalProperties"] = False
-    return made
+def _close(schema: Schema) -> None:
+    """Close an object that names its properties and does not say whether there may be others."""
+    names = schema.get("properties")
+    is_named = schema.get("type") == "object" and isinstance(names, dict) and _required(schema) <= {*names}
+    if is_named and not any(name in schema for name in _OPEN):
+        schema["additionalProperties"] = False
 
 
 def _required(schema: Schema) -> set[str]:
     """The names of required properties; llguidance says what is wrong with others."""
     names = schema.get("required")
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
-
-
-def _follow(schema: Schema) -> Schema:
-    """What `to_follow` gives, once objects are closed."""
-    made = {
-        name: value if name in NO_SCHEMAS else _inner(value, name in _MAPS) for name, value in schema.items()
-    }
-    _check_characters([schema.get("const"), schema.get("enum")])
-    _include_bounds(made)
-    _check_num_properties(made)
-    _check_format(made)
-    return made
-
-
-def _inner(value: Any, is_map: bool) -> Any:
-    """What stands behind a keyword, whichever: a `$ref` may lead there."""
-    if isinstance(value, dict):
-        return {name: _inner(part, False) for name, part in value.items()} if is_map else _follow(value)
-    return [_inner(part, False) for part in value] if isinstance(value, list) else value
 
 
 def _include_bounds(schema: Schema) -> None:
@@ -191,9 +168,11 @@ def _check_num_properties(schema: Schema) -> None:
 
 def _check_format(schema: Schema) -> None:
     """Say a format that llguidance takes too lightly in other words, and leave out what is no format."""
-    name = schema.get("format")
+    name, others = schema.get("format"), schema.get("allOf", [])
+    if not isinstance(name, str) or not isinstance(others, list):
+        return  # llguidance says what is wrong
     if name in _INSTEAD:
         del schema["format"]
-        schema["allOf"] = [*schema.get("allOf", ()), _INSTEAD[name]]
-    elif isinstance(name, str) and name not in _FORMATS:
+        schema["allOf"] = [*others, _INSTEAD[name]]
+    elif name not in _FORMATS:
         del schema["format"]  # a note for people, as JSON Schema has it

@@ -10,31 +10,20 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
-Schema = dict[str, Any]
+from service.tasks.schema_parts import Schema, schemas_in
 
-NO_SCHEMAS = ("const", "enum", "default", "examples")  # data, whatever they look like
 _MAX_REFERENCES = 32  # that lead from one to the next
 
 
-def alternatives(value: Any, root: Schema) -> Any:
-    """Give a schema with `anyOf` in place of each `oneOf` whose schemas exclude each other.
-
-    Args:
-        value: a schema, or what stands within one.
-        root: in which references are looked up.
-    """
-    if isinstance(value, list):
-        return [alternatives(part, root) for part in value]
-    if not isinstance(value, dict):
-        return value
-    made = {name: part if name in NO_SCHEMAS else alternatives(part, root) for name, part in value.items()}
-    branches = made.get("oneOf")
-    if isinstance(branches, list) and "anyOf" not in made:
-        found = _excluding(branches, [_resolved(branch, root) for branch in branches])
-        if found is not None:
-            del made["oneOf"]
-            made["anyOf"] = found
-    return made
+def tell_apart(root: Schema) -> None:
+    """Put `anyOf` in place of each `oneOf` within a schema whose alternatives exclude each other."""
+    for schema in schemas_in(root):
+        branches = schema.get("oneOf")
+        if isinstance(branches, list) and "anyOf" not in schema:
+            found = _excluding(branches, [_resolved(branch, root) for branch in branches])
+            if found is not None:
+                del schema["oneOf"]
+                schema["anyOf"] = found
 
 
 def _excluding(branches: list[Any], resolved: list[Schema]) -> list[Schema] | None:

@@ -11,7 +11,7 @@ import llguidance
 import pytest
 
 from service.tasks.json_schemas import STYLE, to_follow
-from service.tasks.schema_unions import alternatives
+from service.tasks.schema_unions import tell_apart
 
 BYTES = llguidance.LLTokenizer("byte")
 
@@ -127,6 +127,7 @@ def tagged(tag: str, field: str, **more: Any) -> dict[str, Any]:
     }
 
 
+BORN = {"type": "string", "format": "date"}
 CAT, DOG = tagged("cat", "lives"), tagged("dog", "bones")
 PETS = {"oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}], "$defs": {"Cat": CAT, "Dog": DOG}}
 
@@ -152,6 +153,59 @@ def test_objects_that_a_tag_tells_apart_have_their_tag_and_nothing_unnamed(schem
     assert not accepts(schema, '{"kind":"dog","lives":9}')
 
 
+KEYWORDS = [
+    "default",
+    "const",
+    "enum",
+    "examples",
+    "properties",
+    "$defs",
+    "oneOf",
+    "allOf",
+    "not",
+    "if",
+    "$ref",
+]
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+@pytest.mark.parametrize("where", ["properties", "$defs", "definitions"])
+def test_a_property_or_definition_can_be_named_like_a_keyword(name: str, where: str) -> None:
+    reference = {"$ref": f"#/{where}/{name}"}
+    union = {"oneOf": [CAT, {"type": "object", "properties": {"kind": {"const": "dog"}, "born": BORN}}]}
+    schema = {
+        "type": "object",
+        where: {name: union},
+        "properties": {name: union if where == "properties" else reference},
+    }
+    for inner, outer, is_written in (
+        ('{"kind":"cat","lives":9}', "", True),
+        ('{"kind":"dog","born":"2024-02-29"}', "", True),
+        ('{"kind":"dog","born":"2023-02-29"}', "", False),
+        ('{"kind":"dog","lives":9}', "", False),
+        ('{"kind":"cat","lives":9,"z":1}', "", False),
+        ('{"kind":"cat","lives":9}', ',"z":1', False),
+    ):
+        assert accepts(schema, f'{{"{name}":{inner}{outer}}}') == is_written, (inner, outer)
+
+
+@pytest.mark.parametrize("keyword", ["default", "example", "examples", "const", "enum"])
+def test_data_is_left_as_it_is(keyword: str) -> None:
+    data = [{"oneOf": [CAT, DOG], "format": "colour", "minProperties": 2, "maximum": 1e300, "properties": {}}]
+    assert to_follow({"type": "array", keyword: data}) == {"type": "array", keyword: data}
+
+
+def test_data_that_looks_like_conditions_opens_no_object() -> None:
+    assert not accepts({**A, "default": {"allOf": [1, 2], "not": {"if": 1}}}, '{"z":null}')
+
+
+def test_a_schema_that_is_given_stays_as_it_was() -> None:
+    schema = {"type": "object", "properties": {"a": {"oneOf": [CAT, DOG], "format": "colour"}}}
+    before = json.dumps(schema)
+    assert to_follow(schema) != schema
+    assert json.dumps(schema) == before
+
+
 def test_only_where_objects_are_told_apart_they_need_their_tag() -> None:
     assert not accepts({"oneOf": [CAT, DOG]}, '{"lives":9}')
     assert accepts({"oneOf": [{"type": "null"}, CAT]}, '{"lives":9}')
@@ -174,7 +228,9 @@ def test_only_where_objects_are_told_apart_they_need_their_tag() -> None:
     ids=str,
 )
 def test_what_might_match_two_stays_as_it_is(schema: dict[str, Any]) -> None:
-    assert alternatives(schema, schema) == schema
+    before = json.dumps(schema)
+    tell_apart(schema)
+    assert json.dumps(schema) == before
 
 
 @pytest.mark.parametrize(
@@ -184,6 +240,10 @@ def test_what_might_match_two_stays_as_it_is(schema: dict[str, Any]) -> None:
         {"type": "object", "properties": {"a": {}}, "required": [{}]},
         {"allOf": 5},
         {"properties": 5, "type": "object"},
+        {"format": []},
+        {"format": {}},
+        {"format": "date", "allOf": None},
+        {"format": "date", "allOf": 5},
     ],
     ids=str,
 )
