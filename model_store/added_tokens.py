@@ -96,17 +96,22 @@ def without_marks(backend: Any, marks: Mapping[int, str]) -> Any:
     """Give a backend for texts in which nothing is a special token, whatever stands there.
 
     Some vocabularies (SentencePiece's unigrams) hold their special tokens as pieces, which a text would
-    become even where they are not looked for. In a copy they keep their ids, under names that no text holds.
+    become even where they are not looked for. In a copy they keep their ids, under names that no text holds;
+    not those that texts are written with (a single character, what merges join): such a one is its text.
 
     Args:
         backend: With `encode_special_tokens` set.
         marks: The special tokens, by id.
     """
-    if not any(i in backend.encode(f"a{mark}b {mark}").ids for i, mark in marks.items()):
+    own = backend.get_vocab(with_added_tokens=False)
+    pieces = {token_id: mark for token_id, mark in marks.items() if mark in own}
+    if not any(i in backend.encode(f"a{mark}b {mark}").ids for i, mark in pieces.items()):
         return backend
     state = json.loads(backend.to_str())
-    hidden = {mark: f"\ufdd0{mark}\ufdd0" for mark in marks.values()}
     model = state["model"]
+    letters = {part for merge in model.get("merges", ()) for part in (*merge, "".join(merge))}
+    letters.update(mark for mark in marks.values() if len(mark) == 1)
+    hidden = {mark: f"\ufdd0{mark}\ufdd0" for mark in marks.values() if mark not in letters}
     if isinstance(model["vocab"], dict):
         model["vocab"] = {hidden.get(piece, piece): token_id for piece, token_id in model["vocab"].items()}
     else:
@@ -117,4 +122,16 @@ def without_marks(backend: Any, marks: Mapping[int, str]) -> Any:
         token["content"] = hidden.get(token["content"], token["content"])
     copy = type(backend).from_str(json.dumps(state))
     copy.encode_special_tokens = True
+    return copy
+
+
+def with_marks(backend: Any, num_embeddings: int) -> Any:
+    """Give a copy of a backend that recognises special tokens, those that have an embedding."""
+    state = backend.to_str()
+    if max(backend.get_added_tokens_decoder(), default=0) >= num_embeddings:
+        edited = json.loads(state)
+        edited["added_tokens"] = [token for token in edited["added_tokens"] if token["id"] < num_embeddings]
+        state = json.dumps(edited)
+    copy = type(backend).from_str(state)
+    copy.encode_special_tokens = False
     return copy

@@ -7,17 +7,16 @@ reading of folders (`model_store/tokenizer_files.py`). Read `model_store/task.py
 """
 
 import codecs
-import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tokenizers import processors
 
-from model_store.added_tokens import without_marks
+from model_store.added_tokens import with_marks, without_marks
 from model_store.borders import is_cjk
 from model_store.errors import InvalidText, TokenizerError
 from model_store.normalizer import character_normalizer
@@ -58,6 +57,7 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._pieces: dict[int, bytes] = {}
         self._cleans_up = loaded.cleans_up
+        self._normalize = character_normalizer(self._backend)
         self.named_specials = loaded.named_specials
         self.bos_ids: tuple[int, ...] = loaded.bos_ids
         self.frame_ids = loaded.frame_ids if any(loaded.frame_ids) else (self.bos_ids, ())
@@ -74,6 +74,11 @@ class Tokenizer:
                 f"the tokenizer has {num_tokens} tokens, the model embeddings for {num_embeddings}; "
                 "call model.resize_token_embeddings and train on, or remove the added tokens"
             )
+        specials = {i: self._added[i] for i in self._special_ids}
+        self.longest_special = max(map(len, specials.values()), default=0)  # in code points
+        # two, since what they do with special tokens is a switch, and so state
+        self._reading_text = without_marks(self._backend, specials)
+        self._recognising = with_marks(self._backend, self.vocab_size)
 
     @classmethod
     def load(cls, folder: Path, num_embeddings: int | None = None) -> "Tokenizer":
@@ -114,10 +119,10 @@ class Tokenizer:
         """The token that ends a text; also what an empty prompt becomes."""
         return self.eos_token_ids[0]
 
-    @cached_property
-    def longest_special(self) -> int:
-        """Code points of the longest special token."""
-        return max(map(len, self.special_texts), default=0)
+    @property
+    def is_contextual(self) -> bool:
+        """Whether what a token writes may depend on the one before it."""
+        return self._style != "byte_level"
 
     @property
     def special_texts(self) -> list[str]:
@@ -160,10 +165,6 @@ class Tokenizer:
     def normalized(self, text: str) -> str:
         """Give a text as its tokens tell it, in a normal form, perhaps without case or accents."""
         return text if self._normalize is None else self._normalize(text)
-
-    @cached_property
-    def _normalize(self) -> Callable[[str], str] | None:
-        return character_normalizer(self._backend)
 
     def piece(self, previous_id: int | None, token_id: int) -> bytes:
         """Give the bytes that a token adds to the text: UTF-8, maybe a part of a character.
@@ -210,20 +211,6 @@ class Tokenizer:
         """Say whether a token is a mark (end of text, padding, …) and no text."""
         return token_id in self._special_ids
 
-    @cached_property
-    def _reading_text(self) -> Any:
-        """The backend for what is text whatever stands there."""
-        return without_marks(self._backend, {i: self._added[i] for i in self._special_ids})
-
-    @cached_property
-    def _recognising(self) -> Any:
-        """A second backend, since the switch is state; recognises special tokens that have an embedding."""
-        state = json.loads(self._backend.to_str())
-        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < self.vocab_size]
-        other = type(self._backend).from_str(json.dumps(state))
-        other.encode_special_tokens = False
-        return other
-
     def _own_piece(self, token_id: int) -> bytes:
         """The bytes of one token, whatever stands before it; WordPiece keeps its "##"."""
         own = self._pieces.get(token_id)
@@ -243,9 +230,10 @@ class Tokenizer:
             byte = _BYTE.fullmatch(token)
             return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE_MARK, " ").encode()
         table = bytes_by_character() if self._style == "byte_level" else {}
-        if token and all(character in table for character in token):
-            return bytes(table[character] for character in token)
-        return token.encode()  # of a WordPiece, or not in the byte alphabet: an entry somebody wrote by hand
+        try:
+            return bytes(map(table.__getitem__, token))
+        except KeyError:  # of a WordPiece, or not in the byte alphabet: an entry somebody wrote by hand
+            return token.encode()
 
 
 def copy_tokenizer(source: Path, target: Path, num_embeddings: int) -> Tokenizer:

@@ -126,7 +126,7 @@ class Life:
             Quota(self._engine.quota.limit - settings.max_waiting).share,
         )
         chat_format = await asyncio.to_thread(find_chat, entry.path, tokenizer, tasks, settings.chat_template)
-        runner = TaskRunner(self._engine, tokenizer, tasks, limits, chat_format)
+        runner = await asyncio.to_thread(TaskRunner, self._engine, tokenizer, tasks, limits, chat_format)
         self.state.served = Served(
             entry.name, entry.version, tasks, runner, self._engine, int(time.time()), facts
         )

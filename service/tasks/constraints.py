@@ -154,12 +154,13 @@ class Grammars:
     """Compiles constraints and keeps the latest.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's. Cost: one pass over its vocabulary, and as much within llguidance, which holds
+            the interpreter's lock for it.
         offloader: in whose turns a constraint waits to be compiled.
     """
 
     def __init__(self, tokenizer: Tokenizer, offloader: Offloader) -> None:
-        self._tokenizer, self._offloader = tokenizer, offloader
+        self._words, self._offloader = Words(tokenizer), offloader
         self._compiled: OrderedDict[Constraint, Grammar] = OrderedDict()  # the latest used is last
 
     async def compile(self, constraint: Constraint, origin: Origin) -> Grammar:
@@ -183,16 +184,14 @@ class Grammars:
         return found
 
     def _compile(self, constraint: Constraint) -> Steps[Grammar]:
-        words = self._words
-        yield
-        compiled = self._thread.submit(_matcher, constraint, words)
+        compiled = self._thread.submit(_matcher, constraint, self._words)
         try:
             while not compiled.done():
                 wait([compiled], _LOOK_S)
                 yield
         finally:
             compiled.cancel()  # nobody waits for it any more, if it has not begun
-        return Grammar(compiled.result(), words)
+        return Grammar(compiled.result(), self._words)
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
@@ -204,10 +203,6 @@ class Grammars:
         finally:
             threading.stack_size(before)
         return thread
-
-    @cached_property
-    def _words(self) -> Words:
-        return Words(self._tokenizer)
 
 
 def constrained_sampling(call: GenerateCall | ChatCall) -> SamplingFields:

@@ -12,6 +12,8 @@ from typing import Protocol
 from model_store.borders import is_cjk
 from model_store.tokenizer import Tokenizer
 
+_LONGEST = 256  # bytes of a token, beyond any real one: each of its beginnings is kept
+
 
 class Reading(Protocol):
     """What the tokenizer makes of a text."""
@@ -36,7 +38,9 @@ class Tokens:
         self._beginnings: set[bytes] = set()
 
     def add(self, piece: bytes, token_id: int) -> None:
-        """Add a token that writes `piece`."""
+        """Add a token that writes `piece`; one that is longer than any real one is never found."""
+        if len(piece) > _LONGEST:
+            return
         self._ids.setdefault(piece, []).append(token_id)
         self._beginnings.update(piece[:length] for length in range(1, len(piece)))
 
@@ -63,10 +67,13 @@ class Vocabulary:
         self.fold = tokenizer.normalized
         self._own = Tokens()  # what a token writes by itself
         self._joined = Tokens()  # WordPiece: tokens that go on within a word
+        self.implies_spaces = False
+        if not tokenizer.is_contextual:
+            self._own = _all_tokens(tokenizer)
+            return
         pieces = ((token_id, tokenizer.piece(None, token_id)) for token_id in range(tokenizer.vocab_size))
         # A token of ASCII letters, to see what others write after it.
         probe = next((token_id for token_id, piece in pieces if piece.isalpha()), None)
-        self.implies_spaces = False
         for token_id in range(tokenizer.vocab_size):
             own = tokenizer.piece(None, token_id)
             if not own or tokenizer.is_special(token_id):
@@ -93,7 +100,7 @@ class Vocabulary:
             return
         yield from self._own.walk(place.data, position)
         if is_first:
-            spaced = b" " + place.data[position : position + _LONGEST_FIRST]
+            spaced = b" " + place.data[position : position + _LONGEST]
             for token_id, end in self._own.walk(spaced, 0):
                 yield token_id, position + end - 1
 
@@ -107,9 +114,6 @@ class Vocabulary:
             yield from self._own.walk(data, word)
         if word == position and not is_first:
             yield from self._joined.walk(data, position)
-
-
-_LONGEST_FIRST = 256  # bytes of a token, beyond any real one; a bound on copying
 
 
 def _all_tokens(tokenizer: Tokenizer) -> Tokens:

@@ -27,14 +27,15 @@ class Words:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         ids = range(tokenizer.vocab_size)
-        alone = [tokenizer.piece(None, token_id) for token_id in ids]
-        word = next((token_id for token_id in ids if alone[token_id].isalpha()), None)
-        behind_word = [tokenizer.piece(word, token_id) for token_id in ids]
+        behind_word = behind_cjk = alone = [tokenizer.piece(None, token_id) for token_id in ids]
+        if tokenizer.is_contextual:
+            word = next((token_id for token_id in ids if alone[token_id].isalpha()), None)
+            behind_word = [tokenizer.piece(word, token_id) for token_id in ids]
+            cjk = next((token_id for token_id in ids if _ends_with_cjk(alone[token_id])), None)
+            behind_cjk = [tokenizer.piece(cjk, token_id) for token_id in ids]
         self._otherwise_first = _bits([a != b for a, b in zip(alone, behind_word, strict=True)])
-        self._implies_spaces = bool(self._otherwise_first.any())
-        cjk = next((token_id for token_id in ids if _ends_with_cjk(alone[token_id])), None)
-        behind_cjk = [tokenizer.piece(cjk, token_id) for token_id in ids]
         self._otherwise_behind_cjk = _bits([a != b for a, b in zip(behind_cjk, behind_word, strict=True)])
+        self._implies_spaces = bool(self._otherwise_first.any())
         self.ends = _bits([token_id in tokenizer.eos_token_ids for token_id in ids])
         specials = [token_id for token_id in ids if tokenizer.is_special(token_id)]
         names = {token_id: f"<|{token_id}|>".encode() for token_id in (*specials, *tokenizer.eos_token_ids)}

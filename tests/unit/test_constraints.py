@@ -118,6 +118,19 @@ def allowed(found: TokenMask | list[int]) -> list[int]:
 
 
 @pytest.mark.asyncio
+async def test_llguidance_learns_the_vocabulary_before_it_is_asked(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offloader = Offloader()
+    grammars = Grammars(tokenizer, offloader)
+    monkeypatch.delattr("llguidance.LLTokenizer")  # it holds the interpreter's lock
+    try:
+        await grammars.compile(Constraint("regex", "a"), Origin())
+    finally:
+        offloader.close()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
 async def test_a_finished_text_is_valid_against_its_schema(tokenizer: Tokenizer, schema: object) -> None:
     ended = [c for c in await texts_of(tokenizer, schema_of(schema), n=8) if c.finish_reason == "stop"]

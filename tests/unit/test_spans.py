@@ -19,7 +19,7 @@ from model_store.borders import word_starts_and_ends
 from model_store.tokenizer import Tokenizer
 from model_store.tokenizer_files import LoadedTokenizer
 from service.tasks.spans import Continued, SpanAutomaton
-from service.tasks.vocabulary import Vocabulary
+from service.tasks.vocabulary import Tokens, Vocabulary
 
 TOKENIZER = make_tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER)
@@ -224,3 +224,11 @@ def test_only_what_a_tokenizer_changes_in_characters_is_its_normal_form() -> Non
     steps, text, _ = NORMALIZED[-1]
     assert _normalizing(*steps).normalized(text) == text
     assert TOKENIZER.normalized("\ufb01") == "\ufb01"
+
+
+def test_a_token_as_long_as_a_book_is_left_out() -> None:
+    """Its beginnings alone would be five gigabytes."""
+    tokens = Tokens()
+    tokens.add(b"a", 1)
+    tokens.add(b"a" * 100_000, 2)
+    assert list(tokens.walk(b"a" * 100_000, 0)) == [(1, 1)]

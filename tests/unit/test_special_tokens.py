@@ -158,3 +158,16 @@ def test_a_text_without_marks_is_read_as_before_where_marks_are_pieces(tmp_path:
     ours, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     for text in mixtures([" sea", "cold\u0378"], 200):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("mark", ["a", "k", "\u0120k", "ing", "\u0120king"])
+def test_a_mark_that_texts_are_written_with_is_its_text(tmp_path: Path, mark: str) -> None:
+    """As in folders whose `pad_token` is "!": nothing else can write the character."""
+    gpt2(tmp_path)
+    usual = Tokenizer.load(tmp_path)
+    config = {"tokenizer_class": "GPT2Tokenizer", "pad_token": mark}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in mixtures(["a", "k", "ing", " king"], 100):
+        assert ours.encode(text) == usual.encode(text)
+        assert ours.encode_specials(text) == theirs.encode(text, add_special_tokens=False)
