@@ -221,13 +221,13 @@ def modifiers() -> str:
 
 def _between_borders(answer: str) -> re.Pattern[str]:
     """Finds an answer, and passes over most places inside of words without a look at their neighbourhood."""
-    found = re.escape(answer)
-    pattern = found
+    escaped = re.escape(answer)
+    pattern = escaped
     if _is_of_word(answer, 0):
-        pattern += f"(?<!{_LETTER}{found})"
+        pattern += f"(?<!{_LETTER}{escaped})"
     if _is_of_word(answer, len(answer) - 1):
         pattern += f"(?!{_LETTER})"
-    return re.compile(rf"{pattern}(?<!\u200d{found})(?![\u200d{modifiers()}])")
+    return re.compile(rf"{pattern}(?<!\u200d{escaped})(?![\u200d{modifiers()}])")
 
 
 def is_cjk(character: str) -> bool:

@@ -20,11 +20,8 @@ Segments = list[tuple[str, bool]]  # (text, is_user_text), as `Task.segments` gi
 
 _CHAT_FIELDS = ({"history"}, {"history", "speaker"})
 _SPEAKERS = {"user": "A", "assistant": "B"}
-_LOSE_NOTHING = (
-    range(0xFDD0, 0xFDF0),
-    range(0xE000, 0xF900),
-    range(0x20000, 0x110000),
-)  # no text has them all
+# No text has them all.
+_LOSE_NOTHING = (range(0xFDD0, 0xFDF0), range(0xE000, 0xF900), range(0x20000, 0x110000))
 
 
 class ChatFormat(Protocol):
@@ -82,8 +79,8 @@ class TemplateChat:
 
     def _mark(self, text: str, mark: str) -> str:
         """Break every special token of a message's text, and what could become one with its neighbour."""
-        broken = self._special.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
-        return self._edges.sub(lambda found: found[0][:1] + mark + found[0][1:], broken)
+        broken = self._special.sub(lambda match: match[0][:1] + mark + match[0][1:], text)
+        return self._edges.sub(lambda match: match[0][:1] + mark + match[0][1:], broken)
 
     def _pieces(self, rendered: str, mark: str) -> Iterator[tuple[str, bool]]:
         """Cut at the template's special tokens: the parts between that hold a mark are text."""
@@ -99,10 +96,10 @@ class TemplateChat:
 
     def _parts(self, rendered: str) -> Iterator[tuple[str, bool]]:
         start = 0
-        for found in self._special.finditer(rendered):
-            yield rendered[start : found.start()], False
-            yield found[0], True
-            start = found.end()
+        for match in self._special.finditer(rendered):
+            yield rendered[start : match.start()], False
+            yield match[0], True
+            start = match.end()
         yield rendered[start:], False
 
 
@@ -150,8 +147,8 @@ class TaskChat:
 def chat_task(tasks: Mapping[str, Task]) -> Task | None:
     """The task that holds conversations: `chat`, else the first that takes a history."""
     fitting = {name: each for name, each in tasks.items() if each.kind == "generate"}
-    found = [each for each in fitting.values() if set(each.fields) in _CHAT_FIELDS]
-    return next((each for each in found if each.name == "chat"), next(iter(found), None))
+    suitable = [each for each in fitting.values() if set(each.fields) in _CHAT_FIELDS]
+    return next((each for each in suitable if each.name == "chat"), next(iter(suitable), None))
 
 
 def find_chat(

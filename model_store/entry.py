@@ -89,14 +89,14 @@ def list_files(folder: Path) -> list[str]:
     Raises:
         CorruptEntry: A symbolic link or something else that is no file; an entry holds plain files only.
     """
-    found = []
+    relatives = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise CorruptEntry(f"{relative} is not a plain file")
         if path.is_file() and relative != MANIFEST:
-            found.append(relative)
-    return found
+            relatives.append(relative)
+    return relatives
 
 
 def read_entry(folder: Path, name: str, version: str) -> ModelEntry:
@@ -132,8 +132,8 @@ def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
             raise CorruptEntry(f"{path} has {size} bytes instead of {record.size}")
     if extra := sorted(present - files.keys()):
         raise CorruptEntry(f"{extra[0]} does not belong to it")
-    for path, found in hash_folder(folder).items():
-        if found.sha256 != files[path].sha256:
+    for path, actual in hash_folder(folder).items():
+        if actual.sha256 != files[path].sha256:
             raise CorruptEntry(f"{path} differs from its checksum")
 
 

@@ -137,9 +137,9 @@ def _running_lines(document: str) -> Steps[list[tuple[int, int]]]:
         for before, end in pairwise(chain([-1], ends, [len(document)]))
         if 1 <= end - before - 1 <= _LONGEST_LINE
     )
-    found = yield from listed(((*span, _form(document[slice(*span)])) for span in lines), _PER_STEP)
-    copies = Counter(form for _, _, form in found)
-    return [(start, end) for start, end, form in found if copies[form] >= _RUNNING]
+    forms = yield from listed(((*span, _form(document[slice(*span)])) for span in lines), _PER_STEP)
+    copies = Counter(form for _, _, form in forms)
+    return [(start, end) for start, end, form in forms if copies[form] >= _RUNNING]
 
 
 def _parted_at(
@@ -152,8 +152,8 @@ def _parted_at(
         within = cuts[bisect_right(cuts, span[0]) : bisect_left(cuts, span[1])]
         return (_stripped(document, *part) for part in pairwise((span[0], *within, span[1])))
 
-    found = yield from listed((part for span in spans for part in parts(span)), _PER_STEP)
-    return [(start, end) for start, end in found if start < end]
+    pieces = yield from listed((part for span in spans for part in parts(span)), _PER_STEP)
+    return [(start, end) for start, end in pieces if start < end]
 
 
 def _salience(bag: Counter[str], counts: Counter[str]) -> float:
@@ -212,8 +212,8 @@ def _sentences(document: str) -> Steps[list[tuple[int, int]]]:
     """Sentences as (start, end), white space at their ends left out; long ones in pieces, and several as one
     where there are too many to weigh each.
     """
-    found = yield from listed(each_sentence_end(document), _PER_STEP)
-    ends = [*found[:: len(found) // _MOST_SENTENCES + 1], len(document)]
+    all_ends = yield from listed(each_sentence_end(document), _PER_STEP)
+    ends = [*all_ends[:: len(all_ends) // _MOST_SENTENCES + 1], len(document)]
     spans = (piece for span in zip([0, *ends], ends, strict=False) for piece in _pieces(document, *span))
     stripped = yield from listed((_stripped(document, *span) for span in spans), _PER_STEP)
     return [(start, end) for start, end in stripped if start < end]

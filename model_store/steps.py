@@ -18,12 +18,12 @@ Steps: TypeAlias = Generator[None, None, T]
 
 def listed(items: Iterable[T], per_step: int) -> Steps[list[T]]:
     """List what an iterator gives, so many items a step."""
-    found = []
+    listing = []
     for item in items:
-        found.append(item)
-        if len(found) % per_step == 0:
+        listing.append(item)
+        if len(listing) % per_step == 0:
             yield
-    return found
+    return listing
 
 
 def finish(work: Steps[T]) -> T:

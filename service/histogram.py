@@ -25,8 +25,8 @@ class Histogram:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Pairs of (upper bound, how many values are not above it), as Prometheus wants them."""
-        total, found = 0, []
+        total, counts = 0, []
         for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts.copy(), strict=True):
             total += count
-            found.append((bound, float(total)))
-        return found
+            counts.append((bound, float(total)))
+        return counts

@@ -197,12 +197,12 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     """What a host name stands for, each address once."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:  # ValueError: no name at all, as "a..b"
         raise SettingsError(
             "TEXTGEN_HOST cannot be resolved; legal is a host name or address of this machine"
         ) from error
-    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in resolved))
 
 
 def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server:

@@ -105,8 +105,8 @@ def _spans(sentence: str, rng: random.Random) -> list[tuple[str, tuple[int, int]
     """One span of each kind that the sentence has."""
     chosen = []
     for kind, pattern in _PATTERNS.items():
-        if found := [match.span(1) for match in pattern.finditer(sentence)]:
-            chosen.append((kind, rng.choice(found)))
+        if spans := [match.span(1) for match in pattern.finditer(sentence)]:
+            chosen.append((kind, rng.choice(spans)))
     return chosen
 
 

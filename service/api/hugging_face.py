@@ -86,8 +86,8 @@ async def _generate(value: dict[str, Any], request: Request, is_list: bool) -> R
     assert isinstance(result, GenerateResult), "its task is of kind generate"
 
     def reply() -> Any:
-        found = _Reply(body, served.runner.tokenizer, result).all()
-        return found if is_list else found[0]
+        answers = _Reply(body, served.runner.tokenizer, result).all()
+        return answers if is_list else answers[0]
 
     size = (2 + (body.parameters.top_n_tokens or 0)) * result.usage.completion_tokens
     return tell_ignored(await json_of(exchange, reply, size), body, exchange)
@@ -96,14 +96,14 @@ async def _generate(value: dict[str, Any], request: Request, is_list: bool) -> R
 async def summarize(value: dict[str, Any], request: Request) -> Response:
     """Summarize a text, or several."""
     exchange, body = _exchange(request), await _validated(SummarizationBody, value, request)
-    if len(body.inputs) > (most := exchange.served.runner.limits.max_job_sequences):
-        raise InvalidRequest(f"inputs must be at most {most} texts", "inputs")
-    found = []
+    if len(body.inputs) > (maximum := exchange.served.runner.limits.max_job_sequences):
+        raise InvalidRequest(f"inputs must be at most {maximum} texts", "inputs")
+    summaries = []
     for call in body.to_calls(exchange.origin(is_streamed=False)):
         result = await exchange.result_of(exchange.served.runner.summarize(call))
         assert isinstance(result, SummarizeResult), "its task is of kind summarize"
-        found.append({"summary_text": result.summary})
-    return tell_ignored(await json_of(exchange, lambda: found, len(found)), body, exchange)
+        summaries.append({"summary_text": result.summary})
+    return tell_ignored(await json_of(exchange, lambda: summaries, len(summaries)), body, exchange)
 
 
 async def answer(value: dict[str, Any], request: Request) -> Response:
@@ -113,12 +113,12 @@ async def answer(value: dict[str, Any], request: Request) -> Response:
         exchange.served.runner.answer(body.to_call(exchange.origin(is_streamed=False)))
     )
     assert isinstance(result, QaResult), "its task is of kind qa"
-    found = [
+    answers = [
         {"score": _probability(a.score), "start": a.start or 0, "end": a.end or 0, "answer": a.answer}
         for a in result.answers
     ]
-    shown = found if body.parameters.top_k > 1 else found[0]
-    return tell_ignored(await json_of(exchange, lambda: shown, len(found)), body, exchange)
+    shown = answers if body.parameters.top_k > 1 else answers[0]
+    return tell_ignored(await json_of(exchange, lambda: shown, len(answers)), body, exchange)
 
 
 def _probability(score: float) -> float:

@@ -86,8 +86,8 @@ class _HuggingFaceBody(OpenAIBody):
 
 def _parameters(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters of a body as it came; none where they are no object."""
-    found = given.get("parameters")
-    return found if isinstance(found, dict) else {}
+    parameters = given.get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
 
 
 class GenerationBody(_HuggingFaceBody):

@@ -132,12 +132,12 @@ class StreamOptions(OpenAIBody):
 @lru_cache
 def legal_of(body: type[Body]) -> Mapping[str, str]:
     """Legal values in words, by field name, those of objects within too, for messages."""
-    found: dict[str, str] = {}
+    legal: dict[str, str] = {}
     for name, item in body.model_fields.items():
         if isinstance(item.annotation, type) and issubclass(item.annotation, Body):
-            found |= legal_of(item.annotation)
-        found[name] = item.description or ""
-    return found
+            legal |= legal_of(item.annotation)
+        legal[name] = item.description or ""
+    return legal
 
 
 # What the fields of the table are called here.

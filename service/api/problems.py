@@ -73,14 +73,14 @@ class Problem:
 
     def headers(self, dialect: Dialect) -> dict[str, str]:
         """Headers that belong to the status."""
-        found: dict[str, str] = {}
+        headers: dict[str, str] = {}
         if self.retry_after_s is not None:
-            found["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.code == "unauthorized":
-            found["WWW-Authenticate"] = "Bearer"
+            headers["WWW-Authenticate"] = "Bearer"
         if self.code == "deadline_exceeded" and dialect == "openai":
-            found["X-Should-Retry"] = "false"
-        return found
+            headers["X-Should-Retry"] = "false"
+        return headers
 
     def spelled(self, names: Mapping[str, str]) -> Problem:
         """The same in the caller's names of fields.
@@ -94,7 +94,7 @@ class Problem:
         theirs = ".".join(names.get(part, part) for part in param.split("."))
         begins = theirs if self.message.startswith(param) else ""
         rest = self.message[len(param) if begins else 0 :]
-        rest = re.sub(r"[A-Za-z]+(?:_[A-Za-z]+)+", lambda found: names.get(found[0], found[0]), rest)
+        rest = re.sub(r"[A-Za-z]+(?:_[A-Za-z]+)+", lambda match: names.get(match[0], match[0]), rest)
         return replace(self, message=begins + rest, param=theirs or None)
 
     def body(self, dialect: Dialect, request_id: str) -> dict[str, Any]:
@@ -207,14 +207,14 @@ _EXPECTED = {
 _ELSEWHERE = {"do_sample": "temperature"}  # transformers' name for ours
 
 
-def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, str]) -> Problem:
+def validation_problem(faults: Sequence[Mapping[str, Any]], legal: Mapping[str, str]) -> Problem:
     """Say what is wrong with a body, in our words.
 
     Args:
-        found: pydantic's errors; only types, places and our own limits are read, never the input.
+        faults: pydantic's errors; only types, places and our own limits are read, never the input.
         legal: legal values in words, by field name; the keys are the names that exist.
     """
-    first = next((error for error in found if _is_misspelt(error, found)), found[0])
+    first = next((error for error in faults if _is_misspelt(error, faults)), faults[0])
     place = [part for part in first["loc"] if part != "body"]
     kind = str(first["type"])
     if not place:
@@ -231,12 +231,12 @@ def validation_problem(found: Sequence[Mapping[str, Any]], legal: Mapping[str, s
     return Problem("invalid_request", f"{path or 'a field'} {text}{legal_text}", path or None)
 
 
-def _is_misspelt(error: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
+def _is_misspelt(error: Mapping[str, Any], faults: Sequence[Mapping[str, Any]]) -> bool:
     """Whether an unknown field looks like a required one that is missing beside it."""
     if error["type"] != "extra_forbidden":
         return False
     *place, name = error["loc"]
-    missing = [str(e["loc"][-1]) for e in found if e["type"] == "missing" and [*e["loc"][:-1]] == place]
+    missing = [str(e["loc"][-1]) for e in faults if e["type"] == "missing" and [*e["loc"][:-1]] == place]
     return difflib.get_close_matches(str(name)[:100], missing) != []
 
 

@@ -37,7 +37,7 @@ def reply(result: Result, reply_id: str, model: str) -> dict[str, Any]:
             chunks = [_fields(chunk) for chunk in result.chunks]
             content = {"summary": result.summary, "finish_reason": result.finish_reason, "chunks": chunks}
             if result.summaries:
-                content["summaries"] = [_fields(found) for found in result.summaries]
+                content["summaries"] = [_fields(summary) for summary in result.summaries]
         case QaResult():
             content = _fields(result.answers[0])
             if len(result.answers) > 1:
@@ -105,17 +105,17 @@ class NativeFrames:
             case Chunk():
                 yield frame(_fields(event), "chunk")
             case Done():
-                found = without_text(reply(event.result, self._reply_id, self._model))
-                yield from frame_in_pieces(found, "done")
+                final = without_text(reply(event.result, self._reply_id, self._model))
+                yield from frame_in_pieces(final, "done")
 
     def of_problem(self, problem: Problem, request_id: str) -> Iterable[bytes]:
         """See `service.api.sse.Frames`."""
         return [frame(problem.body("native", request_id), "error")]
 
 
-def without_text(found: dict[str, Any]) -> dict[str, Any]:
+def without_text(final: dict[str, Any]) -> dict[str, Any]:
     """A reply without what the token events have already said."""
-    left = {name: value for name, value in found.items() if name not in ("summary", "answer")}
+    left = {name: value for name, value in final.items() if name not in ("summary", "answer")}
     if "choices" in left:
         left["choices"] = (
             {name: value for name, value in choice.items() if name != "text"} for choice in left["choices"]

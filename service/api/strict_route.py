@@ -46,12 +46,12 @@ class StrictRequest(Request):
 
     async def validated(self, value: dict[str, Any], model: type[M]) -> M:
         """A value of this request as a body. Raises HttpProblem, see `read_body`."""
-        found: M = self._take(await self._run(len(await self.body()), validated, value, model))
-        return found
+        body: M = self._take(await self._run(len(await self.body()), validated, value, model))
+        return body
 
-    def _take(self, found: tuple[Any, Mapping[str, str]]) -> Any:
+    def _take(self, read: tuple[Any, Mapping[str, str]]) -> Any:
         """Note what the caller calls fields."""
-        body, exchange_of(self).spelling = found
+        body, exchange_of(self).spelling = read
         return body
 
     async def value(self) -> Any:
@@ -122,7 +122,7 @@ def validated(value: Any, model: type[M]) -> tuple[M, Mapping[str, str]]:
     try:
         return model.model_validate(value), spelling
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
         legal = legal_of(model) if issubclass(model, OpenAIBody) else LEGAL
-        problem = validation_problem(found, legal).spelled(spelling)
+        problem = validation_problem(errors, legal).spelled(spelling)
         raise HttpProblem(problem.code, problem.message, problem.param) from None

@@ -135,11 +135,11 @@ class StructuredFields(Body):
         Raises:
             InvalidRequest: more than one does, or what one says is not legal.
         """
-        found: dict[str, Constraint | None] = {}
+        constraints: dict[str, Constraint | None] = {}
         if self.response_format is not None:
-            found["response_format"] = of_response_format(self.response_format)
+            constraints["response_format"] = of_response_format(self.response_format)
         if self.structured_outputs is not None:
-            found["structured_outputs"] = of_structured_outputs(self.structured_outputs)
+            constraints["structured_outputs"] = of_structured_outputs(self.structured_outputs)
         for name, kind in (
             ("guided_json", "json_schema"),
             ("guided_regex", "regex"),
@@ -151,13 +151,13 @@ class StructuredFields(Body):
             ("ebnf", "grammar"),
         ):
             if getattr(self, name) is not None:
-                found[name] = _constraint(name, kind, getattr(self, name))
+                constraints[name] = _constraint(name, kind, getattr(self, name))
         if self.constraint is not None:
-            found["constraint"] = self.constraint.to_constraint()
-        given = [name for name, constraint in found.items() if constraint is not None]
+            constraints["constraint"] = self.constraint.to_constraint()
+        given = [name for name, constraint in constraints.items() if constraint is not None]
         if len(given) > 1:
             raise InvalidRequest(f"{given[1]} must be left out with {given[0]}", given[1])
-        return found[given[0]] if given else None
+        return constraints[given[0]] if given else None
 
 
 def _only_one(name: str, given: Mapping[str, Any]) -> Constraint:

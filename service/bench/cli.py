@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Measure a server (`textgen bench URL`), or storm one it starts itself (`textgen bench chaos`).",
 )
 
-Bound = Annotated[float | None, typer.Option(help="Goodput: most milliseconds of this", min=0)]
+Bound = Annotated[float | None, typer.Option(help="Goodput: maximum milliseconds of this", min=0)]
 
 
 @app.command()

@@ -113,12 +113,12 @@ def _summaries(plan: Plan, run: Run, number: float, server: dict[str, Any]) -> l
     kinds = sorted({sample.kind for sample in run.samples})
     clients, rate = (None, number) if plan.rates else (int(number), None)
     duration_s = run.ended_at - run.began_at
-    found = [summarize(run.samples, duration_s, plan.objective, clients, rate)]
-    found[0] = replace(found[0], server=server)
+    summaries = [summarize(run.samples, duration_s, plan.objective, clients, rate)]
+    summaries[0] = replace(summaries[0], server=server)
     for kind in kinds if len(kinds) > 1 else []:
         samples = [sample for sample in run.samples if sample.kind == kind]
-        found.append(summarize(samples, duration_s, plan.objective, clients, rate, kind))
-    return found
+        summaries.append(summarize(samples, duration_s, plan.objective, clients, rate, kind))
+    return summaries
 
 
 async def _show_progress(run: Run, number: float, unit: str) -> None:

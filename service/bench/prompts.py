@@ -66,10 +66,10 @@ def parse_mix(text: str) -> list[Shape]:
     Raises:
         BadPrompts: it is not of that form.
     """
-    found = [_SHAPE.fullmatch(part.strip()) for part in text.split(",")]
-    if not all(found):
+    matches = [_SHAPE.fullmatch(part.strip()) for part in text.split(",")]
+    if not all(matches):
         raise BadPrompts("the mix must look like 64x64 or 64x64@9,700x16@1: WORDSxTOKENS@WEIGHT, comma, …")
-    shapes = [Shape(int(m[1]), int(m[2]), float(m[3] or 1)) for m in found if m]
+    shapes = [Shape(int(m[1]), int(m[2]), float(m[3] or 1)) for m in matches if m]
     if any(shape.num_words < 1 or shape.max_tokens < 1 or shape.weight <= 0 for shape in shapes):
         raise BadPrompts("words, tokens and weights of the mix must be above 0")
     return shapes

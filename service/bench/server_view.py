@@ -39,7 +39,7 @@ def parse_metrics(text: str) -> Series:
 def total(series: Series, name: str, **labels: str) -> float:
     """Sum of a metric over all series that have the given labels."""
     wanted = set(labels.items())
-    return sum(value for (key, found), value in series.items() if key == name and wanted <= set(found))
+    return sum(value for (key, its), value in series.items() if key == name and wanted <= set(its))
 
 
 async def scrape(client: httpx.AsyncClient, url: str) -> Series:
@@ -87,7 +87,7 @@ def view(before: Series, after: Series, duration_s: float) -> Mapping[str, Any]:
     grown = growth(before, after)
     if not any(key.startswith("textgen_") for key, _ in grown):
         return {}
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "output_tokens_per_s": round(total(grown, "textgen_generation_tokens_total") / duration_s, 2),
         "tokens_per_step": _ratio(grown, "textgen_step_tokens_sum", "textgen_step_tokens_count"),
         "prefix_cache_hit_ratio": _ratio(
@@ -98,8 +98,8 @@ def view(before: Series, after: Series, duration_s: float) -> Mapping[str, Any]:
     }
     for short, name in _HISTOGRAMS.items():
         bounds = {f"p{int(q * 100)}": histogram_quantile(grown, name, q) for q in (0.5, 0.9, 0.99)}
-        found[short] = {key: round(b * 1000, 3) for key, b in bounds.items() if b is not None}
-    return found
+        figures[short] = {key: round(b * 1000, 3) for key, b in bounds.items() if b is not None}
+    return figures
 
 
 def _ratio(grown: Series, above: str, below: str) -> float | None:

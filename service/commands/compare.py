@@ -64,19 +64,19 @@ def compare(
                 answers.append(judged(http, sets, limit))
         if labels[0] == labels[1]:
             labels = [first, second]
-        found = {name: (one, answers[1][name]) for name, one in answers[0].items()}
-        differences = {name: _differences(*pair) for name, pair in found.items()}
+        judged_pairs = {name: (one, answers[1][name]) for name, one in answers[0].items()}
+        differences = {name: _differences(*pair) for name, pair in judged_pairs.items()}
         if report:
             from model_store.training.report_html import comparison, write_report
 
-            pages = {name: (*pair, differences[name]) for name, pair in found.items()}
+            pages = {name: (*pair, differences[name]) for name, pair in judged_pairs.items()}
             write_report(report, comparison(labels[0], labels[1], pages))
     if as_json:
         typer.echo(json.dumps(_values(labels, differences), indent=2, ensure_ascii=False))
         return
     for name, rows in differences.items():
         typer.echo("\n".join(_table(name, labels, rows)))
-        main = next(row for row in rows if row.name == found[name][0].main)
+        main = next(row for row in rows if row.name == judged_pairs[name][0].main)
         typer.echo(f"{name}: {compared(main, *labels)}\n")
 
 

@@ -77,20 +77,20 @@ def evaluate(
         sets = test_sets(data, columns, encoding, target, skip_empty)
         if url:
             with connected(url, key) as http:
-                found, figures = judged(http, sets, limit), {}
+                judgements, figures = judged(http, sets, limit), {}
             entry = None
         else:
             entry = resolve(model, store.expanduser())
             with with_tasks(entry, tasks) as folder, loaded(folder) as http:
-                found = judged(http, sets, limit)
+                judgements = judged(http, sets, limit)
                 figures = _perplexities(http, folder, text or [], limit)
-        figures = {**{name: each.figures() for name, each in found.items()}, **figures}
+        figures = {**{name: each.figures() for name, each in judgements.items()}, **figures}
         if record and entry is not None:
             files = {*(source.path for source in sets.sources), *(text or [])}
             typer.echo(f"recorded in {_record(entry, store.expanduser(), figures, files)}", err=True)
         if report:
-            _write_report(report, entry, url, found)
-    typer.echo(json.dumps(figures, indent=2, ensure_ascii=False) if as_json else _table(figures, found))
+            _write_report(report, entry, url, judgements)
+    typer.echo(json.dumps(figures, indent=2, ensure_ascii=False) if as_json else _table(figures, judgements))
 
 
 def _perplexities(
@@ -131,7 +131,7 @@ def _record(
     return record_figures(root, entry, dated)
 
 
-def _write_report(path: Path, entry: ModelEntry | None, url: str, found: Mapping[str, Judged]) -> None:
+def _write_report(path: Path, entry: ModelEntry | None, url: str, judgements: Mapping[str, Judged]) -> None:
     from model_store.training.curve import read_curve
     from model_store.training.report_html import report, write_report
 
@@ -148,10 +148,10 @@ def _write_report(path: Path, entry: ModelEntry | None, url: str, found: Mapping
         ]
         if (entry.path / "loss.csv").is_file():
             curve = read_curve(entry.path / "loss.csv")
-    write_report(path, report(entry.label if entry else url, found, facts, curve))
+    write_report(path, report(entry.label if entry else url, judgements, facts, curve))
 
 
-def _table(figures: Mapping[str, Mapping[str, Any]], found: Mapping[str, Judged]) -> str:
+def _table(figures: Mapping[str, Mapping[str, Any]], judgements: Mapping[str, Judged]) -> str:
     """Figures with their intervals, each label's, and one sentence for each test set."""
     from model_store.training.evaluate import in_order
     from model_store.training.judged_words import verdict
@@ -168,7 +168,7 @@ def _table(figures: Mapping[str, Mapping[str, Any]], found: Mapping[str, Judged]
     for name, values in figures.items():
         if "labels" in values:
             lines += ["", *_labels(name, values)]
-    lines += ["", *(f"{name}: {verdict(each)}" for name, each in found.items())] if found else []
+    lines += ["", *(f"{name}: {verdict(each)}" for name, each in judgements.items())] if judgements else []
     return "\n".join(lines)
 
 

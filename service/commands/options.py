@@ -48,13 +48,13 @@ def fields_of(sets: list[str] | None, **flags: Any) -> dict[str, Any]:
     Raises:
         typer.BadParameter: there is no `=`.
     """
-    found = {name: value for name, value in flags.items() if value is not None}
+    fields = {name: value for name, value in flags.items() if value is not None}
     for item in sets or []:
         name, is_there, value = item.partition("=")
         if not is_there or not name:
             raise typer.BadParameter("must be FIELD=VALUE", param_hint="--set")
         try:
-            found[name] = json.loads(value)
+            fields[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            fields[name] = value
+    return fields

@@ -62,7 +62,7 @@ class BeamSearch:
         """Tokens of every beam on its way."""
         return len(self.beams[0].token_ids)
 
-    def found(self) -> list[tuple[Beam, float]]:
+    def best_texts(self) -> list[tuple[Beam, float]]:
         """The best texts and their scores, best first: as many as are wanted, or as there are."""
         best = self._ended[: self._params.num_return_sequences]
         return [(beam, self._worth(beam)) for beam in best]

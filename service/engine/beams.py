@@ -89,7 +89,7 @@ class Beams:
         """End a search: one outcome, the best text, with the next best behind it."""
         texts = [
             SequenceOutput(leader.index, b.text, b.token_ids, b.logprobs, (), b.finish_reason, score=score)
-            for b, score in search.found()
+            for b, score in search.best_texts()
         ]
         num_tokens = sum(len(text.token_ids) for text in texts)
         self._reporter.said(leader, num_tokens, now)

@@ -100,8 +100,8 @@ class Detokenizer:
 
     def _find_stop(self) -> int | None:
         """Where the text ends: at the stop string that is complete first, wherever tokens have borders."""
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        return min(found)[0 if self._shows_stop else 1] if found else None
+        ends = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        return min(ends)[0 if self._shows_stop else 1] if ends else None
 
     def _possible_stop_length(self) -> int:
         """Length of the longest tail that is the start of a stop string."""

@@ -35,15 +35,15 @@ def _scarcest() -> tuple[int, str, str]:
     if not Path("/proc/meminfo").exists():
         return 4 << 30, "in the machine, perhaps", "free some"
     kib = {**_fields(Path("/proc/meminfo")), **_fields(Path("/proc/self/status"))}
-    found = [(kib["MemAvailable"] << 10, "in the machine", "free some")]
+    limits = [(kib["MemAvailable"] << 10, "in the machine", "free some")]
     if (left_bytes := memory_left_bytes()) is not None:
-        found.append((left_bytes, "below the limit of the container or unit", "raise it"))
+        limits.append((left_bytes, "below the limit of the container or unit", "raise it"))
     for name, used, what in _LIMITS:
         limit, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
         if limit != resource.RLIM_INFINITY:
             left_bytes = max(limit - (kib[used] << 10), 0)
-            found.append((left_bytes, f"below this process's limit {what}", "raise it"))
-    return min(found)
+            limits.append((left_bytes, f"below this process's limit {what}", "raise it"))
+    return min(limits)
 
 
 def _fields(file: Path) -> dict[str, int]:

@@ -36,20 +36,20 @@ class QaRun:
         job: with one sequence per window, in order.
         reader: how the task is read.
         call: what was asked.
-        found: the windows.
+        windows: the windows.
         offloader: does what grows with the context or with the alternatives that were looked at.
     """
 
     def __init__(
-        self, job: JobStream, reader: Reader, call: QaCall, found: list[Window], offloader: Offloader
+        self, job: JobStream, reader: Reader, call: QaCall, windows: list[Window], offloader: Offloader
     ) -> None:
         self._job = job
         self._offloader = offloader
         self._reader = reader
         self._call = call
-        self._windows = found
+        self._windows = windows
         self._rules = reader.rules(call)
-        self._rollouts: dict[int, Rollout] = {i: Rollout(w) for i, w in enumerate(found)}
+        self._rollouts: dict[int, Rollout] = {i: Rollout(w) for i, w in enumerate(windows)}
         self._scored: dict[int, Window] = {}
         self._planned: deque[SequenceRequest] = deque()
         self._frontier = Frontier(self._rules, self._answer_of)

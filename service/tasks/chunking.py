@@ -46,7 +46,7 @@ def split(
         end = yield from _chunk_end(document, position, capacity, 0, position + 1, excess)
         spans.add(Span(position, end))
         position = end
-    return _without_blanks(document.text, spans.found)
+    return _without_blanks(document.text, spans.taken)
 
 
 def windows(
@@ -81,20 +81,20 @@ def windows(
             start = last.end
             end = yield from _chunk_end(document, start, planned, overlap, last.end + 1, excess)
         spans.add(Span(start, end))
-    return spans.found
+    return spans.taken
 
 
 class _Spans:
-    """Spans found so far, and whether more than `max_spans` of them have something to read."""
+    """Spans taken so far, and whether more than `max_spans` of them have something to read."""
 
     def __init__(self, text: str, max_spans: int | None) -> None:
-        self.found: list[Span] = []
+        self.taken: list[Span] = []
         self._text, self._max_spans = text, max_spans
         self._num_read = 0
 
     def add(self, span: Span) -> None:
         """Add the next one."""
-        self.found.append(span)
+        self.taken.append(span)
         self._num_read += not _is_blank(self._text, span)
 
     @property

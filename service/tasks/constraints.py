@@ -173,15 +173,15 @@ class Grammars:
         if len(constraint.text) > MAX_CHARS:
             legal = f"at most {MAX_CHARS} characters"
             raise InvalidRequest(f"constraint must have {legal} of {constraint.kind}", "constraint")
-        found = self._compiled.get(constraint)
-        if found is None:
+        grammar = self._compiled.get(constraint)
+        if grammar is None:
             size = max(len(constraint.text), LARGE_TEXT_BYTES + 1)  # not on the event loop, however short
-            found = await self._offloader.run(size, self._compile(constraint), origin)
-        self._compiled[constraint] = found
+            grammar = await self._offloader.run(size, self._compile(constraint), origin)
+        self._compiled[constraint] = grammar
         self._compiled.move_to_end(constraint)
         while len(self._compiled) > MAX_CACHED:
             self._compiled.popitem(last=False)
-        return found
+        return grammar
 
     def _compile(self, constraint: Constraint) -> Steps[Grammar]:
         compiled = self._thread.submit(_matcher, constraint, self._words)

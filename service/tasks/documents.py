@@ -113,7 +113,7 @@ def token_starts(text: str, tokenizer: Tokenizer, max_tokens: int | None = None)
 def borders_of(text: str) -> Steps[tuple[list[int], list[int], list[int]]]:
     """Sentence ends, clause ends and word ends, found piece by piece."""
     kinds = (sentence_ends, clause_ends, word_ends)
-    found: tuple[list[int], list[int], list[int]] = ([], [], [])
+    borders: tuple[list[int], list[int], list[int]] = ([], [], [])
     start = 0
     while start < len(text):
         # A piece ends before a letter or digit: no border's marks and white space go on across it.
@@ -121,8 +121,8 @@ def borders_of(text: str) -> Steps[tuple[list[int], list[int], list[int]]]:
         wordy = _WORDY.search(text, start + _PIECE, longest)
         low, end = max(start - _BEFORE, 0), longest if wordy is None else wordy.start()
         piece = text[low : end + 1]  # what follows decides, too
-        for ends, kind in zip(found, kinds, strict=True):
+        for ends, kind in zip(borders, kinds, strict=True):
             ends += [low + at for at in kind(piece) if start < low + at <= end]
         start = end
         yield
-    return found
+    return borders

@@ -36,8 +36,8 @@ class SentenceAutomaton:
         return sorted(allowed) or [self._end]
 
     def _reached(self, output_ids: tuple[int, ...]) -> frozenset[_State]:
-        found = self._states.get(output_ids)
-        if found is None:
+        reached = self._states.get(output_ids)
+        if reached is None:
             states = {
                 state
                 for one in self._reached(output_ids[:-1])
@@ -46,9 +46,9 @@ class SentenceAutomaton:
             }
             # Of several whole sentences the first is enough: whatever may follow the others may follow it.
             whole = {state for state in states if self._is_whole(state)}
-            found = frozenset(states - whole | ({min(whole)} if whole else set()))
-            self._states[output_ids] = found
-        return found
+            reached = frozenset(states - whole | ({min(whole)} if whole else set()))
+            self._states[output_ids] = reached
+        return reached
 
     def _is_whole(self, state: _State) -> bool:
         sentence, count = state

@@ -128,10 +128,10 @@ class Generation:
     async def events(self, job: JobStream) -> AsyncGenerator[Event]:
         """Yield the choices' tokens as they come, then the result."""
         async for output in job:
-            for rank, found in enumerate((output, *output.others)):
+            for rank, told in enumerate((output, *output.others)):
                 index = output.index * self._n + rank if self._is_search else output.index
-                found = replace(found, prompt_logprobs=output.prompt_logprobs) if rank else found
-                event = self._choices[index].push(found, self._call)
+                told = replace(told, prompt_logprobs=output.prompt_logprobs) if rank else told
+                event = self._choices[index].push(told, self._call)
                 if event.finish_reason and self._followers:
                     self._followers[output.index].check(None if self._is_search else event.num_tokens)
                 event.is_followed = rank < len(output.others) or job.has_unread

@@ -142,8 +142,8 @@ def _next(bound: float, inside: Context, is_whole: bool) -> float:
 def _shorter(bound: float, inside: Context) -> float:
     """The nearest number of at most 15 digits in the direction in which `inside` rounds."""
     exact = Decimal(repr(bound))
-    found = inside.plus(exact)
-    return bound if found == exact else float(found)
+    rounded = inside.plus(exact)
+    return bound if rounded == exact else float(rounded)
 
 
 def _check_characters(value: Any) -> None:

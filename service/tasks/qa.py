@@ -106,10 +106,10 @@ class Reader:
         spans = yield from self._spans(call, capacity)
         spans = [span for span in (stripped(call.context, s) for s in spans) if span.end > span.start]
         check_job_size(len(spans), self.limits, self._document)
-        found: list[Window] = []
+        windows: list[Window] = []
         for span in spans:
-            found.append((yield from self._window(call, span)))
-        return found
+            windows.append((yield from self._window(call, span)))
+        return windows
 
     def _spans(self, call: QaCall, capacity: int) -> Steps[list[Span]]:
         overlap, max_windows = min(MAX_OVERLAP_TOKENS, capacity // 4), self.limits.max_job_sequences
@@ -195,7 +195,7 @@ def check_sampling(call: QaCall) -> None:
         check_neutral(call.sampling, _FREE_ONLY, "when grounded is true")
 
 
-def window_requests(reader: Reader, call: QaCall, found: list[Window]) -> list[SequenceRequest]:
+def window_requests(reader: Reader, call: QaCall, windows: list[Window]) -> list[SequenceRequest]:
     """The first sequences of a call: one greedy or drawn rollout per window."""
     rules = reader.rules(call)
-    return [rules.request(Rollout(window), ordinal) for ordinal, window in enumerate(found)]
+    return [rules.request(Rollout(window), ordinal) for ordinal, window in enumerate(windows)]

@@ -36,9 +36,9 @@ class Summary:
         self.text += delta
         self.finish_reason = output.finish_reason or ""
         self.scored = tuple(
-            ScoredSummary(found.text.strip(), found.score, found.finish_reason or "")
-            for found in (output, *output.others)
-            if found.score is not None
+            ScoredSummary(each.text.strip(), each.score, each.finish_reason or "")
+            for each in (output, *output.others)
+            if each.score is not None
         )
         return delta
 

@@ -22,7 +22,7 @@ def schemas_in(schema: Schema) -> list[Schema]:
 
     What stands behind a keyword that is unknown counts, too: a `$ref` may lead there.
     """
-    found: list[Schema] = []
+    schemas: list[Schema] = []
     waiting: list[tuple[Any, bool]] = [(schema, False)]  # and whether it is a map of names to schemas
     while waiting:
         value, is_map = waiting.pop()
@@ -31,6 +31,6 @@ def schemas_in(schema: Schema) -> list[Schema]:
         elif isinstance(value, dict) and is_map:
             waiting += ((part, False) for part in value.values())
         elif isinstance(value, dict):
-            found.append(value)
+            schemas.append(value)
             waiting += ((part, name in _MAPS) for name, part in value.items() if name not in _DATA)
-    return found[::-1]
+    return schemas[::-1]

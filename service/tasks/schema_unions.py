@@ -20,10 +20,10 @@ def tell_apart(root: Schema) -> None:
     for schema in schemas_in(root):
         branches = schema.get("oneOf")
         if isinstance(branches, list) and "anyOf" not in schema:
-            found = _excluding(branches, [_resolved(branch, root) for branch in branches])
-            if found is not None:
+            exclusive = _excluding(branches, [_resolved(branch, root) for branch in branches])
+            if exclusive is not None:
                 del schema["oneOf"]
-                schema["anyOf"] = found
+                schema["anyOf"] = exclusive
 
 
 def _excluding(branches: list[Any], resolved: list[Schema]) -> list[Schema] | None:

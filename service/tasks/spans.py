@@ -79,12 +79,12 @@ def _folded(text: str, reading: Reading) -> tuple[bytes, list[int]]:
 
 def _next_meaningful(text: str) -> list[int]:
     """For each position, the next character (there or later) that is neither space nor punctuation."""
-    found = [len(text)] * (len(text) + 1)
+    following = [len(text)] * (len(text) + 1)
     for index in range(len(text) - 1, -1, -1):
         character = text[index]
         is_meaningful = character.isalnum() or unicodedata.category(character)[0] not in "PZC"
-        found[index] = index if is_meaningful else found[index + 1]
-    return found
+        following[index] = index if is_meaningful else following[index + 1]
+    return following
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ class SpanAutomaton:
 
     def span(self, output_ids: Sequence[int]) -> tuple[int, int] | None:
         """The answer that `output_ids` (without the end) spell: code points of its first place, or None."""
-        found = self._node(tuple(output_ids)).span
-        return None if found is None else self._text.points(found)
+        span = self._node(tuple(output_ids)).span
+        return None if span is None else self._text.points(span)
 
     def _node(self, output_ids: tuple[int, ...]) -> _Node:
         node = self._nodes.get(output_ids)

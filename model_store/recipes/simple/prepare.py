@@ -70,22 +70,22 @@ def tail(text: str) -> str:
 
 def topic_of(history: str) -> str:
     """ "A: Tell me a story about a big cat." -> "a big cat"."""
-    found = _REQUEST.fullmatch(history)
-    return found[1] if found else history.removeprefix("A: ")
+    match = _REQUEST.fullmatch(history)
+    return match[1] if match else history.removeprefix("A: ")
 
 
 def fact_of(text: str) -> dict[str, str] | None:
     """A text that begins by saying what its subject is, as subject and whole sentences; None for another."""
     paragraph = text.split("\n", 1)[0]
-    found = _SUBJECT.match(paragraph)
-    if not found or paragraph.startswith(_QUESTION_WORDS):
+    match = _SUBJECT.match(paragraph)
+    if not match or paragraph.startswith(_QUESTION_WORDS):
         return None
     answer = ""
     for sentence in re.split(r"(?<=[.]) (?=[A-Z])", paragraph):
         if len(f"{answer} {sentence}".split()) > _MAX_ADVICE_WORDS:
             break
         answer = f"{answer} {sentence}".strip()
-    return {"topic": found[1], "completion": answer} if answer else None
+    return {"topic": match[1], "completion": answer} if answer else None
 
 
 def records(path: Path) -> list[dict[str, str]]:

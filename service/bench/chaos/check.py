@@ -39,9 +39,9 @@ def equal(name: str, value: object, wanted: object) -> Check:
     return Check(name, str(value), str(wanted), value == wanted)
 
 
-def nothing(name: str, found: object) -> Check:
+def nothing(name: str, value: object) -> Check:
     """Something of which there must be none; shows what there is."""
-    return Check(name, str(found or "none"), "none", not found)
+    return Check(name, str(value or "none"), "none", not value)
 
 
 def _number(value: float) -> str:

@@ -42,9 +42,9 @@ async def overload(options: ChaosOptions) -> list[Check]:
         for _ in range(_ROUNDS):
             reached.append(await _open(server, options, _TIMES * best[-1] / _TOKENS, seconds, run, probe))
             best.append(await _closed(server, options, seconds))
-        found = f"{fmean(best):.0f} tokens/s, {fmean(best) / _TOKENS:.1f} requests/s"
+        capacity = f"{fmean(best):.0f} tokens/s, {fmean(best) / _TOKENS:.1f} requests/s"
         return [
-            Check("capacity", found, "measured", True),
+            Check("capacity", capacity, "measured", True),
             *_refusal_checks(run.samples),
             at_most("sequences running and waiting", probe.max_in_flight, _MAX_RUNNING + _MAX_WAITING),
             at_least("throughput against the best", 100 * fmean(reached) / fmean(best), 90, " %"),

@@ -117,7 +117,7 @@ def _parse(answer: bytes, seconds: float, num_sent: int) -> RawAnswer:
 
 def _code(body: str) -> str:
     try:
-        found: Any = json.loads(body)
-        return str(found["error"]["code"])
+        answer: Any = json.loads(body)
+        return str(answer["error"]["code"])
     except (ValueError, KeyError, TypeError):
         return ""

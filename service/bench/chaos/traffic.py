@@ -172,7 +172,7 @@ def judge_stream(path: str, body: bytes) -> str:
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}
+        value = {}
+    return value if isinstance(value, dict) else {}

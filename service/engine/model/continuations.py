@@ -38,7 +38,7 @@ def continuations(
     process(logprobs, rows, end_ids)
     num_wanted = max(2 * row.params.num_beams + len(ids) for row, ids in zip(rows, ends, strict=True))
     scores, tokens = torch.topk(logprobs, min(num_wanted, logits.shape[-1]))  # each (R, num_wanted)
-    found = []
+    candidates = []
     for at, (row, own_ends) in enumerate(zip(rows, ends, strict=True)):
         pairs = enumerate(zip(tokens[at].tolist(), scores[at].tolist(), strict=True))
         width = row.params.num_beams
@@ -49,8 +49,8 @@ def continuations(
         ][: 3 * width]
         ids = [token_id for token_id, _ in kept]
         told = () if wanted[at] is None else _told(raw[at], ids, wanted[at] or 0)
-        found.append(Candidates(tuple(ids), tuple(score for _, score in kept), told))
-    return found
+        candidates.append(Candidates(tuple(ids), tuple(score for _, score in kept), told))
+    return candidates
 
 
 def _told(logprobs: Tensor, ids: list[int], num_top: int) -> tuple[TokenLogprob, ...]:

@@ -161,8 +161,8 @@ class ModelRunner:
             started = time.monotonic() if rows else 0.0
             scores = self._score_prompt(item, logits, rows)
             score_s += time.monotonic() - started if rows else 0.0
-            found, found_s = candidates.get(index, (None, 0.0))
-            outputs.append(StepOutput(new_ids, logprobs, scores, draw_s + found_s, score_s, found))
+            candidate, candidate_s = candidates.get(index, (None, 0.0))
+            outputs.append(StepOutput(new_ids, logprobs, scores, draw_s + candidate_s, score_s, candidate))
         return outputs
 
     def _draw_rows(
@@ -181,8 +181,8 @@ class ModelRunner:
                 indices += draw
                 rows += own
         for at in self._parts(kinds):
-            found = self._sampler.draw(logits, indices[at], rows[at], self._end_ids)
-            for of_item, row in zip(owners[at], found, strict=True):
+            new = self._sampler.draw(logits, indices[at], rows[at], self._end_ids)
+            for of_item, row in zip(owners[at], new, strict=True):
                 of_item.append(row)
             self.on_progress()
         return drawn
@@ -209,14 +209,14 @@ class ModelRunner:
         for at in self._parts([items[index].sequence.kind_of_draw for index in beams]):
             part = beams[at]
             started = time.monotonic()
-            found = continuations(
+            continued = continuations(
                 logits[[row for index in part for row in draw_at[index]]],
                 [row for index in part for row in rows_of[index]],
                 [items[index].sequence.end_ids for index in part],
                 self._end_ids,
             )
             each_s = (time.monotonic() - started) / len(part)
-            candidates |= {index: (of_item, each_s) for index, of_item in zip(part, found, strict=True)}
+            candidates |= {index: (of_item, each_s) for index, of_item in zip(part, continued, strict=True)}
             self.on_progress()
         return candidates
 

@@ -35,11 +35,8 @@ def path() -> Path:
     for source in (here / "records.py", here / "processor.py", *sorted((here / "native").glob("*.py"))):
         digest.update(source.read_bytes())
     compilers = (version("numba"), version("llvmlite"))
-    target = (
-        processor.name(),
-        processor.features(),
-        processor.HAS_TILES,
-    )  # tiles may be refused to a process
+    # Tiles may be refused to a process.
+    target = (processor.name(), processor.features(), processor.HAS_TILES)
     digest.update(repr((compilers, target)).encode())
     return folder() / f"{digest.hexdigest()}.nbk"
 

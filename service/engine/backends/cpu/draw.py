@@ -195,8 +195,8 @@ class _Step:
     def run(self, task: str, scratch: tuple[NDArray[np.int64], list[int]]) -> None:
         """Let the kernel fill the results in."""
         width = self._logits.shape[1]
-        found = (self._out, self._top_ids, self._top_logits)
-        out, top_ids, top_logits = (array.ctypes.data for array in found)
+        results = (self._out, self._top_ids, self._top_logits)
+        out, top_ids, top_logits = (array.ctypes.data for array in results)
         args = [self._logits.data_ptr(), 4 * width, width, len(self._out), self._turns.buffer_info()[0]]
         args += [out, self._end, top_ids, top_logits, self._num_top, *scratch[1]]
         pool().run(kernels.address(task), np.array(args, np.int64))
@@ -214,15 +214,15 @@ class _Step:
         of_top = (self._top_logits[indices] - shift[:, None]).astype(np.float32).tolist()
         tops = zip(self._top_ids[indices].tolist(), of_top, nums_top, strict=True)
         alternatives = [Alternatives(top_ids[:num], logs[:num]) for top_ids, logs, num in tops]
-        return [TokenLogprob(*found) for found in zip(ids, of_ids, alternatives, strict=True)]
+        return [TokenLogprob(*parts) for parts in zip(ids, of_ids, alternatives, strict=True)]
 
 
 def _timed(step: _Step, rows: Sequence[SampleRow], began: float) -> list[Drawn]:
     """Results of a step. Rows share the time of the whole call by what their own part of it took."""
     nums_top = {i: row.params.logprobs for i, row in enumerate(rows) if row.params.logprobs is not None}
     scored = [*nums_top]
-    found = step.logprobs(scored, [step.ids[i] for i in scored], [*nums_top.values()]) if scored else ()
-    logprobs = dict(zip(scored, found, strict=True))
+    entries = step.logprobs(scored, [step.ids[i] for i in scored], [*nums_top.values()]) if scored else ()
+    logprobs = dict(zip(scored, entries, strict=True))
     per_ns = (time.monotonic() - began) / max(sum(step.draw_ns) + sum(step.score_ns), 1)
     taken = zip(step.ids, step.draw_ns, step.score_ns, strict=True)
     return [
@@ -244,10 +244,10 @@ def _where(
 
 def _ids(ids: Sequence[int], width: int) -> NDArray[np.int64]:
     """Ids as kernels read them, which look at no bounds."""
-    found = np.array(ids, np.int64)
-    if len(found) and not 0 <= found.min() <= found.max() < width:
+    as_array = np.array(ids, np.int64)
+    if len(as_array) and not 0 <= as_array.min() <= as_array.max() < width:
         raise IndexError(f"a token id is none of the {width} of the vocabulary")
-    return found
+    return as_array
 
 
 def _rounded(num_bytes: int) -> int:

@@ -43,10 +43,8 @@ M_FIELDS = 20
 L_NORM_1_WEIGHT, L_NORM_1_BIAS, L_QKV, L_ATTENTION_OUT, L_NORM_2_WEIGHT, L_NORM_2_BIAS = range(0, 48, 8)
 L_INNER_IN, L_INNER_OUT, L_SCALE, L_BYTES = 48, 56, 64, 80
 
-# rows to draw from, or to score
-D_LOGITS, D_ROW_BYTES, D_WIDTH, D_COUNT, D_TURNS, D_OUT, D_END = range(
-    0, 56, 8
-)  # D_END: an id that ends a text
+# rows to draw from, or to score; D_END is an id that ends a text
+D_LOGITS, D_ROW_BYTES, D_WIDTH, D_COUNT, D_TURNS, D_OUT, D_END = range(0, 56, 8)
 D_TOP_IDS, D_TOP_LOGITS, D_NUM_TOP = 56, 64, 72  # int32 and float32, so many for each row
 D_SCRATCH, D_SCRATCH_BYTES = 80, 88  # of one thread; the others are offsets in it
 D_COPY, D_MASSES, D_ROOM, D_MARKS, D_BITS, D_MATCHES = range(96, 144, 8)
@@ -70,11 +68,9 @@ O_FIELDS = 5
 
 UNIT_BITS = 53  # numbers from 0 to 1 travel as multiples of 2^-53
 
-# the pool of threads
-P_TASK, P_ARGS, P_COUNT, P_FIRST_PHASE, P_PINS = range(0, 40, 8)  # written between tasks
-P_STATE, P_DONE, P_IS_OPEN, P_INSIDE, P_SLEEPERS, P_IS_CLOSED = range(
-    64, 448, 64
-)  # each on a line of its own
+# the pool of threads: cells written between tasks; those written meanwhile, each on a cache line of its own
+P_TASK, P_ARGS, P_COUNT, P_FIRST_PHASE, P_PINS = range(0, 40, 8)
+P_STATE, P_DONE, P_IS_OPEN, P_INSIDE, P_SLEEPERS, P_IS_CLOSED = range(64, 448, 64)
 P_MUTEX, P_CONDITION = 512, 768  # room for any platform's pthread types
 P_MASK, P_FREE_MASK, P_MASK_BYTES = 1024, 1152, 128  # processor sets of the caller: within a task, outside
 P_OWN, P_OWN_BYTES = 1280, 64  # per thread: the cells below

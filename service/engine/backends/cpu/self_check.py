@@ -111,13 +111,13 @@ def check_draws(generator: torch.Generator, reference: Reference) -> None:
     words = torch.randint(100, 110, (count, 40), generator=generator).tolist()
     rows = [SampleRow(_checked_params(i), words[i][:20], words[i][20:]) for i in range(count)]
     asked = (logits, range(count), rows, [0])
-    for found, expected in zip(CpuSampler().draw(*asked), reference.sampler.draw(*asked), strict=True):
-        if found.token_id != expected.token_id:
+    for drawn, expected in zip(CpuSampler().draw(*asked), reference.sampler.draw(*asked), strict=True):
+        if drawn.token_id != expected.token_id:
             raise KernelMismatch("drawing: an id differs from torch's")
-        if found.logprob is not None and expected.logprob is not None:
+        if drawn.logprob is not None and expected.logprob is not None:
             ours, theirs = (
                 torch.tensor([logprob.logprob, *(value for _, value in logprob.top)])
-                for logprob in (found.logprob, expected.logprob)
+                for logprob in (drawn.logprob, expected.logprob)
             )
             compare("log probabilities", ours, theirs, 1e-5)
 

@@ -63,13 +63,13 @@ def weigh(row, width, largest, inverse, values, masses):
 
 
 @native
-def standing(values, masses, num, least):
-    """How many of these values are at least `least`, and their mass; `num` is a multiple of 16."""
+def standing(values, masses, num, lowest):
+    """How many of these values are at least `lowest`, and their mass; `num` is a multiple of 16."""
     count = total = 0
     for start in range(0, num, _EXACT):
         sums, counts = vec.no_doubles(), vec.floats(_ZERO)
         for at in range(start, min(start + _EXACT, num), 16):
-            stands = vec.at_least(vec.load_floats(values + 4 * at), vec.floats(least))
+            stands = vec.at_least(vec.load_floats(values + 4 * at), vec.floats(lowest))
             counts = counts + vec.where(stands, vec.floats(_ONE), vec.floats(_ZERO))
             mass = vec.where(stands, vec.load_floats(masses + 4 * at), vec.floats(_ZERO))
             sums = sums + vec.to_doubles(mass)

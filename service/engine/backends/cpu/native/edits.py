@@ -153,8 +153,8 @@ def _forbid_repeats(row, ids, length, size, matches):
 def _bits_at(bits, num_bytes, at):
     """Sixteen bits from bit `at` on, a multiple of 16; 0 past the end."""
     byte = at // 8
-    found = load_byte(bits + byte) if byte < num_bytes else 0
-    return found + 256 * load_byte(bits + byte + 1) if byte + 1 < num_bytes else found
+    low = load_byte(bits + byte) if byte < num_bytes else 0
+    return low + 256 * load_byte(bits + byte + 1) if byte + 1 < num_bytes else low
 
 
 @native

@@ -109,21 +109,6 @@ def limited(builder: Any, x: Any, low: float, high: float) -> Any:
     return builder.select(builder.fcmp_ordered("<", x, constant(VF, high)), x, constant(VF, high))
 
 
-def halve(builder: Any, a: Any, b: Any, group: int) -> Any:
-    """Sums of neighbouring lanes (group 1) or neighbouring quarters (group 4), from a and b alternately.
-
-    Rounds of group 1, 1, 4, 4 over sixteen vectors, pairwise, leave the sum of vector i in lane i. Each
-    shuffle stays within 128 bits or moves 128 bits whole, which is what processors do fast.
-    """
-    if group == 1:
-        even = [lane + source for lane in (0, 4, 8, 12) for source in (0, 2, LANES, LANES + 2)]
-    else:
-        even = [lane + i for lane in (0, 8, LANES, LANES + 8) for i in range(4)]
-    odd = [lane + group for lane in even]
-    halves = [builder.shuffle_vector(a, b, ir.Constant(VI, order)) for order in (even, odd)]
-    return builder.fadd(*halves)
-
-
 def fold(builder: Any, x: Any, combine: Any) -> Any:
     """Combine all lanes into one scalar in a fixed tree: lanes 8 apart, then 4, 2, 1."""
     for distance in (8, 4, 2, 1):

@@ -46,9 +46,8 @@ from service.engine.backends.cpu.records import (
 _ARGS = 9
 _multiply_one = invoker(_ARGS)
 
-_GROUP_BYTES = (
-    768 << 10
-)  # of packed rows, a part of a second-level cache: all columns pass them, then the next
+# of packed rows, a part of a second-level cache: all columns pass them, then the next
+_GROUP_BYTES = 768 << 10
 _SCRATCH = STEP_BYTES * MAX_PASS_ROWS + 256  # bytes of sums on a thread
 
 

@@ -13,7 +13,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from service.engine.backends.cpu.native.emit import F32, I8, I32, I64, load, store
-from service.engine.backends.cpu.native.vectors import numba_intrinsic
+from service.engine.backends.cpu.native.vector_types import numba_intrinsic
 
 
 @numba_intrinsic(types.float32, types.int64)

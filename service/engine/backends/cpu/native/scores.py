@@ -25,19 +25,19 @@ def strongest(row, width, count, ids, logits):
     """
     if count == 0:
         return
-    num_held, least = 0, _BANNED
+    num_held, lowest = 0, _BANNED
     for at in range(0, width, 16):
         mask = vec.first_lanes(width - at)
         x = vec.where(mask, vec.load_floats_where(row + 4 * at, mask), vec.floats(_BANNED))
-        if num_held == count and not vec.any_lane(vec.above(x, vec.floats(least))):
+        if num_held == count and not vec.any_lane(vec.above(x, vec.floats(lowest))):
             continue
         for i in range(at, min(at + 16, width)):
             value = load_float(row + 4 * i)
-            if num_held == count and not value > least:
+            if num_held == count and not value > lowest:
                 continue
             num_held = min(num_held + 1, count)
             _insert(ids, logits, num_held - 1, i, value)
-            least = load_float(logits + 4 * (num_held - 1))
+            lowest = load_float(logits + 4 * (num_held - 1))
 
 
 @native

@@ -177,6 +177,12 @@ def _take_part(pool, thread):
 
 @kernel
 def work(pool, thread):
+    """What a thread of the pool does all its life: its part of each task; in between it spins, then sleeps.
+
+    Args:
+        pool: its address, see `records`.
+        thread: its number, from 1 on; 0 is whoever calls `run`.
+    """
     idle, seen = 0, -1
     while atomic_load(pool + P_IS_CLOSED) == 0:
         phase = _phase_of(atomic_load(pool + P_STATE))
@@ -209,6 +215,14 @@ def _wait_for_workers(pool):
 
 @kernel
 def run(pool, task, args, threads):
+    """Do a task with so many threads, the caller's among them; it is done when this returns.
+
+    Args:
+        pool: its address.
+        task: address of a function of (args, pool, thread), which claims pieces and meets.
+        args: what the task is given: one integer, an address mostly.
+        threads: at least 1, at most as many as the pool has.
+    """
     own, is_shared = _own(pool, 0), threads > 1
     if is_shared:
         _stay_on(pool, P_MASK)
@@ -230,12 +244,14 @@ def run(pool, task, args, threads):
 
 @kernel
 def initialise(pool):
+    """Make a new pool's lock and condition, before its threads start."""
     _init_lock(pool + P_MUTEX, 0)
     _init_condition(pool + P_CONDITION, 0)
 
 
 @kernel
 def close(pool):
+    """Let the threads of `work` return; nothing may run any more."""
     _lock(pool + P_MUTEX)
     atomic_store(pool + P_IS_CLOSED, 1)
     _wake_all(pool + P_CONDITION)

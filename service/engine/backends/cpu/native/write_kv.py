@@ -28,7 +28,7 @@ from service.engine.backends.cpu.native.emit import (
 from service.engine.backends.cpu.native.functions import native
 from service.engine.backends.cpu.native.scalars import load_long
 from service.engine.backends.cpu.native.team import claim, meet
-from service.engine.backends.cpu.native.vectors import FLOATS, numba_intrinsic
+from service.engine.backends.cpu.native.vector_types import FLOATS, numba_intrinsic
 from service.engine.backends.cpu.processor import LANES
 from service.engine.backends.cpu.records import (
     A_BLOCK,
