@@ -1,10 +1,10 @@
 """Turns a trained model into a folder that a store takes: safetensors, config, tokenizer, manifest draft.
 
-Golden prompts are asked for the first time here (`model_store/golden.py`). The store's side is in
+It is filled beside its place, the tokenizer before the first step and the weights after the last, and put
+there when it is whole. Golden prompts are asked for the first time here (`model_store/golden.py`). The store's side is in
 `model_store/store.py`.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from model_store.atomic import replace_folder, restore_folder
+from model_store.entry import sync_files
 from model_store.golden import make_golden
 from model_store.manifest import MANIFEST, Draft, write_manifest
 from model_store.task_files import with_generate
@@ -28,21 +30,24 @@ _GENERATION = "generation_config.json"
 
 
 def export_tokenizer(model: Any, source: Path, folder: Path) -> None:
-    """Write everything of a model folder but the weights, before the first step of training.
+    """Write everything of a model folder but the weights beside its place, before training's first step.
 
     Args:
         model: A GPT-2 in memory.
         source: Where the tokenizer that it is trained with lies, and maybe a generation_config.json.
-        folder: Where to write; made when missing.
+        folder: The place; it stays as it is.
 
     Raises:
         TokenizerError: What was written is not the tokenizer in use.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
+    unfinished = _unfinished(folder)
+    restore_folder(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    unfinished.mkdir(parents=True)
+    model.config.save_pretrained(unfinished)
     if (source / _GENERATION).is_file():
-        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
-    copy_tokenizer(source, folder, model.config.vocab_size)
+        shutil.copyfile(source / _GENERATION, unfinished / _GENERATION)
+    copy_tokenizer(source, unfinished, model.config.vocab_size)
 
 
 def export(model: Any, folder: Path, dtype: str, draft: Draft) -> Draft:
@@ -50,7 +55,7 @@ def export(model: Any, folder: Path, dtype: str, draft: Draft) -> Draft:
 
     Args:
         model: A GPT-2 in memory; it is converted in place.
-        folder: What `export_tokenizer` wrote.
+        folder: As given to `export_tokenizer`; what was there before is replaced at once.
         dtype: `bf16`, `fp16` or `fp32`.
         draft: Tasks, data, licence, command; architecture, parameters and golden prompts are filled in here.
 
@@ -65,18 +70,19 @@ def export(model: Any, folder: Path, dtype: str, draft: Draft) -> Draft:
     model = model.to("cpu", DTYPES[dtype])
     model.config.architectures = ["GPT2LMHeadModel"]
     model.config.use_cache = True
-    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
+    unfinished = _unfinished(folder)
     try:
-        for path in (unfinished, old):  # of a run that was killed
-            shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(folder, unfinished, ignore=shutil.ignore_patterns("*.safetensors*", MANIFEST))
         full = _filled(model, unfinished, draft)
-        os.replace(folder, old)
-        os.replace(unfinished, folder)
+        sync_files(unfinished)
+        replace_folder(unfinished, folder)
     finally:
-        for path in (unfinished, old):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return full
+
+
+def _unfinished(folder: Path) -> Path:
+    """Where a model folder is filled."""
+    return folder.with_name(f".{folder.name}.unfinished")
 
 
 def _filled(model: Any, folder: Path, draft: Draft) -> Draft:

@@ -179,7 +179,10 @@ def lines_on(built: Built) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Rows to learn from and to validate on, and the options with nothing left to choose."""
+    """Rows to learn from and to validate on, the options with nothing left to choose, and old work.
+
+    `base` is the model as it was, where what it learns is held near that.
+    """
 
     train: Rows | Mixed
     rows: Rows
@@ -187,6 +190,7 @@ class _Data:
     options: TrainOptions
     tokenizer: Tokenizer
     old: tuple[OldWork, ...] = ()
+    base: Any = None
 
 
 def _prepare(job: Job, inputs: dict[str, Any]) -> None:
@@ -246,7 +250,7 @@ def _with_old_work(job: Job, plan: BuildPlan, model: Any, data: _Data, report: R
     base.suit(plan.block)
     model.stay_near(base)
     report(f"replay: {mixed.num_old:,} rows of old work in an epoch, each {mixed.num_repeats:.1f} times")
-    return replace(data, train=mixed, old=kinds)
+    return replace(data, train=mixed, old=kinds, base=base)
 
 
 def _train_and_export(job: Job, model: Any, data: _Data, source: Path, report: Report) -> RunResult:
@@ -264,8 +268,10 @@ def _train_and_export(job: Job, model: Any, data: _Data, source: Path, report: R
     if processes().is_main_process:
         figures: dict[str, Any] = {}
         if before:
-            with quiet_libraries():
-                base = load_gpt2(read_checkpoint(source), LeanGPT2)
+            base = data.base
+            if base is None and any(kind.is_own for kind in data.old):
+                with quiet_libraries():
+                    base = load_gpt2(read_checkpoint(source), LeanGPT2)
             if job.material.replay:
                 after, valid_loss = keep_near(model, base, data.old, before, data.valid, report)
                 result = replace(result, valid_loss=valid_loss or result.valid_loss)

@@ -130,8 +130,8 @@ def losses(model: Any, base: Any, work: Sequence[OldWork]) -> dict[str, float]:
 
     Args:
         model: A `LeanGPT2`, on any device.
-        base: What it was made from: on what that wrote itself, each of its next tokens counts by how likely
-            it is, and not only the one that was drawn.
+        base: What it was made from, or the model itself: on what that wrote itself, each of its next tokens
+            counts by how likely it is, and not only the one that was drawn. Not asked for other work.
         work: What is measured; kinds without a row are left out.
     """
     found = {each.name: mean_loss(model, each.measured, base if each.is_own else None) for each in work}
@@ -157,7 +157,8 @@ def mean_loss(model: Any, rows: Rows, base: Any = None) -> float | None:
                 total += float(model(**batch, num_items_in_batch=1).loss)
             else:
                 given = batch["input_ids"], batch["position_ids"], is_wanted
-                mine, theirs = (each.log_probabilities(*given) for each in (model, base.to(device)))
+                mine = model.log_probabilities(*given)
+                theirs = mine if base is model else base.to(device).log_probabilities(*given)
                 total -= float((theirs.exp() * mine).sum())
             count += int(is_wanted.sum())
     model.train(was_training)

@@ -11,8 +11,7 @@ from transformers import GPT2Config
 
 from model_store.checkpoint import read_checkpoint
 from model_store.cli_store import one_line_errors
-from model_store.errors import StoreError
-from model_store.manifest import Draft
+from model_store.manifest import Draft, read_json_manifest
 from model_store.tokenizer import Tokenizer
 from model_store.training import export as export_module
 from model_store.training.bpe import train_tokenizer
@@ -27,6 +26,12 @@ def full_disk(*_: Any) -> None:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def tiny(base: Path, n_layer: int = 1) -> LeanGPT2:
+    """A model for the tokenizer in `base`."""
+    size = Tokenizer.load(base).vocab_size
+    return LeanGPT2(GPT2Config(vocab_size=size, n_embd=16, n_layer=n_layer, n_head=2, n_positions=32))
 
 
 def test_a_report_that_cannot_be_written_leaves_the_one_before(
@@ -54,20 +59,42 @@ def test_an_export_that_does_not_come_to_its_end_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = write_merges(tmp_path / "base")
-    size = Tokenizer.load(base).vocab_size
-    model = LeanGPT2(GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32))
-    out = tmp_path / "run" / "model"
+    model, out = tiny(base), tmp_path / "run" / "model"
+    (tmp_path / "run").mkdir()
     export_tokenizer(model, base, out)
+    assert not out.exists()
     with monkeypatch.context() as full:
         full.setattr(export_module, "make_golden", full_disk)
         with pytest.raises(OSError, match="No space left"):
             export(model, out, "fp32", Draft())
-    assert names(tmp_path / "run") == {"model"}
-    with pytest.raises(StoreError, match="holds no weights"):
-        read_checkpoint(out)
+    assert not names(tmp_path / "run")
+    export_tokenizer(model, base, out)
     export(model, out, "fp32", Draft())
     assert names(tmp_path / "run") == {"model"} and {"manifest.json", "vocab.json"} <= names(out)
     assert read_checkpoint(out).num_parameters == sum(weight.numel() for weight in model.parameters())
+
+
+def test_a_model_stays_until_another_that_is_whole_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_merges(tmp_path / "base")
+    out = tmp_path / "model"
+    export_tokenizer(tiny(base), base, out)
+    export(tiny(base), out, "fp32", Draft(license="the first"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    export_tokenizer(tiny(base, n_layer=2), base, out)
+    with monkeypatch.context() as full:
+        full.setattr(export_module, "make_golden", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            export(tiny(base, n_layer=2), out, "fp32", Draft())
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    export_tokenizer(tiny(base, n_layer=2), base, out)
+    export(tiny(base, n_layer=2), out, "fp32", Draft(license="the second"))
+    assert names(tmp_path) == {"base", "model"}
+    assert read_json_manifest(out)["license"] == "the second"
+    assert read_checkpoint(out).architecture.n_layer == 2
 
 
 @pytest.mark.parametrize(
