@@ -66,7 +66,7 @@ def _exchange(one: Path, other: Path) -> bool:
         done = libc.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE)
     else:
         return False
-    return done == 0
+    return not done
 
 
 def sync_folder(folder: Path) -> None:

@@ -194,6 +194,9 @@ class ModelCommands(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def _add_training(self) -> None:
+        # read when torch is loaded: a thread that spins while it waits takes the processor from the one it
+        # waits for, and a step beside other programs takes ten times as long
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from model_store.training.cli import app as training
 
         measuring = typer.Typer()

@@ -19,13 +19,15 @@ from model_store.task import Task
 from model_store.template import parse
 from model_store.tokenizer import Tokenizer
 from model_store.training.recipe import TARGET_KEYS, Source
+from model_store.training.watching import duration
 
 TEXTS = "text"
 _TEXTS, _EXAMPLES = 48, 12  # written for the measure alone
 _REHEARSED = 8  # times as many where they are learned from, too
 _TEXT_TOKENS, _FIELD_TOKENS, _ANSWER_TOKENS = 128, 96, 24
 _AT_ONCE = 64
-_QUIET_S = 5.0  # a large base writes for minutes, and says how far it is
+_QUIET_S = 5.0  # a large base writes for minutes, and says how many
+_TIMED_TOKENS = 4
 
 
 def written_by(
@@ -51,35 +53,85 @@ def written_by(
     Returns:
         One source for each file.
     """
-    factor = _REHEARSED if is_rehearsed else 1
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     write = _Writer(model, tokenizer, generator)
-    kinds: dict[str, Task | None] = {TEXTS: None}
-    templates = set()
-    for name, its in tasks.items():
-        if not _is_text(its) and its.template not in templates:  # else it has nothing of its own
-            kinds[name] = its
-            templates.add(its.template)
-    counts = {name: factor * (_TEXTS if task is None else _EXAMPLES) for name, task in kinds.items()}
+    kinds = _kinds(tasks)
+    counts = {name: _count(task, is_rehearsed) for name, task in kinds.items()}
     report(f"old work: written by the base itself ({', '.join(f'{name}-{n}' for name, n in counts.items())})")
+    paths = {name: folder / f"{name}-{count}.jsonl" for name, count in counts.items()}
+    ahead = sum(counts[name] * _tokens(task) for name, task in kinds.items() if not paths[name].exists())
+    write.tell = _Forecast(ahead, report)
     sources = []
-    said_at = time.monotonic()
-    for place, (name, task) in enumerate(kinds.items(), 1):
-        count = counts[name]
-        path = folder / f"{name}-{count}.jsonl"
+    for name, task in kinds.items():
+        path = paths[name]
         if not path.exists():
-            records = write.texts(count) if task is None else write.examples(task, count)
+            records = write.texts(counts[name]) if task is None else write.examples(task, counts[name])
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
-            if time.monotonic() - said_at > _QUIET_S:
-                said_at = time.monotonic()
-                report(f"old work, {name}: written, {place} of {len(kinds)} kinds")
         if not path.stat().st_size:
             report(f"old work, {name}: the base writes nothing of the kind, so it is not measured")
             continue
         kind = "text" if task is None else "examples"
         sources.append(Source(path, kind, name if task is not None else "", min_overlap=0))
     return tuple(sources)
+
+
+def foreseen(
+    model: Any, tokenizer: Tokenizer, tasks: Mapping[str, Task], is_rehearsed: bool
+) -> tuple[int, float]:
+    """Say how many tokens `written_by` draws with the same arguments, and in how many seconds, from a few."""
+    num_tokens = sum(_count(task, is_rehearsed) * _tokens(task) for task in _kinds(tasks).values())
+    write = _Writer(model, tokenizer, torch.Generator())
+    begun = time.monotonic()
+    write.texts(_AT_ONCE, _TIMED_TOKENS)
+    return num_tokens, num_tokens * (time.monotonic() - begun) / (_AT_ONCE * _TIMED_TOKENS)
+
+
+def _kinds(tasks: Mapping[str, Task]) -> dict[str, Task | None]:
+    """What is written, by name: texts (None), and examples of each task that has a template of its own."""
+    kinds: dict[str, Task | None] = {TEXTS: None}
+    templates = set()
+    for name, its in tasks.items():
+        if not _is_text(its) and its.template not in templates:
+            kinds[name] = its
+            templates.add(its.template)
+    return kinds
+
+
+def _count(task: Task | None, is_rehearsed: bool) -> int:
+    return (_REHEARSED if is_rehearsed else 1) * (_TEXTS if task is None else _EXAMPLES)
+
+
+def _tokens(task: Task | None) -> int:
+    """How many tokens are drawn for a text or an example."""
+    if task is None:
+        return _TEXT_TOKENS
+    fields = [name for _, name in parse(task.template) if name is not None]
+    drawn = sum(_FIELD_TOKENS if name == task.document else _ANSWER_TOKENS for name in fields)
+    return drawn + _ANSWER_TOKENS
+
+
+class _Forecast:
+    """Says, some seconds after the writing began and twice as late each time, how long it will still take.
+
+    Args:
+        ahead: Tokens to draw.
+        report: Gets the lines.
+    """
+
+    def __init__(self, ahead: int, report: Callable[[str], None]) -> None:
+        self._ahead, self._report = ahead, report
+        self._drawn, self._begun, self._quiet_s = 0, time.monotonic(), _QUIET_S
+
+    def __call__(self, count: int) -> None:
+        """Count tokens that were drawn."""
+        self._drawn += count
+        passed = time.monotonic() - self._begun
+        if passed > self._quiet_s and self._drawn < self._ahead:
+            self._quiet_s = 2 * passed
+            left = passed * (self._ahead - self._drawn) / self._drawn
+            share = 100 * self._drawn / self._ahead
+            self._report(f"old work: {share:.0f} % written, about {duration(left)} left")
 
 
 def _is_text(task: Task) -> bool:
@@ -92,10 +144,11 @@ class _Writer:
 
     def __init__(self, model: Any, tokenizer: Tokenizer, generator: torch.Generator) -> None:
         self._model, self._tokenizer, self._generator = model, tokenizer, generator
+        self.tell: Callable[[int], None] = lambda count: None
 
-    def texts(self, count: int) -> list[dict[str, str]]:
+    def texts(self, count: int, num_tokens: int = _TEXT_TOKENS) -> list[dict[str, str]]:
         start = list(self._tokenizer.bos_ids) or [self._tokenizer.eos_id]
-        said = self._continue([start] * count, _TEXT_TOKENS)
+        said = self._continue([start] * count, num_tokens)
         return [{"text": text} for ids in said if (text := self._tokenizer.decode(ids)).strip()]
 
     def examples(self, task: Task, count: int) -> list[dict[str, str]]:
@@ -162,6 +215,7 @@ class _Writer:
                 # torch.multinomial takes twenty times as long
                 ids = torch.searchsorted(sums, places).clamp(max=sums.shape[1] - 1)
                 drawn.append(ids)
+                self.tell(len(ids))
                 mask = torch.cat([mask, torch.ones_like(ids)], 1)
                 positions = positions[:, -1:] + 1
         rows = torch.cat(drawn, 1).tolist() if drawn else [[] for _ in prompts]

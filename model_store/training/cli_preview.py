@@ -75,11 +75,23 @@ def _ahead(preview: Preview) -> list[str]:
     ahead = preview.ahead
     size = ahead.num_rows * preview.block
     full = f"{100 * ahead.num_tokens / size:.0f} % full" if size else "none"
-    total = ahead.steps * ahead.step_s
-    return [
+    parts = [ahead.steps * ahead.step_s, ahead.num_validations * ahead.valid_s]
+    parts += [ahead.written_s, ahead.measured_s]
+    lines = [
         f"ahead: {ahead.num_rows:,} rows of {preview.block} tokens ({full}; {ahead.num_targets:,} count "
         f"in the loss), {ahead.num_valid_rows:,} rows to validate on",
-        f"ahead: {ahead.steps:,} steps, {ahead.step_s:.2f} s each as timed here: about {duration(total)}, "
-        f"validation not counted",
+        f"ahead: {ahead.steps:,} steps of {ahead.step_s:.2f} s and {ahead.num_validations:,} validations of "
+        f"{ahead.valid_s:.2f} s, as timed here",
+    ]
+    if ahead.num_written:
+        lines.append(
+            f"ahead: before them the base writes {ahead.num_written:,} tokens of old work: about "
+            f"{duration(ahead.written_s)}"
+        )
+    if ahead.measured_s:
+        lines.append(f"ahead: measuring old work, before and after: about {duration(ahead.measured_s)}")
+    return [
+        *lines,
+        f"ahead: in all about {duration(sum(parts))}; less with an early stop",
         f"ahead: {ahead.peak_bytes / 1e9:.2f} GB of memory at its highest in one step",
     ]

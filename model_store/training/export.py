@@ -1,8 +1,8 @@
 """Turns a trained model into a folder that a store takes: safetensors, config, tokenizer, manifest draft.
 
 It is filled beside its place, the tokenizer before the first step and the weights after the last, and put
-there when it is whole. Golden prompts are asked for the first time here (`model_store/golden.py`). The store's side is in
-`model_store/store.py`.
+there when it is whole. Golden prompts are asked for the first time here (`model_store/golden.py`). The
+store's side is in `model_store/store.py`.
 """
 
 import shutil
@@ -16,7 +16,7 @@ import torch
 from model_store.atomic import replace_folder, restore_folder
 from model_store.entry import sync_files
 from model_store.golden import make_golden
-from model_store.manifest import MANIFEST, Draft, write_manifest
+from model_store.manifest import Draft, write_manifest
 from model_store.task_files import with_generate
 from model_store.tokenizer import copy_tokenizer
 from model_store.training.errors import InvalidOption

@@ -13,7 +13,8 @@ import torch
 from model_store.training.packing import Rows
 from model_store.training.retention import MOST_FORGETTING, OldWork, forgotten, losses, mean_loss
 
-_SHARES = tuple(percent / 100 for percent in range(95, 25, -5))
+_SHARES = tuple(percent / 100 for percent in range(30, 100, 5))
+MOST_MEASURES = len(_SHARES).bit_length()  # of old work, on the way to the share that is kept
 
 
 def keep_near(
@@ -44,29 +45,39 @@ def keep_near(
         return after, None
     rising = [each for each in work if each.name in names]
     learned = mean_loss(model, valid) if valid else None
-    with torch.no_grad():
-        tuned = {name: weight.clone() for name, weight in model.named_parameters()}
-        old = dict(base.named_parameters())
-        for share in _SHARES:
-            for name, weight in model.named_parameters():
-                weight.copy_(torch.lerp(old[name].to(weight), tuned[name], share))
-            if forgotten(before, losses(model, base, rising)):  # the quicker question
-                continue
-            now = losses(model, base, work)
-            if not forgotten(before, now):
-                break
+    tuned = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    kept, first, end = None, 0, len(_SHARES)
+    while first < end:  # a larger share forgets more, so the largest that may be kept is found by halves
+        middle = (first + end) // 2
+        _move(model, base, tuned, _SHARES[middle])
+        # what rose is the quicker question
+        if forgotten(before, losses(model, base, rising)) or forgotten(
+            before, now := losses(model, base, work)
+        ):
+            end = middle
         else:
-            for name, weight in model.named_parameters():
-                weight.copy_(tuned[name])
-            report(
-                f"nothing is taken back: even {100 * _SHARES[-1]:.0f} % of what was learned makes some old "
-                f"work worse by more than {100 * MOST_FORGETTING:.0f} %"
-            )
-            return after, None
+            kept, first = (_SHARES[middle], now), middle + 1
+    if kept is None:
+        _move(model, base, tuned, 1.0)
+        report(
+            f"nothing is taken back: even {100 * _SHARES[0]:.0f} % of what was learned makes some old "
+            f"work worse by more than {100 * MOST_FORGETTING:.0f} %"
+        )
+        return after, None
+    share, after = kept
+    _move(model, base, tuned, share)
     valid_loss = mean_loss(model, valid) if valid else None
     cost = "" if learned is None else f"; validation loss {valid_loss:.3f} instead of {learned:.3f}"
     report(
         f"{100 * share:.0f} % of what was learned is kept, so that no old work is worse by more than "
         f"{100 * MOST_FORGETTING:.0f} %{cost}"
     )
-    return now, valid_loss
+    return after, valid_loss
+
+
+@torch.no_grad()
+def _move(model: Any, base: Any, tuned: Mapping[str, torch.Tensor], share: float) -> None:
+    """Put a model's weights between the base's (0) and those it learned (1)."""
+    old = dict(base.named_parameters())
+    for name, weight in model.named_parameters():
+        weight.copy_(torch.lerp(old[name].to(weight), tuned[name], share))

@@ -5,30 +5,33 @@ timed; nothing is estimated that can be counted. Shown by `cli_preview.py`.
 """
 
 import copy
+import math
 import resource
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from model_store.checkpoint import read_checkpoint
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from model_store.training.dataset import Built, build
+from model_store.training.base_writing import foreseen
+from model_store.training.dataset import build
 from model_store.training.defaults import choose_options
 from model_store.training.examples import Example, Pair, encode_pair
+from model_store.training.keep_near import MOST_MEASURES
 from model_store.training.lean_gpt2 import LeanGPT2, optimizer_for
 from model_store.training.material import Material
 from model_store.training.packing import Rows
 from model_store.training.pipeline import Report, built_valid, lines_on
-from model_store.training.train import is_bf16, num_steps, with_adapters
+from model_store.training.retention import MEASURED_SHARE, OldWork, old_work
+from model_store.training.train import is_bf16, num_steps, quiet_libraries, with_adapters
 from model_store.training.train_options import TrainOptions
 from model_store.weights import load_gpt2
 
@@ -72,7 +75,12 @@ class Ahead:
         num_tokens: Tokens in the rows to learn from, once through.
         num_targets: Those that the loss counts.
         steps: Optimizer steps.
-        step_s: Seconds of one, as it was timed here; validation not counted.
+        num_validations: How often the validation loss is measured.
+        step_s: Seconds of a step, as it was timed here.
+        valid_s: Seconds of a validation.
+        num_written: Tokens of old work that the base writes itself.
+        written_s: Seconds of that.
+        measured_s: Seconds in which old work is measured: before, after, and with `--replay` on the way back.
         peak_bytes: The process's memory at its highest (the GPU's, on one), after that step.
     """
 
@@ -81,8 +89,13 @@ class Ahead:
     num_tokens: int
     num_targets: int
     steps: int
-    step_s: float
-    peak_bytes: int
+    num_validations: int
+    step_s: float = 0.0
+    valid_s: float = 0.0
+    num_written: int = 0
+    written_s: float = 0.0
+    measured_s: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +136,9 @@ def preview(
         )
         for line in (*lines_on(built), said):
             report(line)
-        ahead = _ahead(material, chosen, built, Rows(valid), model_folder)
+        old = replace(plan, block=built.block)
+        given = old_work(old, material.old, tokenizer, Path(name), material.replay > 0, is_own=False)
+        ahead = _ahead(material, chosen, Rows(built.train), Rows(valid), given, model_folder, tokenizer)
     return Preview(built.block, watcher.tasks, built.counts, ahead)
 
 
@@ -163,58 +178,88 @@ class _Watcher:
         return begin + self._tokenizer.decode(ids) + _MARK * self._tokenizer.is_special(ids[-1])
 
 
-def _ahead(material: Material, options: TrainOptions, built: Built, valid: Rows, model_folder: Path) -> Ahead:
-    rows = Rows(built.train)
-    steps = num_steps(material.with_old(len(rows)), options)
-    step_s, peak = _timed_step(options, rows, model_folder, material.replay) if len(rows) else (0.0, 0)
-    info = rows.info
-    return Ahead(len(rows), len(valid), info.num_tokens, info.num_targets, steps, step_s, peak)
+def _ahead(
+    material: Material,
+    options: TrainOptions,
+    rows: Rows,
+    valid: Rows,
+    given: Sequence[OldWork],
+    model_folder: Path,
+    tokenizer: Tokenizer,
+) -> Ahead:
+    """Time a run's parts on the machine in use; `given` is old work that is not the base's own writing."""
+    info, steps = rows.info, num_steps(material.with_old(len(rows)), options)
+    num_validations = math.ceil(steps / options.eval_every) if len(valid) else 0
+    counted = (len(rows), len(valid), info.num_tokens, info.num_targets, steps, num_validations)
+    if not len(rows):
+        return Ahead(*counted)
+    with quiet_libraries():
+        model = load_gpt2(read_checkpoint(model_folder), LeanGPT2)
+        num_written, written_s = 0, 0.0
+        num_measured = sum(kind.measured.info.num_tokens for kind in given)
+        if not material.old:
+            num_written, written_s = foreseen(model, tokenizer, material.base_tasks, material.replay > 0)
+            num_measured = round(num_written * (MEASURED_SHARE if material.replay else 1))
+        batch = _batch(rows, options.batch_rows, material.replay)
+        step = _step(model, options, batch, material.replay > 0)
+        _seconds(step)  # the first one warms up
+        step_s = min(_seconds(step) for _ in range(_TIMED_STEPS))
+        peak = _peak_bytes()
+        model.eval()
+        with torch.no_grad():
+            valid_s = _seconds(lambda: model(**batch)) * math.ceil(len(valid) / options.batch_rows)
+            ids, positions = batch["input_ids"], batch["position_ids"]
+            every = torch.ones_like(ids[:, 1:], dtype=torch.bool)
+            token_s = _seconds(lambda: model.log_probabilities(ids, positions, every)) / ids.numel()
+    passes = 3 + (2 * MOST_MEASURES if material.replay else 0)  # before; after, with the base beside it
+    measured_s = passes * num_measured * token_s
+    return Ahead(*counted, step_s, valid_s, num_written, written_s, measured_s, peak)
 
 
-def _timed_step(options: TrainOptions, rows: Rows, model_folder: Path, replay: float) -> tuple[float, int]:
-    """Seconds and memory of one optimizer step; the first one, which warms up, is not timed."""
-    is_gpu = torch.cuda.is_available()
-    step = _step(options, rows, model_folder, replay, "cuda" if is_gpu else "cpu")
-    seconds = []
-    for _ in range(1 + _TIMED_STEPS):
-        begun = time.perf_counter()
-        step()
-        if is_gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    if is_gpu:
-        return min(seconds[1:]), torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return min(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _batch(rows: Rows, count: int, replay: float) -> dict[str, torch.Tensor]:
+    """A step's rows; new ones stand for the old ones that make up the share `replay`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = [rows[index % len(rows)] for index in range(count)]
+    batch = {name: torch.stack([row[name] for row in chosen]).to(device) for name in chosen[0]}
+    if replay:
+        batch["is_old"] = torch.arange(count, device=device) < max(1, round(replay * count))
+    return batch
 
 
 def _step(
-    options: TrainOptions, rows: Rows, model_folder: Path, replay: float, device: str
+    model: LeanGPT2, options: TrainOptions, batch: dict[str, torch.Tensor], is_rehearsed: bool
 ) -> Callable[[], None]:
-    """A step as the Trainer takes it: forward, backward, update; the learning rate is 0.
-
-    New rows stand for the old ones that make up the share `replay`.
-    """
-    disable_progress_bar()  # a bar for reading the weights
-    model = load_gpt2(read_checkpoint(model_folder), LeanGPT2)
-    model.suit(rows.info.block)
-    if replay:
+    """A step as the Trainer takes it: forward, backward, update; the learning rate is 0."""
+    device = batch["input_ids"].device
+    model.suit(batch["input_ids"].shape[1])
+    if is_rehearsed:
         model.stay_near(copy.deepcopy(model))
-    if options.lora_rank:
-        model = with_adapters(model, options.lora_rank)
-    model = model.to(device).train()
-    optimizer = optimizer_for(model, options.optimizer, 0.0, 0.0)
-    chosen = [rows[index % len(rows)] for index in range(options.batch_rows)]
-    batch = {name: torch.stack([row[name] for row in chosen]).to(device) for name in chosen[0]}
-    if replay:
-        batch["is_old"] = torch.arange(len(chosen), device=device) < max(1, round(replay * len(chosen)))
+    trained = with_adapters(model, options.lora_rank) if options.lora_rank else model
+    trained.to(device).train()
+    optimizer = optimizer_for(trained, options.optimizer, 0.0, 0.0)
 
     def step() -> None:
         for _ in range(options.accumulate):
-            with torch.autocast(device, torch.bfloat16, enabled=is_bf16(options.precision)):
-                loss = model(**batch).loss
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(options.precision)):
+                loss = trained(**batch).loss
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    act()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def _peak_bytes() -> int:
+    """The GPU's memory at its highest, or the process's where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

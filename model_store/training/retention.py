@@ -22,7 +22,7 @@ from model_store.training.packing import IGNORED, PackedInfo, Rows
 from model_store.training.recipe import Source
 
 MOST_FORGETTING = 0.05  # by so much a loss on old work may rise before it is said in capitals
-_MEASURED_SHARE = 0.25
+MEASURED_SHARE = 0.25  # of old work that is learned from, too
 _AT_ONCE = 8  # rows that are measured in a forward pass
 
 
@@ -69,7 +69,7 @@ def old_work(
         by_name.setdefault(source.task or TEXTS, []).append(source)
     made = []
     for name, mine in by_name.items():
-        share = _MEASURED_SHARE if is_rehearsed else 0.0
+        share = MEASURED_SHARE if is_rehearsed else 0.0
         apart = replace(plan, sources=tuple(mine), valid_share=share, is_loss_everywhere=False)
         built = build(apart, tokenizer, cache, lambda line: None)
         made.append(OldWork(name, built.train, Rows(built.valid if is_rehearsed else built.train), is_own))

@@ -1,6 +1,10 @@
 """The commands of `textgen model`: lines, exit codes, and errors without a traceback."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +103,12 @@ def test_an_unknown_command_is_refused() -> None:
 def test_the_environment_names_the_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGEN_STORE", str(root))
     assert "story@1" in run("list").stdout
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_that_train_do_not_spin_while_they_wait(given: dict[str, str], found: str) -> None:
+    command = [sys.executable, "-m", "service.cli", "model", "finetune", "--help"]
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "true", **given}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+    policies = re.findall(r"OMP_WAIT_POLICY ?= ?'(\w+)'", shown)  # of each OpenMP library that was loaded
+    assert policies and set(policies) == {found}, shown

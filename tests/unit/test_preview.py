@@ -50,6 +50,31 @@ def test_a_preview_shows_prompts_lengths_labels_and_what_lies_ahead(tmp_path: Pa
     rows = int(re.search(r"ahead: (\d+) rows of 32 tokens", result.stdout)[1])  # type: ignore[index]
     steps = int(re.search(r"ahead: (\d+) steps", result.stdout)[1])  # type: ignore[index]
     assert steps == 3 * (rows // 2) > 0
+    assert re.search(
+        r"ahead: \d+ steps of [\d.]+ s and 0 validations of 0.00 s, as timed here", result.stdout
+    )
+    assert re.search(r"ahead: before them the base writes 7,872 tokens of old work: about ", result.stdout)
+    assert "ahead: measuring old work, before and after: about" in result.stdout
+    assert "ahead: in all about" in result.stdout and "GB of memory" in result.stdout
+
+
+def test_old_work_that_is_given_is_read_and_measured_not_written(tmp_path: Path, base: Path) -> None:
+    old = tmp_path / "old.txt"
+    old.write_text("Tom has a stone. " * 40, encoding="utf-8")
+    shown = run(tmp_path, base, "preview", "--replay", "0.3", "--replay-data", str(old)).stdout
+    assert "ahead: measuring old work" in shown and "the base writes" not in shown
+    old.write_bytes(b"\xff\xfe\xff")
+    refused = run(tmp_path, base, "preview", "--replay", "0.3", "--replay-data", str(old))
+    assert refused.exit_code == 2 and refused.stderr.count("old.txt") == 1, refused.stderr
+
+
+def test_validations_are_counted_and_timed(tmp_path: Path, base: Path) -> None:
+    shown = run(tmp_path, base, "preview", "--valid-share", "0.5", "--epochs", "4").stdout
+    steps, validations = map(
+        int,
+        re.search(r"ahead: (\d+) steps of .* and (\d+) validations", shown).groups(),  # type: ignore
+    )
+    assert 0 < validations <= steps
 
 
 def test_a_cut_is_counted_and_its_end_is_what_is_shown(tmp_path: Path, base: Path) -> None:

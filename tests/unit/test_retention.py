@@ -16,7 +16,7 @@ from model_store.checkpoint import read_checkpoint
 from model_store.manifest import read_json_manifest
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
-from model_store.training.base_writing import _Writer, written_by
+from model_store.training.base_writing import _Writer, foreseen, written_by
 from model_store.training.dataset import BuildPlan
 from model_store.training.errors import InvalidOption
 from model_store.training.examples import Example
@@ -92,9 +92,25 @@ def test_a_base_that_writes_slowly_says_how_far_it_is(
     model, said = load_gpt2(read_checkpoint(base), LeanGPT2), list[str]()
     first = "old work: written by the base itself (text-48, qa-12)"
     written_by(model, Tokenizer.load(base), {"qa": QA}, tmp_path, False, 0, said.append)
-    assert said == [first, "old work, text: written, 1 of 2 kinds", "old work, qa: written, 2 of 2 kinds"]
+    assert said[0] == first and len(said) > 2
+    shares = [re.fullmatch(r"old work: (\d+) % written, about .+ left", line) for line in said[1:]]
+    found = [int(match[1]) for match in shares if match]
+    assert len(found) == len(shares) and found == sorted(found) and found[-1] < 100
     written_by(model, Tokenizer.load(base), {"qa": QA}, tmp_path, False, 0, said.append)
-    assert said[3:] == [first]
+    assert said[1 + len(shares) :] == [first]
+
+
+def test_as_many_tokens_are_foreseen_as_are_drawn(base: Path) -> None:
+    model, tokenizer = load_gpt2(read_checkpoint(base), LeanGPT2), Tokenizer.load(base)
+    write, drawn = _Writer(model, tokenizer, torch.Generator()), list[int]()
+    write.tell = drawn.append
+    write.texts(48)
+    no_task, seconds = foreseen(model, tokenizer, {}, False)
+    assert no_task == 48 * 128 and sum(drawn) == 48 * 127 and seconds > 0  # the toy has 128 positions
+    drawn.clear()
+    records = write.examples(replace(QA, template="{context}\nQ: {question}\n", no_answer=""), 12)
+    assert records and sum(drawn) <= foreseen(model, tokenizer, {"qa": QA}, False)[0] - no_task
+    assert foreseen(model, tokenizer, {"qa": QA}, True)[0] == 8 * (no_task + 12 * (96 + 24 + 24))
 
 
 def test_padded_prompts_are_continued_as_they_are_alone(base: Path) -> None:
