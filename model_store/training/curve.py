@@ -4,14 +4,15 @@ Callbacks for transformers' Trainer; the loop is in `train.py`, what a person se
 """
 
 import csv
+import io
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from model_store.atomic import write_atomically
 from model_store.training.errors import Diverged, MissingExtra
 
 COLUMNS = ("step", "tokens", "loss", "valid_loss", "learning_rate")
@@ -48,12 +49,11 @@ class CurveCallback(TrainerCallback):  # type: ignore[misc]
         self._write()
 
     def _write(self) -> None:
-        unfinished = self._path.with_suffix(".tmp")
-        with unfinished.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows.values())
-        os.replace(unfinished, self._path)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self._rows.values())
+        write_atomically(self._path, table.getvalue())
 
 
 class FiniteCallback(TrainerCallback):  # type: ignore[misc]

@@ -30,7 +30,7 @@ from model_store.training.split import draw_examples, draw_texts, num_duplicates
 from model_store.training.spool import TEXT, Spool, Table
 from model_store.training.text_files import expand, stamp
 
-_ROWS_FORMAT = 5  # of what is written here; rows of an older one are made anew
+_ROWS_FORMAT = 6  # of what is written here; rows of an older one are made anew
 _BUILT = "built.json"  # written last
 _UNFINISHED = ".tmp"  # ends the name of a folder that is being filled
 _KEYS = "keys.npy"  # a number for each item that is learned from, equal for equal ones

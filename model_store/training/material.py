@@ -3,12 +3,14 @@
 Made from a command's options by `cli_data.py`; `pipeline.py` and `preview.py` use it.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from model_store.task import Task
-from model_store.training.dataset import BuildPlan
+from model_store.tokenizer import Tokenizer
+from model_store.training.dataset import BuildPlan, Built, build
 from model_store.training.errors import InvalidOption
 from model_store.training.recipe import Source, check_tasks
 
@@ -90,3 +92,34 @@ class Material:
 def num_old_rows(num_new: int, share: float) -> int:
     """How many rows of old work make up a share, from 0 to below 1, beside so many new ones."""
     return round(num_new * share / (1 - share))
+
+
+def built_valid(
+    material: Material,
+    plan: BuildPlan,
+    built: Built,
+    tokenizer: Tokenizer,
+    cache: Path,
+    report: Callable[[str], None],
+) -> Path:
+    """Give the folder of the rows to validate on: those of `--valid`, or the share kept of what was built."""
+    if not material.valid:
+        return built.valid
+    apart = build(
+        replace(plan, sources=material.valid, block=built.block, valid_share=0.0), tokenizer, cache, report
+    )
+    for line in lines_on(apart):
+        report(f"valid: {line}")
+    if num_equal := built.num_equal(apart):
+        report(
+            f"VALID: {num_equal:,} OF THE ROWS OF --valid ARE LEARNED FROM, TOO: the validation loss looks "
+            "better than it is"
+        )
+    return apart.train
+
+
+def lines_on(built: Built) -> list[str]:
+    """Say what the rows are: the block where it was chosen, how the validation data was drawn, counts."""
+    chosen = [f"block {built.block}: {built.why}"] if built.why else []
+    counts = ", ".join(f"{name}: {count:,}" for name, count in sorted(built.counts.items()))
+    return [*chosen, *built.notes, counts]

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from model_store.architecture import Architecture
+from model_store.atomic import write_atomically
 from model_store.card import CARD, model_card
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import Draft
 from model_store.tokenizer import Tokenizer
 from model_store.training.base_writing import written_by
-from model_store.training.dataset import BuildPlan, Built, build
+from model_store.training.dataset import BuildPlan, build
 from model_store.training.defaults import choose_options
 from model_store.training.disk import checkpoint_bytes, require_room, told_when_full
 from model_store.training.errors import InvalidOption, MissingExtra
 from model_store.training.export import export, export_tokenizer
-from model_store.training.material import Material
+from model_store.training.material import Material, built_valid, lines_on
 from model_store.training.packing import PackedInfo, Rows, require_rows
 from model_store.training.processes import processes, told_once
 from model_store.training.retention import Mixed, OldWork, figures_of, losses, old_work, told
@@ -151,32 +152,6 @@ def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
     return _train_and_export(job, model, data, model_folder, report)
 
 
-def built_valid(
-    material: Material, plan: BuildPlan, built: Built, tokenizer: Tokenizer, cache: Path, report: Report
-) -> Path:
-    """Give the folder of the rows to validate on: those of `--valid`, or the share kept of what was built."""
-    if not material.valid:
-        return built.valid
-    apart = build(
-        replace(plan, sources=material.valid, block=built.block, valid_share=0.0), tokenizer, cache, report
-    )
-    for line in lines_on(apart):
-        report(f"valid: {line}")
-    if num_equal := built.num_equal(apart):
-        report(
-            f"VALID: {num_equal:,} OF THE ROWS OF --valid ARE LEARNED FROM, TOO: the validation loss looks "
-            "better than it is"
-        )
-    return apart.train
-
-
-def lines_on(built: Built) -> list[str]:
-    """Say what the rows are: the block where it was chosen, how the validation data was drawn, counts."""
-    chosen = [f"block {built.block}: {built.why}"] if built.why else []
-    counts = ", ".join(f"{name}: {count:,}" for name, count in sorted(built.counts.items()))
-    return [*chosen, *built.notes, counts]
-
-
 @dataclass(frozen=True, slots=True)
 class _Data:
     """Rows to learn from and to validate on, the options with nothing left to choose, and old work.
@@ -288,7 +263,7 @@ def _train_and_export(job: Job, model: Any, data: _Data, source: Path, report: R
         except (OSError, ValueError, MissingExtra) as error:
             report(f"the model is written; its learning curve is not drawn: {error}")
         card = model_card(job.out.resolve().name, full, job.out)
-        (job.out / "model" / CARD).write_text(card, encoding="utf-8")
+        write_atomically(job.out / "model" / CARD, card)
         for name in ("loss.csv", "loss.png"):
             if (job.out / name).is_file():
                 shutil.copyfile(job.out / name, job.out / "model" / name)

@@ -27,9 +27,9 @@ from model_store.training.defaults import choose_options
 from model_store.training.examples import Example, Pair, encode_pair
 from model_store.training.keep_near import MOST_MEASURES
 from model_store.training.lean_gpt2 import LeanGPT2, optimizer_for
-from model_store.training.material import Material
+from model_store.training.material import Material, built_valid, lines_on
 from model_store.training.packing import Rows
-from model_store.training.pipeline import Report, built_valid, lines_on
+from model_store.training.pipeline import Report
 from model_store.training.retention import MEASURED_SHARE, OldWork, old_work
 from model_store.training.train import is_bf16, num_steps, quiet_libraries, with_adapters
 from model_store.training.train_options import TrainOptions

@@ -119,13 +119,13 @@ class Reader:
 
     def _read_examples(self, source: Source, file: Path) -> None:
         task = self._tasks[source.task]
-        dialogue, history, line = 0, "", 0
+        dialogue, history, place = 0, "", -1
         for row in task_rows(source, task, file, self.notes):
             said = row.fields.get("history", "")
             is_longer = bool(history) and len(said) > len(history) and said.startswith(history)
-            if row.line != line and (row.is_turn or not is_longer):
-                dialogue = digest("dialogue", str(file), str(row.line))
-            history, line = said, row.line
+            if row.place != place and (row.is_turn or not is_longer):
+                dialogue = digest("dialogue", str(file), str(row.place))
+            history, place = said, row.place
             if source.share < 1 and self._rng.random() >= source.share:
                 continue
             if (pair := self._pair(source, task, row)) is not None:

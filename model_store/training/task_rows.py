@@ -51,7 +51,8 @@ class TaskRow:
 
     Args:
         path: Its file.
-        line: Its line there, or row.
+        line: Its line there, or row; many rows of a JSON array may stand in one line.
+        place: Which of the file's rows it is, from 0; the turns of a conversation are made of one row.
         fields: A text for each of the task's fields.
         references: The right answers, best first; ("",) for a question without one.
         record: All that the row holds.
@@ -60,6 +61,7 @@ class TaskRow:
 
     path: Path
     line: int
+    place: int
     fields: Mapping[str, str]
     references: tuple[str, ...]
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -67,7 +69,7 @@ class TaskRow:
 
     @property
     def origin(self) -> str:
-        """`reviews.csv, line 7`: equal for the turns of one conversation."""
+        """`reviews.csv, line 7`, for people."""
         return origin(self.path, self.line)
 
 
@@ -92,13 +94,13 @@ def task_rows(
     unknown: dict[str, list[int]] = {}
     empty: dict[str, list[int]] = {}
     found = 0
-    for line, record in records(file, source.encoding):
+    for place, (line, record) in enumerate(records(file, source.encoding)):
         if limit and found >= limit:
             break
         if any(record.get(name) in values for name, values in source.skip.items()):
             counts["skipped"] += 1
             continue
-        for row in _rows(source, task, file, line, record, counts):
+        for row in _rows(source, task, file, line, place, record, counts):
             if name := _empty_text(task, row, key):
                 if source.skip_empty:
                     counts[f"left out, as {name!r} is empty"] += 1
@@ -114,14 +116,20 @@ def task_rows(
 
 
 def _rows(
-    source: Source, task: AskedTask, file: Path, line: int, record: Mapping[str, Any], counts: Counter[str]
+    source: Source,
+    task: AskedTask,
+    file: Path,
+    line: int,
+    place: int,
+    record: Mapping[str, Any],
+    counts: Counter[str],
 ) -> Iterator[TaskRow]:
     key = source.target_key(task.kind)
     names = [source.rename.get("messages", name) for name in MESSAGES]
     if (name := next((name for name in names if name in record), "")) and task.kind == "generate":
         try:
             for fields, answer in examples(turns_of(record[name]), task.fields, counts):
-                yield TaskRow(file, line, fields, (answer,), record, is_turn=True)
+                yield TaskRow(file, line, place, fields, (answer,), record, is_turn=True)
         except WrongShape as error:
             raise InvalidData(file, f"key {name!r}: {error}", line) from error
         return
@@ -129,7 +137,7 @@ def _rows(
     if is_alpaca(record) and key not in record:
         values = alpaca(record, task.fields, key)
     fields = {name: text_of(file, line, values, source.rename.get(name, name)) for name in task.fields}
-    yield TaskRow(file, line, fields, _references(file, line, values, key, task.kind), record)
+    yield TaskRow(file, line, place, fields, _references(file, line, values, key, task.kind), record)
 
 
 def _references(

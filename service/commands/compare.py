@@ -66,18 +66,19 @@ def compare(
             labels = [first, second]
         judged_pairs = {name: (one, answers[1][name]) for name, one in answers[0].items()}
         differences = {name: _differences(*pair) for name, pair in judged_pairs.items()}
+        # before anything is written: what took minutes to find is not lost to a full disk
+        if as_json:
+            typer.echo(json.dumps(_values(labels, differences), indent=2, ensure_ascii=False))
+        else:
+            for name, rows in differences.items():
+                typer.echo("\n".join(_table(name, labels, rows)))
+                main = next(row for row in rows if row.name == judged_pairs[name][0].main)
+                typer.echo(f"{name}: {compared(main, *labels)}\n")
         if report:
             from model_store.training.report_html import comparison, write_report
 
             pages = {name: (*pair, differences[name]) for name, pair in judged_pairs.items()}
             write_report(report, comparison(labels[0], labels[1], pages))
-    if as_json:
-        typer.echo(json.dumps(_values(labels, differences), indent=2, ensure_ascii=False))
-        return
-    for name, rows in differences.items():
-        typer.echo("\n".join(_table(name, labels, rows)))
-        main = next(row for row in rows if row.name == judged_pairs[name][0].main)
-        typer.echo(f"{name}: {compared(main, *labels)}\n")
 
 
 def _differences(one: Judged, other: Judged) -> list[Difference]:

@@ -85,12 +85,13 @@ def evaluate(
                 judgements = judged(http, sets, limit)
                 figures = _perplexities(http, folder, text or [], limit)
         figures = {**{name: each.figures() for name, each in judgements.items()}, **figures}
+        shown = json.dumps(figures, indent=2, ensure_ascii=False) if as_json else _table(figures, judgements)
+        typer.echo(shown)  # before anything is written: what took minutes to find is not lost to a full disk
         if record and entry is not None:
             files = {*(source.path for source in sets.sources), *(text or [])}
             typer.echo(f"recorded in {_record(entry, store.expanduser(), figures, files)}", err=True)
         if report:
             _write_report(report, entry, url, judgements)
-    typer.echo(json.dumps(figures, indent=2, ensure_ascii=False) if as_json else _table(figures, judgements))
 
 
 def _perplexities(

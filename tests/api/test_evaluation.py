@@ -1,8 +1,10 @@
 """Evaluation measures what is served: at an address and in the process, by the same code."""
 
+import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +155,24 @@ def test_figures_of_a_version_are_recorded_and_a_report_is_written(model: Path, 
     assert kept["count"] == 10 and kept["sha256"] == digest
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "toy@1" in page and "How it learned" in page
+
+
+@pytest.mark.parametrize("is_compared", [False, True])
+def test_what_was_measured_is_shown_though_the_disk_is_full(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compared: bool
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("model_store.training.report_html.write_atomically", full)
+    commands = typer.Typer()
+    commands.command()(compare if is_compared else command)
+    asked = [f"{model}/"] * 2 if is_compared else ["--model", str(model)]
+    page = ["--report", str(tmp_path / "out" / "report.html")]
+    result = CliRunner().invoke(commands, [*asked, *choices(tmp_path), *page])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert f"error: the disk is full where {tmp_path / 'out'} lies" in result.stderr
+    assert re.search(r"accuracy +\d", result.stdout)
 
 
 def test_two_models_are_compared_on_the_same_items(model: Path, tmp_path: Path) -> None:

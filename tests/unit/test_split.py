@@ -49,9 +49,12 @@ def built(
     rows: Sequence[object],
     share: float | None,
     group: str = "",
+    is_array: bool = False,
 ) -> Built:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    """Build rows of a file of JSON lines, or of an array on one line."""
+    path = folder / ("rows.json" if is_array else "rows.jsonl")
+    text = json.dumps(rows) if is_array else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
     source = Source(path, "examples", task.name, group=group)
     plan = BuildPlan((source,), {task.name: task}, 128, is_loss_everywhere=False, valid_share=share)
     return build(plan, tokenizer, folder / "built", lambda line: None)
@@ -152,7 +155,10 @@ def test_duplicates_are_counted_and_stay_on_one_side(tmp_path: Path, tokenizer: 
     assert (len(train), len(valid)) == (80, 20) and not set(train) & set(valid)
 
 
-def test_the_turns_of_a_conversation_stay_on_one_side(tmp_path: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("is_array", [False, True])
+def test_the_turns_of_a_conversation_stay_on_one_side(
+    tmp_path: Path, tokenizer: Tokenizer, is_array: bool
+) -> None:
     rows = [
         {
             "messages": [
@@ -163,7 +169,8 @@ def test_the_turns_of_a_conversation_stay_on_one_side(tmp_path: Path, tokenizer:
         }
         for n in range(20)
     ]
-    found = built(tmp_path, tokenizer, CHAT, rows, 0.2)
+    found = built(tmp_path, tokenizer, CHAT, rows, 0.2, is_array=is_array)
+    assert not found.notes
     sides = [
         {text.rsplit(" ", 1)[-1] for text in examples(Rows(folder), tokenizer)}
         for folder in (found.train, found.valid)
