@@ -32,6 +32,7 @@ class Places:
         llama_server: binary, or None.
         vllm: command, or None.
         threads: compute threads of each peer.
+        sequences: that each must be able to have running at once.
     """
 
     work: Path
@@ -40,6 +41,7 @@ class Places:
     llama_server: Path | None
     vllm: Path | None
     threads: int
+    sequences: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def known_peers(places: Places, has_speculation: bool) -> list[Peer]:
         _ours(places, "int8", has_speculation),
         _llama_cpp(places, "bf16"),
         _llama_cpp(places, "q8_0"),
+        _llama_cpp(places, "q4_k_m"),
         _vllm(places),
         _llama_cpp_python(places, "bf16"),
     ]
@@ -96,7 +99,7 @@ def _ours(places: Places, precision: str, has_speculation: bool) -> Peer:
 
 
 def _llama_cpp(places: Places, kind: str) -> Peer:
-    """32 slots, each with room for the prompt and the answer, in one context."""
+    """A slot for each sequence, with room for a full window."""
     name = f"llama.cpp-{kind}"
     if places.llama_server is None:
         return Peer(name, kind, missing="--llama-server is not given")
@@ -106,7 +109,8 @@ def _llama_cpp(places: Places, kind: str) -> Peer:
         return Peer(name, kind, missing=str(error))
     threads = str(places.threads)
     command = (str(places.llama_server), "-m", str(model), "--host", "127.0.0.1", "--port", "{port}")
-    return Peer(name, kind, (*command, "-np", "32", "-c", str(32 * 256), "-t", threads, "-tb", threads))
+    slots, context = str(places.sequences), str(places.sequences * 1024)
+    return Peer(name, kind, (*command, "-np", slots, "-c", context, "-t", threads, "-tb", threads))
 
 
 def _llama_cpp_python(places: Places, kind: str) -> Peer:
@@ -123,7 +127,7 @@ def _vllm(places: Places) -> Peer:
     if places.vllm is None:
         return Peer("vllm-bf16", "bf16", missing="--vllm is not given (a build for processors)")
     command = (str(places.vllm), "serve", str(places.checkpoint), "--host", "127.0.0.1", "--port", "{port}")
-    options = ("--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "32")
+    options = ("--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", str(places.sequences))
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # it keeps one from its threads otherwise: half of two
@@ -140,8 +144,12 @@ def _gguf(places: Places, kind: str) -> Path:
     target = places.checkpoint / f"model-{kind}.gguf"
     if target.exists():
         return target
-    script = str(_ROOT / "bench" / "checkpoint.py")
-    command = [str(places.python), script, str(places.checkpoint), "--gguf", kind]
+    if kind == "q4_k_m" and places.llama_server is not None:  # what only its own program writes
+        quantize = str(places.llama_server.with_name("llama-quantize"))
+        command = [quantize, str(_gguf(places, "f32")), str(target), kind]
+    else:
+        script = str(_ROOT / "bench" / "checkpoint.py")
+        command = [str(places.python), script, str(places.checkpoint), "--gguf", kind]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"no GGUF: {(done.stderr.strip().splitlines() or ['?'])[-1]}")

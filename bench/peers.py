@@ -4,10 +4,10 @@
 
 Every server is started once and stopped (SIGSTOP) while another is measured; rounds go A B C A B C, figures
 are medians over rounds. Streamed, closed loop; `--load` says what is asked (64 words in and 64 tokens out,
-greedy, unless it says otherwise), `--shape 774m` asks a larger model. What is not installed is left out by
-name. Speculation is off for ours: random weights repeat themselves, which would flatter it.
-`--offline` adds libraries without a server, decoding one batch. The last line is JSON. `peer_servers` says
-how each server is started, `offline_peers` how each library is driven.
+greedy, unless it says otherwise; several with commas), `--shape 774m` asks a larger model. What is not
+installed is left out by name. Speculation is off for ours: random weights repeat themselves, which would
+flatter it. `--offline` adds libraries without a server, decoding one batch. The last line is JSON.
+`peer_servers` says how each server is started, `offline_peers` how each library is driven.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from service.bench.prompts import Shape  # noqa: E402
 from service.bench.report import table  # noqa: E402
 from service.bench.summary import Objective, Summary  # noqa: E402
 
-Results = dict[str, dict[int, list[Summary]]]
+Results = dict[str, dict[int, list[Summary]]]  # of one load
 # output tokens/s against the best peer, TTFT p50 against the best peer, by clients
 MARKS = {
     "bf16": {1: (1.5, 1.0), 8: (1.8, 0.5), 32: (2.0, 0.5)},
@@ -73,7 +73,7 @@ def plan_for(server: PeerServer, load: str, clients: int, seed: int, requests: i
     )
 
 
-def measure_in_turns(servers: list[PeerServer], arguments: argparse.Namespace) -> Results:
+def measure_in_turns(servers: list[PeerServer], load: str, arguments: argparse.Namespace) -> Results:
     """Rounds over all servers and client counts; the others stand still meanwhile."""
     results: Results = defaultdict(lambda: defaultdict(list))
     for clients in arguments.clients:
@@ -81,7 +81,7 @@ def measure_in_turns(servers: list[PeerServer], arguments: argparse.Namespace) -
             for server in servers:
                 requests = max(4, clients * arguments.waves)
                 server.resume()
-                plan = plan_for(server, arguments.load, clients, 1000 * clients + round_number, requests)
+                plan = plan_for(server, load, clients, 1000 * clients + round_number, requests)
                 summary = run_async(measure(plan))[0]
                 server.pause()
                 results[server.peer.name][clients].append(summary)
@@ -178,7 +178,7 @@ def start_servers(places: Places, arguments: argparse.Namespace) -> list[PeerSer
             continue
         print(f"{peer.name} is ready after {server.seconds_to_ready:.1f} s")
         servers.append(server)
-        run_async(measure(plan_for(server, arguments.load, 8, 1, 16)))  # warm
+        run_async(measure(plan_for(server, "greedy", 8, 1, 16)))  # warm
         server.pause()
     return servers
 
@@ -194,32 +194,33 @@ def main() -> None:
         llama_server=arguments.llama_server,
         vllm=arguments.vllm,
         threads=arguments.threads,
+        sequences=max(arguments.clients),
     )
     offline = {}
     for name in LIBRARIES if arguments.offline else ():
         offline[name] = run_library(name, places, arguments.clients)
         print(f"{name}: {offline[name]}")
     servers = start_servers(places, arguments)
+    loads = {}
     try:
-        results = measure_in_turns(servers, arguments)
+        for load in arguments.load:
+            found = medians(measure_in_turns(servers, load, arguments))
+            compared = ratios(found, servers)
+            print(f"\n{load}, {arguments.shape}")
+            show(found, compared)
+            loads[load] = {"served": found, "ratios": compared}
     finally:
         for server in servers:
             server.stop()
-    found = medians(results)
-    compared = ratios(found, servers)
-    show(found, compared)
     ready = {server.peer.name: round(server.seconds_to_ready, 1) for server in servers}
-    print(
-        json.dumps(
-            {
-                "load": arguments.load,
-                "served": found,
-                "ratios": compared,
-                "offline": offline,
-                "seconds_to_ready": ready,
-            }
-        )
-    )
+    print(json.dumps({"loads": loads, "offline": offline, "seconds_to_ready": ready}))
+
+
+def _loads(text: str) -> list[str]:
+    loads = text.split(",")
+    if unknown := set(loads) - set(LOADS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: of {', '.join(LOADS)}")
+    return loads
 
 
 def parse() -> argparse.Namespace:
@@ -227,7 +228,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs, kept")
     parser.add_argument("--shape", choices=SHAPES, default="124m")
-    parser.add_argument("--load", choices=LOADS, default="greedy")
+    parser.add_argument("--load", type=_loads, default=["greedy"], help=", ".join(LOADS) + "; with commas")
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--waves", type=int, default=2, help="requests of each client in a round")
