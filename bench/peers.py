@@ -81,7 +81,8 @@ def measure_in_turns(servers: list[PeerServer], load: str, arguments: argparse.N
             for server in servers:
                 requests = max(4, clients * arguments.waves)
                 server.resume()
-                plan = plan_for(server, load, clients, 1000 * clients + round_number, requests)
+                seed = 100_000 * [*LOADS].index(load) + 1000 * clients + round_number  # nobody has it cached
+                plan = plan_for(server, load, clients, seed, requests)
                 summary = run_async(measure(plan))[0]
                 server.pause()
                 results[server.peer.name][clients].append(summary)
