@@ -141,7 +141,8 @@ def _choices(task: AskedTask, items: Sequence[Item], said: Sequence[str]) -> Jud
     answers = [text.strip() for text in said]
     wanted = [item.references for item in items]
     hits = [float(text in references) for text, references in zip(answers, wanted, strict=True)]
-    majority = Counter(references[0] for references in wanted).most_common(1)[0][0]
+    counts = Counter(label for references in wanted for label in dict.fromkeys(references))
+    majority = counts.most_common(1)[0][0]
     base = [float(majority in references) for references in wanted]
     confusion = {label: dict.fromkeys(task.labels, 0) for label in task.labels}
     for text, references in zip(answers, wanted, strict=True):

@@ -33,6 +33,9 @@ class _Kept(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
+        if unicodedata.category(character) == "Cf":  # joiners, marks of direction: they part no word
+            self[code] = ""
+            return ""
         if self._is_word:
             is_kept = character.isalnum() or unicodedata.category(character).startswith("M")
         else:
@@ -51,7 +54,7 @@ def normalize_answer(text: str) -> str:
     Source: Rajpurkar et al. 2016, SQuAD's official evaluation script; punctuation of other scripts as in that
     of Lewis et al. 2019, MLQA.
     """
-    bare = unicodedata.normalize("NFKC", text.lower()).translate(_NO_PUNCTUATION)
+    bare = unicodedata.normalize("NFKC", text).lower().translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
@@ -99,16 +102,21 @@ def rouge(prediction: str, references: str | Sequence[str]) -> dict[str, float]:
 
 def rouge_words(text: str) -> list[str]:
     """What ROUGE counts: lower-case words and characters, punctuation left out, not yet stemmed."""
-    return _apart(unicodedata.normalize("NFKC", text.lower()).translate(_WORDS_ONLY)).split()
+    return _apart(unicodedata.normalize("NFKC", text).lower().translate(_WORDS_ONLY)).split()
 
 
 def bleu_tokenizer(texts: Sequence[str]) -> str:
-    """Choose sacrebleu's tokenizer for references: `zh` for Chinese, `char` for Japanese, else `13a`."""
+    """Choose sacrebleu's tokenizer for references.
+
+    `zh`, which parts Chinese characters and leaves other words whole, from a tenth of them on; `char` for
+    other scripts without spaces; else `13a`.
+    """
     text = "".join(texts)
     unspaced, kana, han = (len(p.findall(text)) for p in (_CHARACTER, _KANA, _HAN))
-    if 2 * unspaced < sum(character.isalnum() for character in text):
-        return "13a"
-    return "zh" if han > unspaced / 2 and kana * 10 < unspaced else "char"
+    letters = sum(character.isalnum() for character in text)
+    if han > unspaced / 2 and kana * 10 < unspaced and han * 10 >= letters:
+        return "zh"
+    return "13a" if 2 * unspaced < letters else "char"
 
 
 def repetition_rate(text: str, order: int = 4) -> float:

@@ -60,6 +60,27 @@ def test_full_width_digits_and_foreign_punctuation_do_not_make_an_answer_wrong()
     assert exact_match("１９８４年。", ["1984年"]) == 1.0 and exact_match("«Да»!", ["да"]) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("\u200fمرحبا\u200e", "مرحبا"),  # marks of direction
+        ("می\u200cخواهم", "میخواهم"),  # a non-joiner
+        ("co\u00adoperate", "cooperate"),
+        ("ℌello", "hello"),  # a capital that only NFKC shows
+        ("cafe\u0301", "café"),
+    ],
+)
+def test_what_cannot_be_seen_makes_no_answer_wrong(said: str, wanted: str) -> None:
+    assert exact_match(said, [wanted]) == token_f1(said, wanted) == rouge(said, wanted)["rouge1"] == 1.0
+
+
+def test_arabic_hindi_and_thai_words_count_as_their_readers_count_them() -> None:
+    assert token_f1("ذهب الولد", "ذهب الولد إلى المدرسة") == pytest.approx(2 * 2 / (2 + 4))
+    assert rouge("लड़का घर गया।", "लड़का स्कूल गया।")["rouge1"] == pytest.approx(2 / 3)
+    assert token_f1("ไทย", "ไทยแลนด์") == pytest.approx(2 * 3 / (3 + 8))  # characters
+    assert rouge("소년이 갔다", "소년이 학교에 갔다.")["rouge1"] == pytest.approx(0.8)
+
+
 def test_repetition_of_chinese_counts_characters() -> None:
     assert repetition_rate("好" * 100) > 0.9 and repetition_rate("春眠不觉晓") == 0.0
 
@@ -75,7 +96,17 @@ def test_a_near_answer_is_found_in_a_chinese_context() -> None:
 
 @pytest.mark.parametrize(
     ("text", "tokenizer"),
-    [(CHINESE, "zh"), ("これはペンです", "char"), ("Hallo", "13a"), ("안녕하세요", "13a")],
+    [
+        (CHINESE, "zh"),
+        ("我在 Microsoft Azure 上部署了 Kubernetes cluster", "zh"),
+        ("これはペンです", "char"),
+        ("สวัสดีชาวโลก", "char"),
+        ("Hallo", "13a"),
+        ("A quotation of 春眠 stands in an English text", "13a"),
+        ("안녕하세요", "13a"),
+        ("नमस्ते दुनिया", "13a"),
+        ("مرحبا بالعالم", "13a"),
+    ],
 )
 def test_bleus_tokenizer_is_chosen_by_script(text: str, tokenizer: str) -> None:
     assert bleu_tokenizer([text]) == tokenizer
@@ -125,6 +156,12 @@ def test_choices_stand_beside_the_majority_with_each_labels_figures() -> None:
     assert figures["labels"]["mixed"]["f1"] == 0.0  # type: ignore[index]
     assert figures["confusion"]["bad"] == {"good": 1, "bad": 2, "mixed": 0}  # type: ignore[index]
     assert figures["macro_f1"] == pytest.approx((100 * 10 / 13 + 200 / 3 + 0) / 3, abs=0.01)
+
+
+def test_the_majority_is_the_label_that_is_right_most_often_where_several_are() -> None:
+    wanted = [("good", "bad"), ("good", "bad"), ("mixed", "bad"), ("mixed",)]
+    figures = judge(MOOD, [Item({"text": "x"}, labels) for labels in wanted], ["bad"] * 4).figures()
+    assert figures["majority_accuracy"] == 75.0 == figures["accuracy"]
 
 
 def test_a_label_that_never_occurs_does_not_count_in_the_macro_f1() -> None:
