@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 
 from model_store.errors import TokenizerError
 
+_MAX_DIGITS = 10  # of a token's id
 # in the order in which new ones get their ids
 SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -71,7 +72,7 @@ class AddedTokens:
 
 
 def _from_decoder(values: object) -> dict[int, AddedToken]:
-    if not isinstance(values, dict) or not all(str(key).isdecimal() for key in values):
+    if not isinstance(values, dict) or not all(key.isdecimal() and len(key) <= _MAX_DIGITS for key in values):
         raise TokenizerError("tokenizer_config.json: added_tokens_decoder must be an object of tokens by id")
     return {int(token_id): _token(value, False) for token_id, value in values.items()}
 

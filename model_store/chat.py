@@ -8,11 +8,11 @@ in it stay text. Fitting it into the window is the business of whoever serves it
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from model_store.chat_template import ChatTemplate, Message
-from model_store.errors import ChatError, UnreadableFile
-from model_store.files import read_json
+from model_store.errors import ChatError
+from model_store.files import is_readable, read_json_if_any
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
 
@@ -166,7 +166,7 @@ def find_chat(
         None where there is no way.
 
     Raises:
-        ChatError: A template cannot be read.
+        ChatError, UnreadableFile: A template cannot be read.
     """
     source = _read_text(template_file) if template_file is not None else _own_template(folder)
     if source is not None:
@@ -179,18 +179,19 @@ def find_chat(
 
 def _own_template(folder: Path) -> str | None:
     """The tokenizer's template: a file of its own, else in its configuration, there perhaps by name."""
-    if (folder / "chat_template.jinja").is_file():
+    if is_readable(folder / "chat_template.jinja"):
         return _read_text(folder / "chat_template.jinja")
-    given = _read_object(folder / "tokenizer_config.json").get("chat_template")
+    given = read_json_if_any(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(given, list):
-        named = {each.get("name"): each.get("template") for each in given if isinstance(each, dict)}
-        given = named.get("default")
+        given = {each.get("name"): each.get("template") for each in given if isinstance(each, dict)}
+    if isinstance(given, dict):
+        given = given.get("default")
     return given if isinstance(given, str) and given else None
 
 
 def _is_dialogpt(folder: Path, tokenizer: Tokenizer) -> bool:
     """Whether a checkpoint was trained on turns that end with the end of text, and says so."""
-    config = _read_object(folder / "config.json")
+    config = read_json_if_any(folder / "config.json")
     name = str(config.get("_name_or_path") or "")
     uses = config.get("task_specific_params")
     is_conversational = isinstance(uses, dict) and "conversational" in uses
@@ -217,12 +218,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise ChatError(f"the chat template {path} cannot be read: {error}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return read_json(path)
-    except UnreadableFile as error:
-        raise ChatError(str(error)) from error

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from model_store.architecture import Architecture, Shape, read_config, read_switches
-from model_store.errors import UnsupportedCheckpoint
+from model_store.errors import UnsupportedCheckpoint, one_line
 from model_store.files import open_file, read_json
 
 SINGLE = "model.safetensors"
@@ -116,7 +116,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     foreign = sorted(stored.keys() - tensors.keys())
     if foreign:
         more = f" and {len(foreign) - _NUM_NAMED} more" if len(foreign) > _NUM_NAMED else ""
-        names = ", ".join(foreign[:_NUM_NAMED]) + more
+        names = ", ".join(f"{one_line(name):.60}" for name in foreign[:_NUM_NAMED]) + more
         warnings.append(f"{folder}: not used, since this GPT-2 has no such tensor: {names}")
     return Checkpoint(folder, config, architecture, tensors, tuple(files), tuple(warnings))
 

@@ -147,7 +147,7 @@ def read_folder(folder: Path) -> ModelEntry:
     require_config(folder)
     name = folder_name(folder)
     try:
-        values = read_json_manifest(folder) if (folder / MANIFEST).is_file() else {}
+        values = read_json_manifest(folder) if os.path.lexists(folder / MANIFEST) else {}
         if "checksum" not in values:
             return ModelEntry(name, "", folder, as_manifest(parse_draft(values)))
         manifest = parse_manifest(values)

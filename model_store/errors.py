@@ -3,7 +3,7 @@
     StoreError
     ├── InvalidTask          a task definition is wrong; names the key and the legal values
     ├── InvalidFields        the fields given to a task are not the ones its template has
-    ├── InvalidText          a text is not Unicode that can be encoded (lone surrogates)
+    ├── InvalidText          a text cannot be encoded: lone surrogates, or nothing in the vocabulary for it
     ├── TokenizerError       a tokenizer's files are missing, broken, or of a kind that is not supported
     ├── InvalidManifest      manifest.json is not what it has to be; names the key
     ├── ModelNotFound        no such model or version; suggests names that are near
@@ -20,8 +20,17 @@ One message is one line and can be shown to a person as it is. No exit codes and
 """
 
 
+def one_line(text: str) -> str:
+    """Write line ends, escape sequences and lone surrogates of names that others gave so that they show."""
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+
+
 class StoreError(Exception):
     """The parent of all: catch this one to show a message and stop."""
+
+    def __str__(self) -> str:
+        """The message, on one line."""
+        return one_line(super().__str__())
 
 
 class InvalidTask(StoreError):
@@ -52,7 +61,7 @@ class InvalidFields(StoreError):
 
 
 class InvalidText(StoreError):
-    """A text holds code points that no UTF-8 has (lone surrogates)."""
+    """A text holds code points that no UTF-8 has (lone surrogates), or that a vocabulary cannot write."""
 
 
 class TokenizerError(StoreError):

@@ -30,6 +30,8 @@ def open_file(path: Path) -> BinaryIO:
         raise UnreadableFile(f"{path} cannot be read: permission denied{_owner(path)}") from error
     except OSError as error:
         raise UnreadableFile(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or what is no Unicode
+        raise UnreadableFile(f"{path} cannot be read: no file can have this name") from error
     file = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
     if file is None:
         os.close(handle)
@@ -64,6 +66,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UnreadableFile(f"{path} must hold a JSON object, not {type(values).__name__}")
     return values
+
+
+def read_json_if_any(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is not there is an empty one.
+
+    Raises:
+        UnreadableFile: As `read_json`; also for a link to nothing, as an unfinished download leaves it.
+    """
+    return read_json(path) if os.path.lexists(path) else {}
+
+
+def is_readable(path: Path) -> bool:
+    """Say whether there is a file.
+
+    Raises:
+        UnreadableFile: As `open_file`: something is there that is no file, or may not be read.
+    """
+    if not os.path.lexists(path):
+        return False
+    open_file(path).close()
+    return True
 
 
 def _owner(path: Path) -> str:

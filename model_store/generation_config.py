@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_store.errors import UnreadableFile
-from model_store.files import read_json
+from model_store.files import read_json_if_any
 from model_store.sampling import SAMPLING
 from model_store.task import Task
 
@@ -32,7 +32,7 @@ def sampling_defaults(folder: Path) -> tuple[dict[str, float | int], list[str]]:
     """
     path = folder / "generation_config.json"
     try:
-        config: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+        config: Mapping[str, Any] = read_json_if_any(path)
     except UnreadableFile as error:
         return dict(FOR_SMALL_MODELS), [str(error)]
     given = {name: config[name] for name in _FIELDS if config.get(name) is not None}

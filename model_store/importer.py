@@ -4,6 +4,7 @@ Anything that is not a GPT-2 language model with a tokenizer that can be streame
 the store changes. Read next: `model_store/checkpoint.py` (weights), `model_store/golden.py`.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -107,7 +108,7 @@ def _fill(source: Path, target: Path, origin: Origin, make: MakeGolden) -> Draft
             shutil.copyfile(_inside(source, path.name), target / path.name)
     checkpoint = read_checkpoint(target)
     copy_tokenizer(source, target, checkpoint.architecture.vocab_size)
-    draft = parse_draft(read_json_manifest(source)) if (source / MANIFEST).is_file() else Draft()
+    draft = parse_draft(read_json_manifest(source)) if os.path.lexists(source / MANIFEST) else Draft()
     tasks = with_generate(origin.tasks) if origin.tasks is not None else draft.tasks
     shown = {key: checkpoint.config[key] for key in _SHOWN if key in checkpoint.config}
     return replace(

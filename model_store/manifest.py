@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from model_store.atomic import write_atomically
 from model_store.default_tasks import default_tasks
-from model_store.errors import InvalidManifest, InvalidTask
+from model_store.errors import InvalidManifest, InvalidTask, UnreadableFile
+from model_store.files import read_json
 from model_store.task import Task
 from model_store.task_files import tasks_from_list, with_generate
 
@@ -142,12 +143,9 @@ def read_json_manifest(folder: Path) -> dict[str, Any]:
         InvalidManifest: The file cannot be read or holds no JSON object.
     """
     try:
-        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(folder / MANIFEST)
+    except UnreadableFile as error:
         raise InvalidManifest("file", f"cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise InvalidManifest("file", "must hold a JSON object")
-    return values
 
 
 def parse_draft(values: Mapping[str, Any]) -> Draft:

@@ -10,7 +10,6 @@ import codecs
 import re
 import shutil
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from tokenizers import processors
 
 from model_store.added_tokens import with_marks, without_marks
 from model_store.borders import is_cjk
-from model_store.errors import InvalidText, TokenizerError
+from model_store.byte_alphabet import bytes_by_character
+from model_store.errors import InvalidText, StoreError, TokenizerError, UnreadableFile
 from model_store.normalizer import character_normalizer
 from model_store.tokenizer_files import (
     LoadedTokenizer,
@@ -33,6 +33,7 @@ _SPACE_MARK = "\u2581"  # SentencePiece writes a space so
 _NO_SPACE_BEFORE = (b".", b"?", b"!", b",", b"n't", b"'m", b"'s", b"'ve", b"'re")  # of a WordPiece decoder
 # what two equal tokenizers agree on
 _PROBES = (" The quick brown fox, 1984.", "naïve Größe 天气很好", "\n\n  x")
+_PANIC = "PanicException"  # of Rust: no Exception, and in no module that could be imported
 _LONG_TEXT = 4096  # characters whose encoding takes a few milliseconds
 
 
@@ -90,10 +91,19 @@ class Tokenizer:
             num_embeddings: The model's; None where there is no model yet.
 
         Raises:
-            TokenizerError: Files are missing, broken, of a kind that cannot be streamed, or do not fit the
-                model.
+            TokenizerError, UnreadableFile: Files are missing, broken, of a kind that cannot be streamed, or
+                do not fit the model.
         """
-        return cls(load_files(folder, num_embeddings), num_embeddings)
+        try:
+            return cls(load_files(folder, num_embeddings), num_embeddings)
+        except UnreadableFile:
+            raise
+        except StoreError as error:
+            raise TokenizerError(f"{folder}: {error}") from error
+        except BaseException as error:  # the Rust side raises bare Exception, or panics
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
+            raise TokenizerError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, whatever files it was loaded from."""
@@ -133,7 +143,7 @@ class Tokenizer:
         """Give the ids of a user's text. Adds no special token and recognises none.
 
         Raises:
-            InvalidText: The text holds lone surrogates.
+            InvalidText: The text holds lone surrogates, or what the vocabulary cannot write.
         """
         check_text(text)
         ids: list[int] = _encode(self._reading_text, text).ids
@@ -145,7 +155,7 @@ class Tokenizer:
         A token that holds some bytes of a character has the offsets of the whole character.
 
         Raises:
-            InvalidText: The text holds lone surrogates.
+            InvalidText: The text holds lone surrogates, or what the vocabulary cannot write.
         """
         check_text(text)
         encoding = _encode(self._reading_text, text)
@@ -156,7 +166,7 @@ class Tokenizer:
         tokens written in it are recognised.
 
         Raises:
-            InvalidText: The text holds lone surrogates.
+            InvalidText: The text holds lone surrogates, or what the vocabulary cannot write.
         """
         check_text(text)
         ids: list[int] = _encode(self._recognising, text).ids
@@ -255,10 +265,17 @@ def copy_tokenizer(source: Path, target: Path, num_embeddings: int) -> Tokenizer
 
 
 def _encode(backend: Any, text: str) -> Any:
-    """Encode a text; a long one as a batch of one, which leaves the interpreter to other threads."""
-    if len(text) <= _LONG_TEXT:
-        return backend.encode(text, add_special_tokens=False)
-    return backend.encode_batch([text], add_special_tokens=False)[0]
+    """Encode a text; a long one as a batch of one, which leaves the interpreter to other threads.
+
+    Raises:
+        InvalidText: The vocabulary has no token for something in it, nor one for what is unknown.
+    """
+    try:
+        if len(text) <= _LONG_TEXT:
+            return backend.encode(text, add_special_tokens=False)
+        return backend.encode_batch([text], add_special_tokens=False)[0]
+    except Exception as error:  # the Rust side has no other class
+        raise InvalidText(f"the model's vocabulary cannot write the text: {error}") from error
 
 
 def check_text(text: str) -> None:
@@ -273,15 +290,3 @@ def check_text(text: str) -> None:
         raise InvalidText(
             f"the text is not valid Unicode: a lone surrogate at character {error.start}"
         ) from None
-
-
-@lru_cache(maxsize=1)
-def bytes_by_character() -> dict[str, int]:
-    """Invert GPT-2's table of printable stand-ins: character -> byte.
-
-    Source: Radford et al. 2019, encoder.py, `bytes_to_unicode`.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + index): byte for index, byte in enumerate(others)}

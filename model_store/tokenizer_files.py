@@ -6,7 +6,6 @@ asked only for classes with rules of their own. No encoding here: see `model_sto
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from model_store.added_tokens import AddedTokens
-from model_store.errors import TokenizerError, UnreadableFile
-from model_store.files import open_file, read_json
+from model_store.errors import TokenizerError
+from model_store.files import is_readable, read_json_if_any
 
 # what a tokenizer is made of; without one of the first three it is converted by transformers each time
 _MAIN_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -66,12 +65,16 @@ def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokeniz
         num_embeddings: The model's; an end of text without one is none. None where there is no model yet.
 
     Raises:
-        TokenizerError: Nothing to read, broken files, an unsupported kind, or no token that ends a text.
+        TokenizerError, UnreadableFile: Nothing to read, broken files, an unsupported kind, or no token that
+            ends a text.
     """
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_json_if_any(folder / "tokenizer_config.json")
     backend, defaults = _load_backend(folder, config)
-    special_map = _read_json(folder / "special_tokens_map.json")
-    tokens = AddedTokens(config, special_map, _read_json(folder / "added_tokens.json"), defaults)
+    if not backend.get_vocab(with_added_tokens=False):
+        raise TokenizerError("its vocabulary is empty")
+    special_map = read_json_if_any(folder / "special_tokens_map.json")
+    added = read_json_if_any(folder / "added_tokens.json")
+    tokens = AddedTokens(config, special_map, added, defaults)
     tokens.add_to(backend)
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     usual = ("<|endoftext|>", *(_BERT_MARKS if isinstance(backend.model, models.WordPiece) else ()))
@@ -90,21 +93,21 @@ def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokeniz
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Give the files of a folder that its tokenizer is made of."""
-    return [path for pattern in _FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [path for pattern in _FILES for path in sorted(folder.glob(pattern)) if is_readable(path)]
 
 
 def loads_at_once(folder: Path) -> bool:
     """Say whether a tokenizer's files need no conversion."""
-    return any((folder / name).is_file() for name in _MAIN_FILES)
+    return any(is_readable(folder / name) for name in _MAIN_FILES)
 
 
 def _class_name(folder: Path, config: Mapping[str, Any]) -> str:
     """The tokenizer's class as transformers 5 chooses it; for a bare vocab.txt, which it refuses, BERT's."""
-    named = config.get("tokenizer_class") or _read_json(folder / "config.json").get("tokenizer_class")
+    named = config.get("tokenizer_class") or read_json_if_any(folder / "config.json").get("tokenizer_class")
     if isinstance(named, str) and named:
         return named.removesuffix("Fast")
-    has_gpt2_files = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    return _GPT2 if has_gpt2_files or not (folder / "vocab.txt").is_file() else _BERT
+    has_gpt2_files = any(is_readable(folder / name) for name in ("tokenizer.json", "vocab.json"))
+    return _GPT2 if has_gpt2_files or not is_readable(folder / "vocab.txt") else _BERT
 
 
 def _load_backend(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
@@ -115,30 +118,22 @@ def _load_backend(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Mapping
     kind = _class_name(folder, config)
     if kind not in (_GPT2, _BERT, *_PLAIN):
         return _from_transformers(folder), {}
-    try:
-        if os.path.lexists(folder / "tokenizer.json"):
-            open_file(folder / "tokenizer.json").close()
-            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            is_bpe = isinstance(backend.model, models.BPE) and "ByteLevel" in _decoder_types(backend)
-            if kind == _GPT2 and is_bpe:
-                return _as_gpt2(backend, config)
-            is_bert = kind == _BERT and isinstance(backend.model, models.WordPiece)
-            return _as_bert(backend, config) if is_bert else (backend, {})
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-            return _as_gpt2(tokenizers.Tokenizer(model), config)
-        if (folder / "vocab.txt").is_file():
-            lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-            vocab = {line.rstrip("\r"): index for index, line in enumerate(lines) if line.rstrip("\r")}
-            if "[UNK]" not in vocab:
-                raise TokenizerError("vocab.txt has no [UNK]: not a BERT vocabulary")
-            return _as_bert(tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]")), config)
-    except UnreadableFile as error:
-        raise TokenizerError(str(error)) from error
-    except TokenizerError:
-        raise
-    except Exception as error:  # the Rust side raises bare Exception
-        raise TokenizerError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    if is_readable(folder / "tokenizer.json"):
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        is_bpe = isinstance(backend.model, models.BPE) and "ByteLevel" in _decoder_types(backend)
+        if kind == _GPT2 and is_bpe:
+            return _as_gpt2(backend, config)
+        is_bert = kind == _BERT and isinstance(backend.model, models.WordPiece)
+        return _as_bert(backend, config) if is_bert else (backend, {})
+    if is_readable(folder / "vocab.json") and is_readable(folder / "merges.txt"):
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        return _as_gpt2(tokenizers.Tokenizer(model), config)
+    if is_readable(folder / "vocab.txt"):
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        vocab = {line.rstrip("\r"): index for index, line in enumerate(lines) if line.rstrip("\r")}
+        if "[UNK]" not in vocab:
+            raise TokenizerError("vocab.txt has no [UNK]: not a BERT vocabulary")
+        return _as_bert(tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]")), config)
     return _from_transformers(folder), {}
 
 
@@ -164,9 +159,10 @@ def _as_bert(backend: Any, config: Mapping[str, Any]) -> tuple[Any, Mapping[str,
 
 def _from_transformers(folder: Path) -> Any:
     """Let transformers read it; with no file it would make up an empty tokenizer."""
-    if not (folder / "tokenizer.json").is_file() and not any(folder.glob("*.model")):
+    files = [path for path in (folder / "tokenizer.json", *folder.glob("*.model")) if is_readable(path)]
+    if not files:
         raise TokenizerError(
-            f"{folder} has no tokenizer.json, vocab.json + merges.txt, vocab.txt or SentencePiece .model"
+            "it has no tokenizer.json, vocab.json + merges.txt, vocab.txt or SentencePiece .model"
         )
     from transformers import AutoTokenizer
 
@@ -175,7 +171,7 @@ def _from_transformers(folder: Path) -> Any:
         return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except Exception as error:  # whatever a converter stumbles over
         reason = str(error).strip().split("\n")[0]
-        raise TokenizerError(f"transformers cannot read the tokenizer in {folder}: {reason}") from error
+        raise TokenizerError(f"transformers cannot read it: {reason}") from error
 
 
 def _frame_ids(
@@ -186,7 +182,7 @@ def _frame_ids(
     """
     if backend.post_processor is None:
         is_bert = isinstance(backend.model, models.WordPiece)
-        has_bos = config.get("add_bos_token") and not (folder / "tokenizer.json").is_file()  # which says all
+        has_bos = config.get("add_bos_token") and not is_readable(folder / "tokenizer.json")  # which says all
         names = ("cls_token", "sep_token") if is_bert else ("bos_token" if has_bos else "", "")
         before, after = (tokens.special.get(name) for name in names)
         return _as_ids(backend, before), _as_ids(backend, after)
@@ -204,7 +200,7 @@ def _as_ids(backend: Any, text: str | None) -> tuple[int, ...]:
 def _find_eos(backend: Any, folder: Path, own: str, num_embeddings: int | None) -> tuple[int, ...]:
     """Collect the ids that end a text: the tokenizer's own, then the model's, else the usual names."""
     size = num_embeddings or max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    configs = (_read_json(folder / name) for name in ("generation_config.json", "config.json"))
+    configs = (read_json_if_any(folder / name) for name in ("generation_config.json", "config.json"))
     given: Any = next((config["eos_token_id"] for config in configs if "eos_token_id" in config), [])
     ids = [backend.token_to_id(own) if own else None, *(given if isinstance(given, list) else [given])]
     ids = [i for i in ids if type(i) is int and 0 <= i < size]
@@ -237,13 +233,3 @@ def _decoder_types(backend: Any) -> dict[str, Mapping[str, Any]]:
         return {"ByteLevel": {}} if is_byte_level else {}
     state = json.loads(backend.decoder.__getstate__())  # the whole tokenizer's JSON would take a second
     return {part["type"]: part for part in (state, *state.get("decoders", [])) if part["type"] != "Sequence"}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that is not there is an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        return read_json(path)
-    except UnreadableFile as error:
-        raise TokenizerError(str(error)) from error

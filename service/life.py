@@ -84,7 +84,9 @@ class Life:
             self._fail(EngineDead("the engine stopped working; the process ends to be restarted"))
         except (StoreError, SettingsError) as error:
             self._fail(SettingsError(str(error)))
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
             get_logger().error("the model could not be loaded", exc_info=error)
             self._fail(error)
 

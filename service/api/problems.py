@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
 
+from model_store.errors import InvalidText
 from service import errors
 from service.api.json_pieces import compact
 
@@ -153,6 +154,8 @@ def problem_for(error: BaseException, path: str = "") -> Problem:
                 getattr(error, "param", None),
                 getattr(error, "retry_after_s", None),
             )
+    if isinstance(error, InvalidText):
+        return Problem("invalid_request", str(error))
     if isinstance(error, errors.EngineFault):
         return Problem("internal", error.message)
     return Problem("internal", _INTERNAL)

@@ -133,8 +133,15 @@ def test_a_template_in_a_file_of_its_own_goes_before_the_configuration(tmp_path:
     assert chat is not None and chat.segments(messages_of([("user", "a")])) == [("own", False)]
 
 
-def test_of_templates_by_name_the_default_is_taken(tmp_path: Path) -> None:
-    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
+@pytest.mark.parametrize(
+    "named",
+    [
+        [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}],
+        {"rag": "no", "default": "yes"},
+    ],
+    ids=["list", "object"],
+)
+def test_of_templates_by_name_the_default_is_taken(tmp_path: Path, named: object) -> None:
     folder = write_tokenizer(tmp_path, named)
     chat = find_chat(folder, Tokenizer.load(folder), {})
     assert chat is not None and chat.segments(messages_of([("user", "a")])) == [("yes", False)]

@@ -110,6 +110,9 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "GGUF": (instead(lambda p: p.with_name("gpt2.Q8_0.gguf").touch()), "gguf_file='gpt2.Q8_0.gguf'"),
     "index without map": (index({}), "model.safetensors.index.json is broken: it has no weight_map"),
     "index elsewhere": (index({"weight_map": {"a": "../b.safetensors"}}), "names a file that is no"),
+    "index with NUL": (index({"weight_map": {"a": "b\0.safetensors"}}), "no file can have this name"),
+    "index of half a character": (index({"weight_map": {"a": "\ud800.safetensors"}}), r"DIR/\ud800.safet"),
+    "index of two lines": (index({"weight_map": {"a": "b\n\x1b[31m.safetensors"}}), r"DIR/b\n\x1b[31m."),
     "shard missing": (index({"weight_map": {"a": "b.safetensors"}}), "DIR/b.safetensors is missing"),
     "adapter": (lambda d: (d / "adapter_config.json").write_text("{}"), "holds a PEFT adapter"),
     "names twice": (
@@ -240,3 +243,10 @@ def test_an_equal_head_is_tied_and_another_one_is_not(folder: Path) -> None:
     checkpoint = read_checkpoint(folder)
     assert not checkpoint.architecture.tie_word_embeddings and "lm_head.weight" in checkpoint.tensors
     assert checkpoint.warnings[0].endswith("the head differs from the embeddings, so it is not tied to them")
+
+
+def test_the_names_of_foreign_tensors_are_short_and_on_one_line(folder: Path) -> None:
+    odd = {"a\n\x1b[31mred": torch.ones(1), "b" * 10_000: torch.ones(1)}
+    save_file({**gpt2_state(), **odd}, folder / "model.safetensors")
+    [line] = read_checkpoint(folder).warnings
+    assert r"a\n\x1b[31mred" in line and line.isprintable() and len(line) < 1000

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 
+from model_store.errors import InvalidText
 from service import errors
 from service.api.problems import STATUSES, Problem, problem_for
 
@@ -63,3 +64,8 @@ def test_a_prompt_too_long_has_openais_code() -> None:
         "param": "prompt",
         "code": "context_length_exceeded",
     }
+
+
+def test_a_text_that_the_vocabulary_cannot_write_is_the_caller_s() -> None:
+    problem = problem_for(InvalidText("the model's vocabulary cannot write the text: why"))
+    assert (STATUSES[problem.code], problem.message[-3:]) == (422, "why")

@@ -26,6 +26,29 @@ def test_a_failed_start_whose_end_hangs_ends_with_its_code() -> None:
     assert done.returncode == 2, done.stderr[-2000:]
 
 
+PANIC = """
+from service import life, server
+from service.settings import Settings
+
+class Panic(BaseException):
+    "As those of libraries in Rust: no Exception."
+
+def read(path):
+    raise Panic("a library stumbled")
+
+life.read_checkpoint = read
+made = server.make_server(Settings(port=0))
+made.run(server.open_listeners("127.0.0.1", 0))
+raise SystemExit(made.exit_code)
+"""
+
+
+def test_a_start_that_panics_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", PANIC], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "a library stumbled" in done.stderr + done.stdout
+
+
 NO_MEMORY = """
 from service import life, server
 from service.settings import Settings

@@ -1,8 +1,10 @@
 """The tokenizer: round trips, special tokens as text, and the bytes of each token."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from store_models import LINES, write_bert, write_byte_level, write_merges
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from model_store import tokenizer_files
+from model_store.byte_alphabet import bytes_by_character
 from model_store.default_tasks import default_tasks
-from model_store.errors import InvalidText, TokenizerError
-from model_store.tokenizer import Tokenizer, bytes_by_character, copy_tokenizer
+from model_store.errors import InvalidText, StoreError, TokenizerError
+from model_store.tokenizer import Tokenizer, copy_tokenizer
 
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
 SOME = settings(deadline=None, derandomize=True, max_examples=150)
@@ -252,7 +255,13 @@ def test_a_token_that_cannot_have_its_id_is_named(tmp_path: Path) -> None:
     ("name", "values", "message"),
     [
         ("tokenizer_config", '{"added_tokens_decoder": [1]}', "added_tokens_decoder must"),
+        (
+            "tokenizer_config",
+            '{"added_tokens_decoder": {"%s": "a"}}' % ("5" * 5000),
+            "added_tokens_decoder must",
+        ),
         ("tokenizer_config", '{"eos_token": 5}', "a special token must"),
+        ("tokenizer_config", r'{"eos_token": "\ud800"}', "surrogates not allowed"),
         ("tokenizer_config", '{"extra_special_tokens": 5}', "extra_special_tokens must be a list"),
         ("added_tokens", '{"<|user|>": "5"}', "must hold a whole number"),
         ("special_tokens_map", "[]", "must hold a JSON object"),
@@ -262,8 +271,84 @@ def test_a_wrong_token_in_the_configuration_is_one_line(
     tmp_path: Path, name: str, values: str, message: str
 ) -> None:
     (write_byte_level(tmp_path) / f"{name}.json").write_text(values)
-    with pytest.raises(TokenizerError, match=message):
+    with pytest.raises(StoreError, match=message) as caught:
         Tokenizer.load(tmp_path)
+    assert str(tmp_path) in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("write", [write_byte_level, write_merges, write_bert])
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda path: path.symlink_to("blob"), "is a link to a file that is missing"),
+        (lambda path: path.symlink_to(path.name), "Too many levels"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+        (lambda path: path.write_text(""), "is empty"),
+        (os.mkfifo, "is a FIFO"),
+        (Path.mkdir, "is a folder"),
+    ],
+)
+def test_a_file_that_is_there_and_cannot_be_read_is_never_taken_for_missing(
+    tmp_path: Path, write: Callable[[Path], Path], damage: Callable[[Path], None], cause: str
+) -> None:
+    folder = write(tmp_path / "m")
+    own = [path.name for path in folder.iterdir()]
+    others = (
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "generation_config.json",
+    )
+    for name in (*own, *others):
+        path = folder / name
+        before = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        damage(path)
+        with pytest.raises(StoreError, match=cause) as caught:
+            Tokenizer.load(folder)
+        assert str(path) in str(caught.value)
+        path.rmdir() if path.is_dir() else path.unlink()
+        if before is not None:
+            path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "cause"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "!!!"}, "Invalid byte"),
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "non-zero"),
+        ("added_tokens", [{"id": 5}], "missing field"),
+    ],
+)
+def test_what_the_library_does_not_survive_is_one_line(
+    tmp_path: Path, key: str, value: object, cause: str
+) -> None:
+    path = write_byte_level(tmp_path) / "tokenizer.json"
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(TokenizerError, match=cause) as caught:
+        Tokenizer.load(tmp_path)
+    assert str(tmp_path) in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_an_empty_vocabulary_is_none(tmp_path: Path) -> None:
+    path = write_byte_level(tmp_path) / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"] |= {"vocab": {}, "merges": []}
+    path.write_text(json.dumps(state))
+    with pytest.raises(TokenizerError, match="its vocabulary is empty"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_text_that_a_vocabulary_cannot_write_is_refused(tmp_path: Path) -> None:
+    """Of SentencePiece without a token for what is unknown."""
+    backend = tokenizers.Tokenizer(models.Unigram([("a", -1.0), ("</s>", 0.0)], None))
+    backend.decoder = decoders.Metaspace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("aa") == [0, 0]
+    with pytest.raises(InvalidText, match="vocabulary cannot write the text"):
+        tokenizer.encode("ab")
 
 
 def test_a_beginning_of_text_needs_an_embedding(tmp_path: Path) -> None:
