@@ -57,7 +57,7 @@ class Tokenizer:
         self._added = {token_id: str(token.content) for token_id, token in added.items()}
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._pieces: dict[int, bytes] = {}
-        self._cleans_up = loaded.cleans_up
+        self._cleans_up, self._drops_first_space = loaded.cleans_up, loaded.drops_first_space
         self._normalize = character_normalizer(self._backend)
         self.named_specials = loaded.named_specials
         self.bos_ids: tuple[int, ...] = loaded.bos_ids
@@ -189,7 +189,7 @@ class Tokenizer:
             return own
         before = b"" if previous_id is None else self._own_piece(previous_id)
         if self._style == "metaspace":
-            return own if before else own.removeprefix(b" ")
+            return own if before or not self._drops_first_space else own.removeprefix(b" ")
         if own.startswith(b"##") and len(own) > 2:
             return own[2:]
         is_joined = not before or is_cjk(before.decode()[-1]) or is_cjk(own.decode()[0])

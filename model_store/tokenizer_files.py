@@ -44,6 +44,7 @@ class LoadedTokenizer:
         eos_token_ids: The tokens that end a text, the main one first; at least one.
         bos_ids: The tokens that the tokenizer puts before every text.
         cleans_up: Whether a WordPiece decoder writes no space before punctuation.
+        drops_first_space: Whether a SentencePiece decoder leaves out the space that a text begins with.
         frame_ids: What it puts before and after a text when it is asked for all its special tokens.
         named_specials: The texts of special tokens by their names, `eos_token` and so on.
     """
@@ -53,6 +54,7 @@ class LoadedTokenizer:
     eos_token_ids: tuple[int, ...]
     bos_ids: tuple[int, ...] = ()
     cleans_up: bool = False
+    drops_first_space: bool = True
     frame_ids: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     named_specials: Mapping[str, str] = field(default_factory=dict)
 
@@ -88,7 +90,16 @@ def load_files(folder: Path, num_embeddings: int | None = None) -> LoadedTokeniz
     backend.post_processor = tokenizers.processors.Sequence([])  # offsets keep the space before a word
     style, cleans_up = _style_of(backend)
     eos_token_ids = _find_eos(backend, folder, tokens.special.get("eos_token", ""), num_embeddings)
-    return LoadedTokenizer(backend, style, eos_token_ids, bos_ids, cleans_up, frame_ids, tokens.special)
+    return LoadedTokenizer(
+        backend,
+        style,
+        eos_token_ids,
+        bos_ids,
+        cleans_up,
+        style == "metaspace" and backend.decoder.decode(["\u2581a"]) == "a",
+        frame_ids,
+        tokens.special,
+    )
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -263,6 +263,97 @@ def sentence_piece_bpe(folder: Path) -> None:
     write_json(folder, "tokenizer_config", tokenizer_class=PLAIN, eos_token="</s>")
 
 
+def sentence_piece_without_first_space(folder: Path) -> None:
+    backend = unigram()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    backend.decoder = decoders.Metaspace(prepend_scheme="never")
+    write(folder, backend, eos_token_id=0)
+    write_json(folder, "tokenizer_config", tokenizer_class=PLAIN, eos_token="</s>")
+
+
+def byte_fallback(folder: Path) -> None:
+    """As Llama's."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    marks = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=marks, show_progress=False)
+    backend.train_from_iterator(LINES, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    write(folder, backend, eos_token_id=2, bos_token_id=1)
+    write_json(folder, "tokenizer_config", tokenizer_class=PLAIN, bos_token="<s>", eos_token="</s>")
+
+
+def another_split(folder: Path) -> None:
+    """A pre-tokenizer in the file that GPT-2's class does not take."""
+    backend = byte_level()
+    own = tokenizers.Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(own, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    write(folder, backend)
+    write_json(folder, "tokenizer_config", tokenizer_class="GPT2TokenizerFast", eos_token="<|endoftext|>")
+
+
+def another_split_of_a_plain_class(folder: Path) -> None:
+    another_split(folder)
+    write_json(folder, "tokenizer_config", tokenizer_class=PLAIN, eos_token="<|endoftext|>")
+
+
+def flags_of_added_tokens(folder: Path) -> None:
+    backend = byte_level()
+    first = backend.get_vocab_size()
+    write(folder, backend, first + 3)
+    tokens = {
+        str(first + i): {
+            "content": text,
+            "normalized": False,
+            "special": flag != "single_word",
+            **{each: each == flag for each in ("lstrip", "rstrip", "single_word")},
+        }
+        for i, (text, flag) in enumerate(zip(ADDED, ("lstrip", "rstrip", "single_word"), strict=True))
+    }
+    write_json(folder, "tokenizer_config", tokenizer_class="GPT2Tokenizer", added_tokens_decoder=tokens)
+
+
+def shortened_by_the_file(folder: Path) -> None:
+    backend = byte_level()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=12, pad_id=5)
+    write(folder, backend)
+    write_json(
+        folder, "tokenizer_config", tokenizer_class=PLAIN, model_max_length=6, eos_token="<|endoftext|>"
+    )
+
+
+def odd_widths(folder: Path) -> None:
+    write(folder, byte_level(), n_embd=33, n_head=3, n_inner=50, n_layer=1, n_positions=41)
+
+
+def other_scales(folder: Path) -> None:
+    write(
+        folder,
+        byte_level(),
+        scale_attn_weights=False,
+        scale_attn_by_inverse_layer_idx=True,
+        reorder_and_upcast_attn=True,
+        activation_function="relu2",
+        layer_norm_epsilon=0.1,
+    )
+
+
+def masks(folder: Path) -> None:
+    """The buffers that old checkpoints carry along."""
+    plain(folder)
+    names = [f"transformer.h.{layer}.attn" for layer in range(2)]
+    ones = {f"{name}.bias": torch.ones(1, 1, 96, 96, dtype=torch.uint8) for name in names}
+    change_weights(folder, lambda s: {**s, **ones, f"{names[0]}.masked_bias": torch.tensor(-1e4)})
+
+
 def sharded(folder: Path) -> None:
     plain(folder)
     draw_model(1, vocab_size=read_checkpoint(folder).architecture.vocab_size).save_pretrained(
@@ -350,7 +441,9 @@ SHAPES: tuple[Make, ...] = (
     padding, padding_without_embedding, a_spare_token_ends_texts, an_added_word, bert, bert_cased, bert_vocab,
     sentence_piece, sentence_piece_bpe, sharded, stale_index, untied, untied_beside_the_default,
     an_equal_head, the_head_alone, no_prefix, a_value_head, fewer_layers, general_names, python_gelu,
-    half_precision, double_precision, several_precisions,
+    half_precision, double_precision, several_precisions, sentence_piece_without_first_space, byte_fallback,
+    another_split, another_split_of_a_plain_class, flags_of_added_tokens, shortened_by_the_file, odd_widths,
+    other_scales, masks,
 )  # fmt: skip
 
 
@@ -386,6 +479,13 @@ def expected_ids(theirs: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("text", [*TEXTS, *(f"{mark}Once upon a time{mark}" for mark in ADDED)])
 def test_the_ids_are_theirs(theirs: Any, ours: Tokenizer, text: str) -> None:
     assert [*ours.bos_ids, *ours.encode_specials(text)] == expected_ids(theirs, text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_texts_of_ids_are_theirs(theirs: Any, ours: Tokenizer, text: str) -> None:
+    ids = expected_ids(theirs, text)
+    wanted = theirs.decode(ids, skip_special_tokens=True)
+    assert ours.decode(ids) == wanted.removesuffix("\ufffd")  # without half a character at its end
 
 
 def test_the_logits_are_theirs(folder: Path, model: Any, ours: Tokenizer) -> None:

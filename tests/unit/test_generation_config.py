@@ -33,6 +33,33 @@ def test_a_checkpoint_says_how_it_is_sampled(tmp_path: Path, config: Any, defaul
     assert sampling_defaults(write(tmp_path, **config)) == (dict(defaults), [])
 
 
+@pytest.mark.parametrize(
+    ("config", "defaults"),
+    [
+        ({"repetition_penalty": 1.3}, {"temperature": 1, "repetition_penalty": 1.3}),
+        # every config.json of transformers 2 has all of these
+        (
+            {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0},
+            None,
+        ),
+        ({"do_sample": True, "top_k": 20, "temperature": 1.0}, {"temperature": 1, "top_k": 20}),
+    ],
+)
+def test_a_config_of_old_says_so_where_there_is_no_file_for_it(
+    tmp_path: Path, config: Any, defaults: Any
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert sampling_defaults(tmp_path) == (dict(defaults or FOR_SMALL_MODELS), [])
+    assert sampling_defaults(write(tmp_path, eos_token_id=0)) == (dict(FOR_SMALL_MODELS), [])
+
+
+def test_what_would_change_texts_and_is_not_read_is_told(tmp_path: Path) -> None:
+    neutral = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "bad_words_ids": None}
+    assert sampling_defaults(write(tmp_path, **neutral, top_k=5))[1] == []
+    [line] = sampling_defaults(write(tmp_path, num_beams=4, bad_words_ids=[[3]], min_length=0))[1]
+    assert line.endswith("bad_words_ids, num_beams")
+
+
 def test_without_a_file_they_are_those_for_small_models(tmp_path: Path) -> None:
     assert sampling_defaults(tmp_path) == ({"temperature": 0.7, "top_p": 0.9}, [])
 
