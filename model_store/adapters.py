@@ -4,7 +4,6 @@ A folder that PEFT wrote holds `adapter_config.json`, the adapter's weights, and
 `peft`, of the extra `train`. Read next: `model_store/importer.py`.
 """
 
-import json
 import shutil
 import tempfile
 import warnings
@@ -15,7 +14,8 @@ from typing import Any
 
 from model_store.checkpoint import read_checkpoint
 from model_store.entry import ModelEntry, read_folder
-from model_store.errors import ImportRefused, ModelNotFound, StoreError
+from model_store.errors import ImportRefused, ModelNotFound, StoreError, UnreadableFile
+from model_store.files import read_json
 from model_store.manifest import Draft, write_manifest
 from model_store.store import Store, resolve
 from model_store.tokenizer import Tokenizer, copy_tokenizer
@@ -57,13 +57,12 @@ def merged(folder: Path, store: Store, base: str = "") -> Iterator[Path]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        task, kind = config.get("task_type"), config.get("peft_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ImportRefused(f"{folder / ADAPTER} cannot be read: {error}") from error
-    if task not in (None, "CAUSAL_LM"):
+        config = read_json(folder / ADAPTER)
+    except UnreadableFile as error:
+        raise ImportRefused(str(error)) from error
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
         raise ImportRefused(f"{folder}: the adapter is for {task}; only CAUSAL_LM can be served")
-    return {**config, "peft_type": kind or "LORA"}
+    return {**config, "peft_type": config.get("peft_type") or "LORA"}
 
 
 def _base(folder: Path, config: dict[str, Any], store: Store, base: str) -> ModelEntry:

@@ -13,7 +13,8 @@ from typing import Any
 
 from model_store.atomic import write_atomically
 from model_store.entry import ModelEntry
-from model_store.errors import StoreError
+from model_store.errors import StoreError, UnreadableFile
+from model_store.files import read_json
 from model_store.layout import figures_path
 
 
@@ -27,10 +28,10 @@ def read_figures(root: Path, name: str, version: str) -> dict[str, dict[str, Any
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{path} cannot be read: {error}; delete it and measure again") from error
-    if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
+        values = read_json(path)
+    except UnreadableFile as error:
+        raise StoreError(f"{error}; delete it and measure again") from error
+    if not all(isinstance(value, dict) for value in values.values()):
         raise StoreError(f"{path} must hold an object of objects; delete it and measure again")
     return values
 

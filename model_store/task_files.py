@@ -1,12 +1,12 @@
 """Task definitions at rest: JSON and TOML files, and the list in a manifest. See `model_store/task.py`."""
 
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from model_store.default_tasks import generate_task
-from model_store.errors import InvalidTask
+from model_store.errors import InvalidTask, UnreadableFile
+from model_store.files import read_json
 from model_store.task import Task
 
 
@@ -26,11 +26,11 @@ def load_tasks(path: Path) -> dict[str, Task]:
         if path.suffix not in (".json", ".toml"):
             raise InvalidTask("file", "must end in .json or .toml")
         try:
-            text = path.read_text(encoding="utf-8")
-            values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        except (OSError, ValueError) as error:
+            is_toml = path.suffix == ".toml"
+            values = tomllib.loads(path.read_text(encoding="utf-8")) if is_toml else read_json(path)
+        except (OSError, ValueError, UnreadableFile) as error:
             raise InvalidTask("file", f"cannot be read: {error}") from error
-        if not isinstance(values, dict) or "tasks" not in values:
+        if "tasks" not in values:
             return tasks_from_list([values])
         for key in values.keys() - {"tasks"}:
             raise InvalidTask(key, "is unknown beside the list 'tasks'")

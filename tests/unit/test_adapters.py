@@ -96,8 +96,12 @@ def test_without_peft_the_error_says_what_to_do(
         import_model(store, str(folder))
 
 
-def test_a_broken_adapter_is_named(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "is not JSON"), ("[]", "must hold a JSON object"), ("[" * 99_999, "is nested")],
+)
+def test_a_broken_adapter_is_named(store: Store, tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "adapter_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ImportRefused, match=r"adapter_config.json cannot be read"):
+    (tmp_path / "a" / "adapter_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ImportRefused, match=rf"adapter_config.json {problem}"):
         import_model(store, str(tmp_path / "a"))

@@ -92,7 +92,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         parse_manifest(values)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"a"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '"a"', "[" * 99_999], ids=str.__len__)
 def test_a_file_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InvalidManifest, match="file: "):

@@ -160,6 +160,7 @@ def test_a_json_file_with_several_tasks_keeps_their_order(tmp_path: Path) -> Non
     ("text", "message"),
     [
         ("{", "tasks.json: file: cannot be read"),
+        ("[" * 99_999, "tasks.json: file: cannot be read"),
         ('{"tasks": []}', "tasks.json: tasks: must be a list of at least one task"),
         (
             '{"tasks": [{"name": "a", "kind": "x", "template": "{t}"}]}',
