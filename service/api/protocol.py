@@ -4,8 +4,9 @@ Broken HTTP, headers that do not end and headers that do not come are answered h
 such bytes have no route, so they are not counted as requests. Three things that ASGI has no word for are put
 into the scope: `textgen.abort` drops the connection, `textgen.is_gone` says whether the client has left, even
 if the event loop has not read that yet, `textgen.has_room` whether sending need not wait. `client` uses them.
-What is overridden is private to uvicorn, so `pyproject.toml` bounds its version; each override has a test in
-`tests/api/test_protocol.py`.
+What is overridden is private to uvicorn, so `pyproject.toml` bounds its version. What clients may rely on is
+said in `docs/operations.md` ("Overload", "Connections"); for each override a test fails without it, in
+`tests/api/test_protocol.py` or `tests/unit/test_protocol_ends.py`.
 """
 
 from __future__ import annotations

@@ -145,6 +145,7 @@ def test_a_key_file_that_another_takes_the_place_of_is_read_again(
     other.write_text("new\n")
     other.replace(key_file)
     expect(lambda: status_with(service, "new") == 200, "the new key")
+    assert (status_with(service, "old"), status_with(service, "new")) == (401, 200)
 
 
 @pytest.mark.parametrize("text", ["", "# none left\n", "#tenant=not legal\nold\n"])

@@ -165,9 +165,12 @@ def test_leaving_the_block_frees_everything(tiny_model: Path) -> None:
 
 
 def test_a_closed_model_can_be_closed_again(tiny_model: Path) -> None:
+    before = {thread.name for thread in threading.enumerate()}
     model = LLM(str(tiny_model), threads=1)
     model.close()
     model.close()
+    left = {thread.name for thread in threading.enumerate()} - before
+    assert not {name for name in left if not name.startswith("kernel")}
 
 
 def test_a_model_that_is_not_there_is_said_in_one_line() -> None:

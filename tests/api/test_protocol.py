@@ -268,7 +268,7 @@ def test_those_beyond_the_limit_are_few_and_must_be_quick(
     serve: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "NUM_EXTRA", 2)
-    live = serve(max_connections=1)
+    live = serve(max_connections=1, body_timeout_s=10 * WAIT_S)
     live.http.close()
     with ExitStack() as stack:
         stack.enter_context(live.connect()).sendall(BEGUN)

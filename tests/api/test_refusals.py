@@ -414,5 +414,7 @@ def test_a_request_id_that_is_too_long_is_replaced(live: Live) -> None:
 
 
 def test_refusals_leave_nothing_in_the_engine(live: Live) -> None:
-    send(live, "/generate", {**PROMPT, "max_new_tokens": 240, "ignore_eos": True, "timeout_s": 0.01})
+    body = {**PROMPT, "max_new_tokens": 240, "ignore_eos": True, "timeout_s": 0.01}
+    check(send(live, "/generate", body), 504, "deadline_exceeded")
     expect(lambda: live.num_sequences() == 0, "an empty engine")
+    assert live.metric("textgen_kv_blocks_used_ratio") == 0

@@ -59,6 +59,7 @@ def test_the_keyboard_alone_looks_at_tokens(page: Any) -> None:
 def test_the_address_keeps_the_tab(live: Live, start_browser: Callable[..., Any]) -> None:
     with start_browser(f"{live.url}/#ask") as page:
         page.wait(lambda: page.one("#ask").is_displayed(), "the tab of the address")
+        assert not page.one("#write").is_displayed()
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(live: Live, start_browser: Callable[..., Any]) -> None:
@@ -79,6 +80,7 @@ def test_a_wrong_key_is_said(tiny_model: Path, start_browser: Callable[..., Any]
         page.one("#key").send_keys("wrong", ENTER)
         page.wait(lambda: "API key" in page.text("#away"), "a word on the key")
         page.wait(lambda: page.one("#key-form").is_displayed(), "the field for the key")
+        assert "API key" in page.text("#away")
 
 
 PREFIX = "/tools/text/"
@@ -149,7 +151,8 @@ def test_an_example_runs_from_the_description(
             lambda: page.script("document.querySelector('.execute').click()") or page.all(status),
             "a reply",
         )
-        page.wait(lambda: page.text(status).startswith("200"), "a good reply")
+        page.wait(lambda: page.text(status), "its status")
+        assert page.text(status).startswith("200")
 
 
 @pytest.mark.parametrize(("name", "is_dark"), [("page.png", False), ("page-dark.png", True)])

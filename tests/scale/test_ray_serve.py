@@ -110,6 +110,7 @@ def test_each_replica_gets_the_gpus_that_were_asked_for(cluster: Cluster) -> Non
     expect(lambda: cluster.free("GPU") == NUM_GPUS, "GPUs that nobody has", WAIT_S)
     cluster.apply({"min_replicas": 2, "max_replicas": 2, "num_gpus": 0.5})
     expect(lambda: cluster.free("GPU") == NUM_GPUS - 1, "two halves taken", WAIT_S)
+    assert len(cluster.pids()) == 2
     cluster.deploy(2)
 
 
@@ -143,6 +144,7 @@ def test_a_replica_that_hangs_is_passed_over_and_replaced(cluster: Cluster) -> N
     with suppress(ProcessLookupError):  # Ray may let it stand for minutes yet, and it is no replica any more
         os.kill(hung, signal.SIGKILL)
     expect(lambda: hung not in cluster.pids(), "its end", WAIT_S)
+    assert {cluster.short() for _ in range(20)} == {200}
 
 
 def test_a_replica_that_is_killed_is_replaced_and_only_its_own_streams_end(cluster: Cluster) -> None:

@@ -141,6 +141,7 @@ async def test_leaving_a_stream_early_frees_its_blocks() -> None:
         async with served.submit([long(150), long(150)]) as stream:
             await anext(stream)
         await expect(lambda: leftovers(engine) == (0, 0, 0))
+        assert served.num_in_flight == 0
 
 
 async def test_a_slow_reader_gets_its_outputs_merged() -> None:

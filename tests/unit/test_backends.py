@@ -174,7 +174,7 @@ def test_kernels_that_were_kept_are_found(kernel_folder: Path) -> None:
     assert cache.read() is None
     assert cache.keep(objects) == ""
     assert cache.read() == objects
-    assert [file.suffix for file in kernel_folder.iterdir()] == [".kernels"]
+    assert [file.suffix for file in kernel_folder.iterdir()] == [".nbk"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "one bit"])

@@ -10,6 +10,15 @@ from service.api.problems import HttpProblem
 HOST = (b"host", b"x")
 
 
+def refused_with(version: str, headers: list[tuple[bytes, bytes]]) -> tuple[str, str]:
+    """Code and message; empty ones for a head that passes."""
+    try:
+        check_head(version, headers)
+    except HttpProblem as refusal:
+        return refusal.problem.code, refusal.problem.message
+    return "", ""
+
+
 @pytest.mark.parametrize(
     ("version", "headers"),
     [
@@ -23,7 +32,7 @@ HOST = (b"host", b"x")
     ],
 )
 def test_a_plain_head_passes(version: str, headers: list[tuple[bytes, bytes]]) -> None:
-    check_head(version, headers)
+    assert refused_with(version, headers) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -46,14 +55,11 @@ def test_a_plain_head_passes(version: str, headers: list[tuple[bytes, bytes]]) -
     ],
 )
 def test_an_ambiguous_head_is_refused(version: str, headers: list[tuple[bytes, bytes]], said: str) -> None:
-    with pytest.raises(HttpProblem, match=said) as caught:
-        check_head(version, headers)
-    assert caught.value.problem.code == "bad_request"
+    code, message = refused_with(version, headers)
+    assert code == "bad_request" and said in message
 
 
 def test_a_head_may_be_as_large_as_the_limit() -> None:
     rest = MAX_HEADER_BYTES - len(b"hostx") - 4 - len(b"x-a") - 4
-    check_head("1.1", [HOST, (b"x-a", b"a" * rest)])
-    with pytest.raises(HttpProblem) as caught:
-        check_head("1.1", [HOST, (b"x-a", b"a" * (rest + 1))])
-    assert caught.value.problem.code == "headers_too_large"
+    codes = [refused_with("1.1", [HOST, (b"x-a", b"a" * size)])[0] for size in (rest, rest + 1)]
+    assert codes == ["", "headers_too_large"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from live_service import read_all
 from uvicorn.server import ServerState
 
 from service.api import protocol
@@ -75,6 +76,44 @@ async def test_a_client_that_does_not_take_its_last_reply_is_dropped(monkeypatch
     async with connected(header_timeout_s=60) as (client, ended):
         await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.wait_for(ended.wait(), 60)
+        client.setblocking(True)
+        assert 0 < len(read_all(client)) < LARGE
+
+
+async def test_an_application_can_drop_a_connection() -> None:
+    async def dropping(scope: Any, receive: Any, send: Any) -> None:
+        scope["textgen.abort"]()
+
+    async with connected(60, dropping) as (client, ended):
+        await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(ended.wait(), 60)
+        client.setblocking(True)
+        assert read_all(client) == b""
+
+
+async def test_a_refused_connection_ends_after_its_answer_and_reads_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the application does, and whatever else the client sends."""
+    heard, fed = asyncio.Queue[str](), []
+
+    async def dropping(scope: Any, receive: Any, send: Any) -> None:
+        heard.put_nowait((await receive())["type"])
+        scope["textgen.abort"]()
+        heard.put_nowait("dropped")
+
+    async with connected(60, dropping) as (client, ended):
+        loop = asyncio.get_running_loop()
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await loop.sock_sendall(client, head + b"no chunk\r\n")
+        assert [await asyncio.wait_for(heard.get(), 60) for _ in range(2)] == ["http.disconnect", "dropped"]
+        assert not ended.is_set()
+        monkeypatch.setattr(protocol.Protocol, "_feed", lambda self, data: fed.append(data))
+        await loop.sock_sendall(client, head)
+        await asyncio.wait_for(ended.wait(), 60)
+        client.setblocking(True)
+        assert read_all(client).startswith(b"HTTP/1.1 400 ")
+    assert fed == []
 
 
 # ---- bodies that nobody has asked for -------------------------------------------------------------------
