@@ -163,10 +163,8 @@ def speculation(engine: Engine, vocab_size: int, rounds: int) -> dict[str, float
 
 def following(request: SequenceRequest, grammar: Grammar) -> SequenceRequest:
     """The same request with a constraint."""
-    follower = grammar.follow(request.prompt_ids)
-    return replace(
-        request, params=replace(request.params, allowed_next=follower, forced_next=follower.forced)
-    )
+    guide = grammar.guide(request.prompt_ids)
+    return replace(request, params=replace(request.params, allowed_next=guide, forced_next=guide.forced))
 
 
 def constrained(

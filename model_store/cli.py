@@ -107,13 +107,13 @@ def import_command(
     store: StoreFolder = DEFAULT_STORE,
 ) -> None:
     """Add a checkpoint to the store, converted to safetensors and checked; an adapter is merged before."""
-    from model_store.importer import Origin, import_model
+    from model_store.importer import Provenance, import_model
     from model_store.task_files import load_tasks
 
     with one_line_errors():
         definitions = load_tasks(tasks) if tasks else None
-        origin = Origin(definitions, license, tuple(data or ()), f"textgen model import {source}")
-        entry = import_model(Store(store.expanduser()), source, name, version, origin, base=base)
+        provenance = Provenance(definitions, license, tuple(data or ()), f"textgen model import {source}")
+        entry = import_model(Store(store.expanduser()), source, name, version, provenance, base=base)
     typer.echo(f"added {entry.label}: {entry.manifest.parameters:,} parameters, {entry.path}")
     if activate:
         _activate(store, entry.label, is_default=False)

@@ -3,8 +3,6 @@
 `model_store/task.py` says what a task is.
 """
 
-from collections.abc import Mapping
-
 from model_store.task import Task
 
 
@@ -37,17 +35,13 @@ def default_tasks() -> dict[str, Task]:
     return {task.name: task for task in tasks}
 
 
-def generate_task(sampling: Mapping[str, float | int] | None = None) -> Task:
-    """Give the task that every model has: continue a prompt.
-
-    Args:
-        sampling: Sampling defaults; None for 128 new tokens, drawn as the checkpoint likes.
-    """
+def generate_task() -> Task:
+    """Give the task that every model has: it continues a prompt, drawn as the checkpoint likes."""
     return Task(
         name="generate",
         kind="generate",
         template="{prompt}",
         document="prompt",
-        sampling={"max_new_tokens": 128} if sampling is None else sampling,
+        sampling={"max_new_tokens": 128},
         description="Continue a text.",
     )

@@ -34,7 +34,7 @@ _KEPT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Provenance:
     """What a person says about a checkpoint at import; empty: what its own manifest.json says, if any."""
 
     tasks: Mapping[str, Task] | None = None
@@ -48,7 +48,7 @@ def import_model(
     source: str,
     name: str = "",
     version: str = "",
-    origin: Origin | None = None,
+    provenance: Provenance | None = None,
     make_golden: MakeGolden = golden.make_golden,
     base: str = "",
 ) -> ModelEntry:
@@ -59,7 +59,7 @@ def import_model(
         source: A folder, or a hub id (`hf:` before it is allowed).
         name: Of the model; "" for the folder's or the id's last part.
         version: "" for the next number.
-        origin: What is known about it.
+        provenance: What is known about it.
         make_golden: Makes the golden prompts.
         base: Of a PEFT adapter, which is merged onto it (`model_store/adapters.py`); "" for the one it names.
 
@@ -70,11 +70,11 @@ def import_model(
     folder = find_source(source)
     if adapters.is_adapter(folder):
         with adapters.merged(folder, store, base) as whole:
-            return import_model(store, str(whole), name, version, origin, make_golden)
+            return import_model(store, str(whole), name, version, provenance, make_golden)
     legal = re.sub(r"[^a-z0-9._-]+", "-", folder_name(folder).lower()).strip("-._")[:64] or "model"
 
     def fill(target: Path) -> Draft:
-        return _fill(folder, target, origin or Origin(), make_golden)
+        return _fill(folder, target, provenance or Provenance(), make_golden)
 
     return store.add(name or legal, fill, version)
 
@@ -94,7 +94,7 @@ def find_source(source: str) -> Path:
     return download(hub_id)
 
 
-def _fill(source: Path, target: Path, origin: Origin, make: MakeGolden) -> Draft:
+def _fill(source: Path, target: Path, provenance: Provenance, make: MakeGolden) -> Draft:
     """Write the entry's files and say what it is."""
     for name in (*_KEPT, SINGLE, INDEX, *(path.name for path in tokenizer_files(source))):
         _inside(source, name)
@@ -109,16 +109,16 @@ def _fill(source: Path, target: Path, origin: Origin, make: MakeGolden) -> Draft
     checkpoint = read_checkpoint(target)
     copy_tokenizer(source, target, checkpoint.architecture.vocab_size)
     draft = parse_draft(read_json_manifest(source)) if os.path.lexists(source / MANIFEST) else Draft()
-    tasks = with_generate(origin.tasks) if origin.tasks is not None else draft.tasks
+    tasks = with_generate(provenance.tasks) if provenance.tasks is not None else draft.tasks
     shown = {key: checkpoint.config[key] for key in _SHOWN if key in checkpoint.config}
     return replace(
         draft,
         tasks=tasks,
         architecture={"type": "gpt2", **shown},
         parameters=checkpoint.num_parameters,
-        license=origin.license or draft.license,
-        data=origin.data or draft.data,
-        command=draft.command or origin.command,
+        license=provenance.license or draft.license,
+        data=provenance.data or draft.data,
+        command=draft.command or provenance.command,
         golden=make(target, tasks),
     )
 

@@ -28,7 +28,6 @@ from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loader import build_engine
 from service.engine.model.gpt2 import GPT2
-from service.engine.room import Budget
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import (
     FinishReason,
@@ -41,7 +40,7 @@ from service.engine.sequence import (
     TokenLogprob,
 )
 from service.engine.speculator import Speculator
-from service.engine.step_cost import StepCost
+from service.engine.step_cost import Budget, StepCost
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="tiny-gpt2-")
 atexit.register(_SCRATCH.cleanup)

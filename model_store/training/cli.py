@@ -198,7 +198,7 @@ def _report(line: str) -> None:
 def _finish(result: RunResult, out: Path, name: str, store: Path, is_activated: bool = False) -> None:
     """Say what came out, add it to the store, and activate it where that is wanted."""
     from model_store.golden import check_golden
-    from model_store.importer import Origin, import_model
+    from model_store.importer import Provenance, import_model
     from model_store.store import Store
     from model_store.training.processes import processes
 
@@ -209,7 +209,7 @@ def _finish(result: RunResult, out: Path, name: str, store: Path, is_activated: 
         f"{result.steps:,} steps, {result.tokens:,} tokens, loss {result.loss:.3f}{valid}: {out / 'model'}"
     )
     if name:
-        entry = import_model(Store(store.expanduser()), str(out / "model"), name, "", Origin())
+        entry = import_model(Store(store.expanduser()), str(out / "model"), name, "", Provenance())
         if is_activated:
             Store(store.expanduser()).activate(entry.label, check_golden)
             typer.echo(f"added {entry.label}; it is active")

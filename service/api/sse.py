@@ -60,7 +60,7 @@ class TextFrame:
         return f"{self._before}{compact(text)}{self._after}".encode()
 
 
-def frame_in_pieces(data: Mapping[str, Any], event: str | None = None) -> Iterator[bytes]:
+def frame_in_pieces(data: Mapping[str, Any], event: str) -> Iterator[bytes]:
     """One frame as pieces to be joined, see `json_pieces.in_pieces`."""
     yield f"{_head(event)}data: ".encode()
     for piece in in_pieces(data):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+
 from service.engine.config import Precision
 from service.engine.model.attention import Attention, Forward, KVCache
 from service.engine.model.gpt2 import GPT2
@@ -25,7 +27,7 @@ class Backend(Packer, Protocol):
 
     name: str  # for people, in `/info` and the log
     precision: Precision
-    layout: str  # the device where a step's batch is laid out
+    layout: torch.device | None  # where a step's batch is laid out; None in the machine's memory
     sampler: Sampler
     speculates: bool  # whether a longer step with drafts in it can pay
     min_prefill_rows: int  # rows of prefill that every step has room for

@@ -36,10 +36,8 @@ class Beams:
         self._candidates: dict[Sequence, Candidates] = {}  # of those that were computed
 
     def add(self, leader: Sequence) -> None:
-        """Begin a search; a sequence that wants none is left alone."""
+        """Begin a search."""
         request = leader.request
-        if request.params.num_beams == 1:
-            return
         self._searches[leader] = BeamSearch(leader.params, leader.end_ids, leader.detokenizer)
         unscored = replace(request, params=replace(request.params, score_from=None))
         leader.followers = [

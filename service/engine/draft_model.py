@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import time
 
-from service.engine.followers import Follower, Followers, room_of
 from service.engine.sequence import Job, Sequence
 from service.engine.speculator import Speculator
 from service.engine.step_cost import StepCost
 from service.engine.time_share import TimeShare
+from service.engine.twins import Pair, Twins, room_of
 
 _MAX_DRAFT = 7
 _MOST_TOGETHER = 16  # sequences drafted for in one step: a batch of more is wide enough without
@@ -34,16 +34,16 @@ class DraftModel:
 
     Args:
         lookup: proposes from the text so far, for nothing; what it expects to be right more often goes first.
-        followers: what the small model knows of sequences.
+        twins: what the small model knows of sequences.
         cost: what steps of the large model cost.
         max_rows: rows a step may have in all.
         time_share: the accounts on which the small model's time is put.
     """
 
     def __init__(
-        self, lookup: Speculator, followers: Followers, cost: StepCost, max_rows: int, time_share: TimeShare
+        self, lookup: Speculator, twins: Twins, cost: StepCost, max_rows: int, time_share: TimeShare
     ) -> None:
-        self.followers = followers
+        self.twins = twins
         self.num_drafted = self.num_accepted = 0  # ever, from either source
         self.num_model_drafted = self.num_model_accepted = 0
         self.acceptance = 0.6  # of all sequences, exponentially averaged: a newcomer's first guess
@@ -57,7 +57,7 @@ class DraftModel:
 
     def draft(self, decoding: list[Sequence]) -> dict[Sequence, tuple[int, ...]]:
         """Choose drafts for decoding sequences; see `Drafter`."""
-        self.followers.forget_stopped()
+        self.twins.forget_stopped()
         self._proposed.clear()
         copied = self._lookup.draft(decoding)
         if not decoding:
@@ -73,9 +73,9 @@ class DraftModel:
         if not length or spent_s > self._left_s:
             return copied
         started = time.monotonic()
-        chosen = [f for s in candidates if (f := self.followers.follow(s, self.acceptance)) is not None]
-        level = self.followers.catch_up(chosen, step_s, self._is_worth)
-        drafts = self.followers.guess(level, length)
+        chosen = [pair for s in candidates if (pair := self.twins.level(s, self.acceptance)) is not None]
+        level = self.twins.catch_up(chosen, step_s, self._is_worth)
+        drafts = self.twins.guess(level, length)
         self._pay(chosen, time.monotonic() - started)
         num_rows = len(decoding) + sum(map(len, drafts.values()))
         self._earn(step_s - self._cost.predict(num_rows))
@@ -93,27 +93,27 @@ class DraftModel:
         self.num_model_drafted += num_drafted
         self.num_model_accepted += num_accepted
         self._earn(num_accepted * self._token_s)
-        follower = self.followers.get(sequence)
-        assert follower is not None, "the small model proposed"
+        pair = self.twins.get(sequence)
+        assert pair is not None, "the small model proposed"
         tried = min(num_accepted + 1, num_drafted)  # drafts after the first wrong one say nothing
         for was_right in [True] * num_accepted + [False] * (tried - num_accepted):
-            follower.acceptance += 0.15 * (was_right - follower.acceptance)
+            pair.acceptance += 0.15 * (was_right - pair.acceptance)
             self.acceptance += 0.05 * (was_right - self.acceptance)
 
     # ---- deciding ---------------------------------------------------------------------------------------
 
     def _may_draft(self, sequence: Sequence, copied: dict[Sequence, tuple[int, ...]]) -> bool:
         """Whether there is room for a draft, and none that was copied is as good."""
-        follower = self.followers.get(sequence)
+        pair = self.twins.get(sequence)
         is_known = self._cost.draw_s(sequence) != float("inf")
         is_beam = sequence.params.num_beams > 1  # beams part too often
-        if is_beam or room_of(sequence) < 1 or not is_known or (follower is not None and follower.has_failed):
+        if is_beam or room_of(sequence) < 1 or not is_known or (pair is not None and pair.has_failed):
             return False
         return sequence not in copied or sequence.drafts.likelihood < self._acceptance_of(sequence)
 
     def _acceptance_of(self, sequence: Sequence) -> float:
-        follower = self.followers.get(sequence)
-        return self.acceptance if follower is None else follower.acceptance
+        pair = self.twins.get(sequence)
+        return self.acceptance if pair is None else pair.acceptance
 
     def _best_length(
         self, candidates: list[Sequence], decoding: list[Sequence], copied: dict[Sequence, tuple[int, ...]]
@@ -135,7 +135,7 @@ class DraftModel:
             if not longer or rows + verified > self._max_rows:
                 break
             each_s = sum(map(self._cost.draw_s, longer))
-            drafting_s += self.followers.cost.predict(len(longer)) + each_s
+            drafting_s += self.twins.cost.predict(len(longer)) + each_s
             draw_s += each_s
             gain += sum(self._acceptance_of(s) ** length for s in longer)
             seconds[length] = self._cost.predict(rows + verified) + draw_s + drafting_s
@@ -152,11 +152,11 @@ class DraftModel:
         length = min(_PROBE_LENGTH, room_of(candidates[0]))
         return length, self._cost.predict(rows + length) - self._cost.predict(rows)
 
-    def _is_worth(self, follower: Follower, seconds: float) -> bool:
-        """Whether bringing a follower level is likely to save more than it takes, and can be afforded."""
-        saved = 1 - 1 / (1 + _gain(follower.acceptance, _PROBE_LENGTH))
-        is_begun = follower.twin.num_computed_tokens > 0
-        is_paid = room_of(follower.twin) * saved * self._token_s >= _WORTH * seconds
+    def _is_worth(self, pair: Pair, seconds: float) -> bool:
+        """Whether bringing a twin level is likely to save more than it takes, and can be afforded."""
+        saved = 1 - 1 / (1 + _gain(pair.acceptance, _PROBE_LENGTH))
+        is_begun = pair.twin.num_computed_tokens > 0
+        is_paid = room_of(pair.twin) * saved * self._token_s >= _WORTH * seconds
         return is_paid and (is_begun or seconds <= self._left_s)
 
     # ---- the account ------------------------------------------------------------------------------------
@@ -171,13 +171,13 @@ class DraftModel:
         known_s = _FIRST_STEPS * row_s if self.account_s is None else self.account_s
         self.account_s = min(known_s + seconds, _MOST_STEPS * row_s)
 
-    def _pay(self, followers: list[Follower], seconds: float) -> None:
+    def _pay(self, pairs: list[Pair], seconds: float) -> None:
         """Put the small model's time on the account and on its jobs'."""
         self._earn(-seconds)
         given_s: dict[Job, float] = {}
-        for follower in followers:
-            job = follower.sequence.job
-            given_s[job] = given_s.get(job, 0.0) + seconds / len(followers)
+        for pair in pairs:
+            job = pair.sequence.job
+            given_s[job] = given_s.get(job, 0.0) + seconds / len(pairs)
         self._time_share.charge(given_s)
 
 

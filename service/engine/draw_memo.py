@@ -16,7 +16,7 @@ class DrawMemo:
 class DraftHistory:
     """Where a sequence's n-grams stand, and how its drafts fared."""
 
-    followers: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> position behind it
+    behind: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> position behind it
     num_indexed: int = 0
     acceptance: float = 0.6  # share of drafts accepted, exponentially averaged; starts hopeful
     since_probe: int = 0  # chances let pass since a draft was tried in spite of its cost

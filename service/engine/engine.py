@@ -76,7 +76,8 @@ class Engine:
             shows_specials=not params.skip_special_tokens,
             shows_stop=params.include_stop_str_in_output,
         )
-        self.beams.add(sequence)
+        if params.num_beams > 1:
+            self.beams.add(sequence)
         self.scheduler.add(sequence)
 
     def abort(self, sequences: Iterable[Sequence]) -> None:

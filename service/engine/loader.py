@@ -21,17 +21,16 @@ from service.engine.detokenizer import TokenPieces
 from service.engine.devices import DEVICES
 from service.engine.draft_model import DraftModel
 from service.engine.engine import Engine
-from service.engine.followers import NEAR, Followers
 from service.engine.memory import give_back_free_memory
 from service.engine.model.attention import KVCache, cache_dtype
 from service.engine.model.gpt2 import GPT2
 from service.engine.model.runner import ModelRunner
 from service.engine.observer import NullObserver, Observer
-from service.engine.room import Budget
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Job, SamplingParams, Sequence, SequenceRequest
 from service.engine.speculator import Speculator
-from service.engine.step_cost import StepCost
+from service.engine.step_cost import Budget, StepCost
+from service.engine.twins import NEAR, Twins
 
 BLOCK_SIZE = 16
 _SCORED_TOKENS = 33  # of a text whose log probabilities tell what such rows cost
@@ -170,14 +169,14 @@ def load_draft_model(
     )
     runner.on_progress = engine.pulse.beat
     pool = BlockPool(num_blocks, BLOCK_SIZE)
-    followers = Followers(runner.execute, pool, config.max_batch_tokens, engine.on_fault)
+    twins = Twins(runner.execute, pool, config.max_batch_tokens, engine.on_fault)
     scheduler.speculator = DraftModel(
-        lookup, followers, scheduler.cost, config.max_batch_tokens, scheduler.time_share
+        lookup, twins, scheduler.cost, config.max_batch_tokens, scheduler.time_share
     )
     engine.facts |= {"draft_model": folder.name, "draft_kv_cache_bytes": num_bytes}
     longest = min(config.max_batch_tokens, served.n_positions)
     for length, copies in ((1, 1), (1, 2), (1, 8), (NEAR, 1), (longest, 1)) * 2:
-        followers.measure(length, copies)
+        twins.measure(length, copies)
 
 
 def warm_up(engine: Engine, architecture: Architecture, config: EngineConfig) -> None:

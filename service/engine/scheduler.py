@@ -24,10 +24,9 @@ from service.engine.block_pool import BlockPool
 from service.engine.fair_queue import FairQueue
 from service.engine.prefix_cache import PrefixCache
 from service.engine.quota import Quota
-from service.engine.room import Budget, Room
 from service.engine.sequence import Sequence, Status
 from service.engine.speculator import Drafter, is_undrawn
-from service.engine.step_cost import StepCost
+from service.engine.step_cost import Budget, Room, StepCost
 from service.engine.time_share import TimeShare
 
 

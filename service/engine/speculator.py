@@ -131,10 +131,10 @@ class Speculator:
 
     def _lookup(self, sequence: Sequence) -> list[int]:
         ids, known = sequence.token_ids, sequence.drafts
-        for end in range(max(known.num_indexed, _NGRAM), len(ids)):  # every n-gram that has a follower
-            known.followers[tuple(ids[end - _NGRAM : end])] = end
+        for end in range(max(known.num_indexed, _NGRAM), len(ids)):  # every n-gram with a token behind it
+            known.behind[tuple(ids[end - _NGRAM : end])] = end
         known.num_indexed = max(len(ids), _NGRAM)
-        at = known.followers.get(tuple(ids[-_NGRAM:]))
+        at = known.behind.get(tuple(ids[-_NGRAM:]))
         return [] if at is None else ids[at : at + _MAX_DRAFT]
 
 

@@ -12,9 +12,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from service.engine.batch import Batch, StepOutput
-from service.engine.room import Room
 from service.engine.sequence import Job, Sequence
-from service.engine.step_cost import StepCost
+from service.engine.step_cost import Room, StepCost
 
 # Of drawing in one step for those whose turn it is, however short the forward pass.
 _OWED_S = 0.02

@@ -20,8 +20,8 @@ NEAR = 16  # tokens that are computed together with a draft; more are caught up 
 
 
 @dataclass(slots=True, eq=False)
-class Follower:
-    """A sequence as the small model knows it."""
+class Pair:
+    """A sequence of the large model and its twin, as the small model knows it."""
 
     sequence: Sequence
     twin: Sequence  # the same request; its own blocks, and drafts behind the tokens
@@ -30,7 +30,7 @@ class Follower:
     has_failed: bool = False
 
 
-class Followers:
+class Twins:
     """The small model's side of all sequences that are drafted for.
 
     Args:
@@ -49,71 +49,74 @@ class Followers:
     ) -> None:
         self.cost = StepCost()  # of the small model's passes
         self._execute, self._pool, self._max_rows, self._on_fault = execute, pool, max_rows, on_fault
-        self._all: dict[Sequence, Follower] = {}
+        self._all: dict[Sequence, Pair] = {}
 
-    def get(self, sequence: Sequence) -> Follower | None:
-        """A sequence's follower, if it has one."""
+    def get(self, sequence: Sequence) -> Pair | None:
+        """A sequence with its twin, if it has one."""
         return self._all.get(sequence)
 
-    def follow(self, sequence: Sequence, acceptance: float) -> Follower | None:
-        """A sequence's follower, level with its tokens: what it guessed wrong is forgotten."""
-        follower = self._all.get(sequence)
-        if follower is None:
-            follower = self._all[sequence] = Follower(sequence, _twin_of(sequence), acceptance)
-        twin, ids = follower.twin, sequence.token_ids
-        at = follower.num_known
+    def level(self, sequence: Sequence, acceptance: float) -> Pair | None:
+        """A sequence with its twin, level with its tokens: what the twin guessed wrong is forgotten; None
+        where blocks are too few.
+        """
+        pair = self._all.get(sequence)
+        if pair is None:
+            pair = self._all[sequence] = Pair(sequence, _twin_of(sequence), acceptance)
+        twin, ids = pair.twin, sequence.token_ids
+        at = pair.num_known
         while at < min(len(twin.token_ids), len(ids)) and twin.token_ids[at] == ids[at]:
             at += 1
         del twin.token_ids[at:]
         twin.token_ids += ids[at:]
         twin.num_computed_tokens = min(twin.num_computed_tokens, at, len(ids) - 1)
-        follower.num_known = len(ids)
-        return follower if self._reserve(twin, 1) else None
+        pair.num_known = len(ids)
+        return pair if self._reserve(twin, 1) else None
 
     def catch_up(
-        self, followers: list[Follower], limit_s: float, is_worth: Callable[[Follower, float], bool]
-    ) -> list[Follower]:
+        self, pairs: list[Pair], limit_s: float, is_worth: Callable[[Pair, float], bool]
+    ) -> list[Pair]:
         """Compute what the small model lacks of prompts.
 
         Args:
-            followers: those that would guess.
+            pairs: those that would guess.
             limit_s: seconds of it in this step, about; at least some rows are computed.
-            is_worth: whether a follower is to be brought level in so many seconds.
+            is_worth: whether a twin is to be brought level in so many seconds.
 
         Returns:
             Those that are near enough to guess now.
         """
         fitting = (n for n in range(NEAR, self._max_rows + 1, NEAR) if self.cost.predict(n) <= limit_s)
         room = max(fitting, default=NEAR)
-        for follower in followers:
-            twin = follower.twin
+        for pair in pairs:
+            twin = pair.twin
             missing = twin.num_uncomputed_tokens - 1
-            if room and missing >= NEAR and is_worth(follower, self.cost.predict(missing)):
+            if room and missing >= NEAR and is_worth(pair, self.cost.predict(missing)):
                 count = min(missing, room)
                 room -= count
-                self._run([Scheduled(twin, count)], [follower])
-        return [f for f in followers if f.twin.num_uncomputed_tokens <= NEAR and not f.has_failed]
+                self._run([Scheduled(twin, count)], [pair])
+        return [pair for pair in pairs if pair.twin.num_uncomputed_tokens <= NEAR and not pair.has_failed]
 
-    def guess(self, followers: list[Follower], length: int) -> dict[Sequence, tuple[int, ...]]:
-        """Draw so many tokens from the small model, for all followers at once, up to an end of text."""
-        going = [f for f in followers if self._reserve(f.twin, length)]
+    def guess(self, pairs: list[Pair], length: int) -> dict[Sequence, tuple[int, ...]]:
+        """Draw so many tokens from the small model, for all twins at once, up to an end of text."""
+        going = [pair for pair in pairs if self._reserve(pair.twin, length)]
         for _ in range(length):
-            going = [f for f in going if room_of(f.twin) >= 1 and not f.has_failed]
+            going = [pair for pair in going if room_of(pair.twin) >= 1 and not pair.has_failed]
             if going:
-                self._run([Scheduled(f.twin, f.twin.num_uncomputed_tokens) for f in going], going)
-            going = [f for f in going if f.twin.token_ids[-1] not in f.twin.end_ids]
-        drafts = ((f.sequence, f.twin.token_ids[f.num_known :]) for f in followers if not f.has_failed)
-        return {sequence: tuple(ids) for sequence, ids in drafts if ids}
+                self._run([Scheduled(pair.twin, pair.twin.num_uncomputed_tokens) for pair in going], going)
+            going = [pair for pair in going if pair.twin.token_ids[-1] not in pair.twin.end_ids]
+        able = [pair for pair in pairs if not pair.has_failed]
+        drafts = {pair.sequence: tuple(pair.twin.token_ids[pair.num_known :]) for pair in able}
+        return {sequence: ids for sequence, ids in drafts.items() if ids}
 
-    def _run(self, items: list[Scheduled], followers: list[Follower]) -> None:
-        """One pass of the small model; one that fails ends its followers' drafts, and nothing else."""
+    def _run(self, items: list[Scheduled], pairs: list[Pair]) -> None:
+        """One pass of the small model; one that fails ends its twins' drafts, and nothing else."""
         batch, started = Batch(tuple(items)), time.monotonic()
         try:
             outputs = self._execute(batch)
         except Exception as error:
-            for follower in followers:
-                follower.has_failed = True
-                self._release(follower.twin)
+            for pair in pairs:
+                pair.has_failed = True
+                self._release(pair.twin)
             self._on_fault(error)
             return
         drawn_s = sum(output.draw_s for output in outputs)
@@ -155,7 +158,7 @@ class Followers:
         Raises:
             AssertionError: a bug of ours.
         """
-        self._pool.check(follower.twin.block_table for follower in self._all.values())
+        self._pool.check(pair.twin.block_table for pair in self._all.values())
 
 
 def _twin_of(sequence: Sequence) -> Sequence:

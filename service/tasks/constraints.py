@@ -1,7 +1,7 @@
 """Texts of a given form: regular expressions, JSON schemas, grammars and choices, by llguidance.
 
 A constraint is compiled once, in a thread of its own, and kept for others that ask for the same. Every
-sequence then follows it with a copy of its own (`Follower`), which is the engine's `AllowedNext`.
+sequence then has a copy of its own (`Guide`), which is the engine's `AllowedNext`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _STACK_BYTES = 256 << 20
 _LOOK_S = 0.005  # between looks whether a constraint is ready
 
 
-class Follower:
+class Guide:
     """Which tokens may come next in one sequence: an `AllowedNext`.
 
     It remembers how far it has come, and goes back where it is asked about an earlier place (a draft that was
@@ -145,9 +145,9 @@ class Grammar:
     def __init__(self, matcher: llguidance.LLMatcher, words: Words) -> None:
         self._matcher, self._words = matcher, words
 
-    def follow(self, prompt_ids: Sequence[int]) -> Follower:
+    def guide(self, prompt_ids: Sequence[int]) -> Guide:
         """Begin a text behind a prompt."""
-        return Follower(self._matcher, self._words, prompt_ids)
+        return Guide(self._matcher, self._words, prompt_ids)
 
 
 class Grammars:

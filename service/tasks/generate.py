@@ -23,7 +23,7 @@ from service.tasks.calls import (
     ModelLimits,
     TokenScore,
 )
-from service.tasks.constraints import Follower, Grammar
+from service.tasks.constraints import Grammar, Guide
 from service.tasks.events import Done, Event, Token
 from service.tasks.fitting import Fitted, fit_fields, fit_ids, fit_text
 from service.tasks.job import timings, usage
@@ -86,7 +86,7 @@ class Generation:
         self._call, self._tokenizer, self._decoding = call, tokenizer, decoding
         self._choices: list[ChoiceText] = []
         self._grammar = grammar
-        self._followers: dict[int, Follower] = {}  # by choice, with a grammar
+        self._guides: dict[int, Guide] = {}  # by choice, with a grammar
         self._num_dropped = 0
         self._n = decoding.params.num_return_sequences  # choices of each prompt
         self._is_search = decoding.params.num_beams > 1
@@ -112,8 +112,8 @@ class Generation:
         for _ in range(1 if self._is_search else self._n):
             index = len(self.requests)
             if self._grammar is not None:
-                follower = self._followers[index] = self._grammar.follow(prompt.prompt_ids)
-                params = replace(params, allowed_next=follower, forced_next=follower.forced)
+                guide = self._guides[index] = self._grammar.guide(prompt.prompt_ids)
+                params = replace(params, allowed_next=guide, forced_next=guide.forced)
             self.requests.append(SequenceRequest(prompt.prompt_ids, params, index, call.origin.is_streamed))
         for index in range(len(self._choices), len(self._choices) + self._n):
             self._choices.append(ChoiceText(index, echo, prompt.prompt_ids, self._tokenizer))
@@ -132,8 +132,8 @@ class Generation:
                 index = output.index * self._n + rank if self._is_search else output.index
                 told = replace(told, prompt_logprobs=output.prompt_logprobs) if rank else told
                 event = self._choices[index].push(told, self._call)
-                if event.finish_reason and self._followers:
-                    self._followers[output.index].check(None if self._is_search else event.num_tokens)
+                if event.finish_reason and self._guides:
+                    self._guides[output.index].check(None if self._is_search else event.num_tokens)
                 event.is_followed = rank < len(output.others) or job.has_unread
                 yield event
             if output.prompt_logprobs:  # hundreds of tokens: others have their turn before the next prompt's

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from model_store.steps import Steps
 from service.engine.quota import Quota
 from service.tasks.calls import Origin
-from service.tasks.turns import Room, Turns
+from service.tasks.turns import Turns, WeightedSemaphore
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Offloader:
             "too many large texts wait to be read",
             "this key has too many large texts waiting",
         )
-        self._huge: WeakValueDictionary[str, Room] = WeakValueDictionary()  # by tenant
+        self._huge: WeakValueDictionary[str, WeightedSemaphore] = WeakValueDictionary()  # by tenant
 
     async def run(self, size: int, work: Steps[T], origin: Origin, is_admitted: bool = False) -> T:
         """Do work where it does no harm.
@@ -112,7 +112,7 @@ class Offloader:
         """Let huge texts of one tenant wait for each other: see `MAX_HUGE_BYTES`."""
         if size <= HUGE_TEXT_BYTES:
             return nullcontext()
-        return self._huge.setdefault(tenant, Room(self._max_huge_bytes)).holding(size)
+        return self._huge.setdefault(tenant, WeightedSemaphore(self._max_huge_bytes)).holding(size)
 
 
 def _advance(work: Steps[T], turn_s: float) -> _Finished[T] | None:

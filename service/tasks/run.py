@@ -26,7 +26,7 @@ from service.tasks.events import Event
 from service.tasks.fitting import check_fields, check_not_blank, check_unicode
 from service.tasks.offload import Offloader, size_of
 from service.tasks.rendering import encode
-from service.tasks.sampling import check_places, num_sequences, resolve
+from service.tasks.sampling import check_places, decoding_for, num_sequences
 from service.tasks.vocabulary import Vocabulary
 
 # Enter it to be admitted; its events end with exactly one `Done`; leave it to abort what is unfinished.
@@ -84,7 +84,7 @@ class TaskRunner:
         """
         task, limit = self._task("generate"), self.limits.max_job_sequences
         sampling = call.sampling if call.constraint is None else constrained_sampling(call)
-        decoding = resolve(
+        decoding = decoding_for(
             sampling, task, self.tokenizer, call.allow_zero, n=call.n, logprobs=call.logprobs or 0
         )
         if call.fills_window and not decoding.is_explicit:
@@ -113,7 +113,7 @@ class TaskRunner:
             raise InvalidRequest(f"n must be at least 1 and at most {limit}", "n")
         task = chat.task_of(self.chat_format, self.tasks, self.limits)
         sampling = chat.sampling_of(call, task)
-        decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        decoding = decoding_for(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
         check_places(decoding, self.limits, call.origin.is_streamed)
         grammar = await self._grammar(call)
         work = chat.plan(call, self.chat_format, self.tokenizer, decoding, self.limits, grammar)
@@ -150,7 +150,7 @@ class TaskRunner:
     async def _summarize(self, task: Task, call: SummarizeCall) -> AsyncIterator[AsyncIterator[Event]]:
         check_unicode("text", call.text)
         check_not_blank("text", call.text)
-        decoding = resolve(call.sampling, task, self.tokenizer)
+        decoding = decoding_for(call.sampling, task, self.tokenizer)
         summarize.check_sampling(call, task, decoding)
         check_places(decoding, self.limits, call.origin.is_streamed)
         max_sequences = max(self.limits.max_job_sequences // num_sequences(decoding), 1)
@@ -174,7 +174,7 @@ class TaskRunner:
         for name, text in (("question", call.question), ("context", call.context)):
             check_unicode(name, text)
             check_not_blank(name, text)
-        decoding = resolve(call.sampling, task, self.tokenizer, num_answers=call.num_answers)
+        decoding = decoding_for(call.sampling, task, self.tokenizer, num_answers=call.num_answers)
         qa.check_sampling(call)
         assert self._vocabulary is not None, "a model with a qa task has its vocabulary indexed"
         reader = qa.Reader(task, self.tokenizer, self._vocabulary, decoding, self.limits)
@@ -215,7 +215,7 @@ class TaskRunner:
         self, task: Task, call: GenerateCall, fields: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[Event]]:
         sampling = call.sampling if call.constraint is None else constrained_sampling(call)
-        decoding = resolve(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
+        decoding = decoding_for(sampling, task, self.tokenizer, n=call.n, logprobs=call.logprobs or 0)
         check_places(decoding, self.limits, call.origin.is_streamed)
         grammar = await self._grammar(call)
         work = generate.plan_task(call, task, fields, self.tokenizer, decoding, self.limits, grammar)
@@ -225,7 +225,7 @@ class TaskRunner:
 
     @asynccontextmanager
     async def _choose(self, task: Task, call: TaskCall) -> AsyncIterator[AsyncIterator[Event]]:
-        seed = resolve(call.sampling, task, self.tokenizer).params.seed
+        seed = decoding_for(call.sampling, task, self.tokenizer).params.seed
         choice.check_neutral(call.sampling)
         work = choice.build_requests(task, self.tokenizer, call.fields, self.limits, call.overflow)
         requests, num_dropped = await self._offloader.run(size_of(call.fields.values()), work, call.origin)

@@ -45,7 +45,7 @@ def check_neutral(given: SamplingFields, names: Iterable[str], when: str) -> Non
             raise InvalidRequest(f"{name} must be {str(neutral).lower()} or left out {when}", name)
 
 
-def resolve(
+def decoding_for(
     given: SamplingFields, task: Task, tokenizer: Tokenizer, allow_zero: bool = False, **options: int
 ) -> Decoding:
     """Check a call's sampling fields and options, and fill in the fields.

@@ -1,5 +1,5 @@
-"""A lock that tenants hold in turn (`service.engine.fair_queue` says whose it is), and a room that has only
-so much. Both live on the event loop.
+"""A lock that tenants hold in turn (`service.engine.fair_queue` says whose it is), and a semaphore of which
+each takes as much as it needs. Both live on the event loop.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Turns:
         self._is_taken = False
 
 
-class Room:
+class WeightedSemaphore:
     """Something of which only so much may be held at a time; who needs more than is left waits until it fits.
 
     Args:

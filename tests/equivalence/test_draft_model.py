@@ -53,7 +53,7 @@ def eager(engine: Engine, length: int = 3) -> Engine:
     """Draft whenever there is room, whether it pays or not."""
     drafter = drafter_of(engine)
     drafter._best_length = lambda candidates, *rest: (length if candidates else 0, 0.0)  # type: ignore[method-assign]
-    drafter._is_worth = lambda follower, seconds: True  # type: ignore[method-assign]
+    drafter._is_worth = lambda pair, seconds: True  # type: ignore[method-assign]
     drafter._lookup._best_length = lambda s, available, step: (0, 0.0)  # type: ignore[method-assign]
     drafter._earn = lambda seconds: setattr(drafter, "account_s", 1e9)  # type: ignore[method-assign]
     return engine
@@ -61,7 +61,7 @@ def eager(engine: Engine, length: int = 3) -> Engine:
 
 def check_counts(engine: Engine, outcomes: list[Outcome]) -> None:
     drafter = drafter_of(engine)
-    drafter.followers.check()
+    drafter.twins.check()
     assert drafter.num_model_drafted > drafter.num_model_accepted > 0
     assert drafter.num_drafted == drafter.num_model_drafted
     assert all(not outcome.error for outcome in outcomes)
@@ -81,7 +81,7 @@ def test_joining_late_in_small_steps(case: Case, draft: Path) -> None:
         outcomes += watch.add([one])
         watch.step()
         watch.step()
-        drafter_of(watch.engine).followers.check()
+        drafter_of(watch.engine).twins.check()
     watch.finish()
     case.check(outcomes)
     check_counts(watch.engine, outcomes)
@@ -125,16 +125,16 @@ def test_a_pass_that_fails_ends_drafts_and_no_text(draft: Path) -> None:
     faults: list[BaseException] = []
     plain = real_engine(checkpoint(3))
     engine = eager(real_engine(checkpoint(3), speculation=True, draft_folder=draft))
-    followers = drafter_of(engine).followers
+    twins = drafter_of(engine).twins
 
     def fail(batch: object) -> Any:
         raise MemoryError("no")
 
-    followers._execute, followers._on_fault = fail, faults.append
+    twins._execute, twins._on_fault = fail, faults.append
     request = ask([5, 6, 7], max_new_tokens=20, ignore_eos=True)
     assert run_alone(engine, request).said == run_alone(plain, request).said
     assert len(faults) == 1
-    followers.check()
+    twins.check()
 
 
 def test_a_draft_that_is_never_right_is_left_alone() -> None:

@@ -28,7 +28,7 @@ from service.engine.sequence import SamplingParams, TokenMask
 from service.errors import InvalidRequest
 from service.tasks import constraints
 from service.tasks.calls import Constraint, GenerateCall, Origin, SamplingFields
-from service.tasks.constraints import MAX_CHARS, Follower, Grammars
+from service.tasks.constraints import MAX_CHARS, Grammars, Guide
 from service.tasks.events import Token
 from service.tasks.offload import Offloader
 
@@ -103,10 +103,10 @@ async def texts_of(tokenizer: Tokenizer, constraint: Constraint, n: int = 4, **s
         return list((await result_of(runner.generate(call))).choices)
 
 
-async def follower_of(tokenizer: Tokenizer, constraint: Constraint) -> Follower:
+async def guide_of(tokenizer: Tokenizer, constraint: Constraint) -> Guide:
     offloader = Offloader()
     try:
-        return (await Grammars(tokenizer, offloader).compile(constraint, Origin())).follow([5])
+        return (await Grammars(tokenizer, offloader).compile(constraint, Origin())).guide([5])
     finally:
         offloader.close()
 
@@ -125,9 +125,10 @@ async def test_llguidance_learns_the_vocabulary_before_it_is_asked(
     grammars = Grammars(tokenizer, offloader)
     monkeypatch.delattr("llguidance.LLTokenizer")  # it holds the interpreter's lock
     try:
-        await grammars.compile(Constraint("regex", "a"), Origin())
+        grammar = await grammars.compile(Constraint("regex", "[ab]"), Origin())
     finally:
         offloader.close()
+    assert {tokenizer.decode([token_id]) for token_id in allowed(grammar.guide([5])([]))} == {"a", "b"}
 
 
 @pytest.mark.asyncio
@@ -210,14 +211,14 @@ async def test_a_tasks_own_stop_strings_do_not_cut_a_constrained_text(tokenizer:
 @pytest.mark.asyncio
 async def test_an_answer_depends_on_the_ids_alone(tokenizer: Tokenizer) -> None:
     """Drafts ask about places that are taken back."""
-    follower = await follower_of(tokenizer, Constraint("regex", "abc|abd|xyz"))
+    guide = await guide_of(tokenizer, Constraint("regex", "abc|abd|xyz"))
     a, b, d, x = (tokenizer.encode(letter)[0] for letter in "abdx")
-    first = allowed(follower([]))
+    first = allowed(guide([]))
     assert a in first and x in first and b not in first and tokenizer.eos_id not in first
-    assert allowed(follower([a, b, d])) == [tokenizer.eos_id]
-    assert allowed(follower([])) == first
-    assert allowed(follower([x, b])) == [tokenizer.eos_id]  # such a draft is never taken
-    assert b in allowed(follower([a])) and d not in allowed(follower([a]))
+    assert allowed(guide([a, b, d])) == [tokenizer.eos_id]
+    assert allowed(guide([])) == first
+    assert allowed(guide([x, b])) == [tokenizer.eos_id]  # such a draft is never taken
+    assert b in allowed(guide([a])) and d not in allowed(guide([a]))
 
 
 @pytest.mark.asyncio
@@ -261,7 +262,7 @@ def references(count: int) -> str:
 )
 async def test_no_depth_ends_the_process(tokenizer: Tokenizer, constraint: Constraint) -> None:
     assert 50_000 < len(constraint.text) < MAX_CHARS
-    assert allowed((await follower_of(tokenizer, constraint))([]))
+    assert allowed((await guide_of(tokenizer, constraint))([]))
 
 
 @pytest.mark.asyncio
@@ -392,15 +393,15 @@ async def test_what_is_forced_is_what_llguidance_s_mask_alone_leaves(
     tokenizer: Tokenizer, schema: object
 ) -> None:
     """At every place of ten drawn texts."""
-    follower, drawn = await follower_of(tokenizer, schema_of(schema)), random.Random(1)
+    guide, drawn = await guide_of(tokenizer, schema_of(schema)), random.Random(1)
     for _ in range(10):
         ids: list[int] = []
-        masks = follower._start.deep_copy()
+        masks = guide._start.deep_copy()
         while len(ids) < 40 and not masks.is_stopped():
             bits = np.frombuffer(masks.compute_bitmask(), np.uint8)
             of_mask = allowed(TokenMask(bits))
-            assert allowed(follower(ids)) == of_mask
-            assert (follower.forced(ids)[:1] or of_mask) == of_mask
+            assert allowed(guide(ids)) == of_mask
+            assert (guide.forced(ids)[:1] or of_mask) == of_mask
             ids.append(drawn.choice(of_mask))
             masks.try_consume_tokens(ids[-1:])
 
@@ -408,23 +409,23 @@ async def test_what_is_forced_is_what_llguidance_s_mask_alone_leaves(
 @pytest.mark.asyncio
 async def test_all_of_a_key_is_forced_behind_its_first_letter(tokenizer: Tokenizer) -> None:
     schema = schema_of({"type": "object", "properties": {"size": {"type": "boolean"}}, "required": ["size"]})
-    follower = await follower_of(tokenizer, schema)
+    guide = await guide_of(tokenizer, schema)
     begun = tokenizer.encode('{"s')
-    text = tokenizer.decode([*begun, *follower.forced(begun)])
-    assert text.startswith('{"size') and not follower.forced(tokenizer.encode('{"size":'))
+    text = tokenizer.decode([*begun, *guide.forced(begun)])
+    assert text.startswith('{"size') and not guide.forced(tokenizer.encode('{"size":'))
 
 
 @pytest.mark.asyncio
 async def test_a_draft_into_a_dead_end_that_is_not_taken_does_no_harm() -> None:
     tokenizer = unigrams("~")
-    follower = await follower_of(tokenizer, Constraint("regex", "a~|bc"))
+    guide = await guide_of(tokenizer, Constraint("regex", "a~|bc"))
     a, b, c = (tokenizer.encode(f"x{letter}")[-1] for letter in "abc")
-    assert allowed(follower([a])) == [tokenizer.eos_id]
-    assert allowed(follower([b])) == [c] and allowed(follower([b, c])) == [tokenizer.eos_id]
-    follower.check(3)
-    follower([a])
+    assert allowed(guide([a])) == [tokenizer.eos_id]
+    assert allowed(guide([b])) == [c] and allowed(guide([b, c])) == [tokenizer.eos_id]
+    guide.check(3)
+    guide([a])
     with pytest.raises(InvalidRequest, match="no token"):
-        follower.check(2)
+        guide.check(2)
 
 
 def masked(bits: Sequence[int], logits: list[float]) -> list[float]:

@@ -14,10 +14,9 @@ from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
 from service.engine.model.attention import ForwardBatch
 from service.engine.model.runner import ModelRunner
-from service.engine.room import Budget
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
-from service.engine.step_cost import StepCost
+from service.engine.step_cost import Budget, StepCost
 
 GUIDE = service.engine.__doc__ or ""
 FOLDER = Path(service.engine.__file__).parent

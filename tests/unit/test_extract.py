@@ -14,7 +14,7 @@ from model_store.tokenizer import Tokenizer
 from service.errors import InvalidRequest
 from service.tasks.calls import ModelLimits, SamplingFields, Strategy, SummarizeCall
 from service.tasks.extract import SentenceAutomaton
-from service.tasks.sampling import resolve
+from service.tasks.sampling import decoding_for
 from service.tasks.summarize import Summarizer
 
 TASK = Task(
@@ -128,7 +128,7 @@ def test_a_text_whose_evidence_does_not_fit_is_shortened_in_few_steps(
 
     monkeypatch.setattr(Task, "segments", counting)
     task = Task.from_dict({**TASK.to_dict(), "evidence": 400})
-    decoding = resolve(SamplingFields(max_new_tokens=16), TASK, tokenizer)
+    decoding = decoding_for(SamplingFields(max_new_tokens=16), TASK, tokenizer)
     summarizer = Summarizer(task, tokenizer, decoding, ModelLimits(256))
     plotted = finish(summarizer.plot("🐉" * 4000, strategy, "truncate_left"))
     assert all(len(request.prompt_ids) + 16 <= 256 for request in plotted.requests)

@@ -14,7 +14,7 @@ from store_models import gpt2_state, write_byte_level, write_checkpoint, write_c
 
 from model_store.errors import GoldenMismatch, StoreError, UnsupportedCheckpoint
 from model_store.golden import check_golden
-from model_store.importer import Origin, import_model
+from model_store.importer import Provenance, import_model
 from model_store.manifest import GoldenPrompt
 from model_store.store import Store, resolve
 from model_store.task import Task
@@ -120,8 +120,8 @@ def test_the_checkpoints_own_manifest_is_taken_over(store: Store, checkpoint: Pa
 
 
 def test_tasks_given_at_import_replace_the_default_ones(store: Store, checkpoint: Path) -> None:
-    origin = Origin(tasks={"reply": Task(name="reply", kind="generate", template="{text}")})
-    entry = import_model(store, str(checkpoint), origin=origin, make_golden=no_golden)
+    provenance = Provenance(tasks={"reply": Task(name="reply", kind="generate", template="{text}")})
+    entry = import_model(store, str(checkpoint), provenance=provenance, make_golden=no_golden)
     assert list(entry.tasks) == ["generate", "reply"]
 
 

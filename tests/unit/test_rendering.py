@@ -17,7 +17,7 @@ from service.tasks.calls import ModelLimits, Overflow, QaCall, SamplingFields
 from service.tasks.fitting import fit_fields, fit_text
 from service.tasks.qa import Reader
 from service.tasks.rendering import drop_tokens, encode, has_more_tokens, render
-from service.tasks.sampling import resolve
+from service.tasks.sampling import decoding_for
 from service.tasks.vocabulary import Vocabulary
 
 TOKENIZER = make_tokenizer()
@@ -105,7 +105,7 @@ def test_a_text_of_more_tokens_is_told_from_one_of_as_many(text: str) -> None:
 
 
 def test_a_prompt_far_too_long_is_refused_by_its_beginning(encoded: list[int]) -> None:
-    decoding = resolve(SamplingFields(), TASK, TOKENIZER)
+    decoding = decoding_for(SamplingFields(), TASK, TOKENIZER)
     with pytest.raises(PromptTooLong, match="more than 128 tokens; at most 127 leave room"):
         finish(fit_text(TOKENIZER, LONG, decoding, 128, "error", "prompt"))
     assert sum(encoded) < 20_000
@@ -117,7 +117,9 @@ def test_a_field_far_too_long_is_refused_by_its_beginning_unless_it_may_be_cut(
     encoded: list[int], long: str, overflow: Overflow
 ) -> None:
     fields = {"text": "Anna", "name": "Tom", long: LONG[:400_000]}
-    fitting = fit_fields(TASK, TOKENIZER, fields, resolve(SamplingFields(), TASK, TOKENIZER), 128, overflow)
+    fitting = fit_fields(
+        TASK, TOKENIZER, fields, decoding_for(SamplingFields(), TASK, TOKENIZER), 128, overflow
+    )
     if long == "text" and overflow == "truncate_left":
         assert finish(fitting).num_dropped > 1000
         return
@@ -128,13 +130,13 @@ def test_a_field_far_too_long_is_refused_by_its_beginning_unless_it_may_be_cut(
 
 def test_a_prompt_a_little_too_long_is_refused_with_its_number_of_tokens() -> None:
     text = "Anna lives in Paris. " * 30
-    decoding = resolve(SamplingFields(), TASK, TOKENIZER)
+    decoding = decoding_for(SamplingFields(), TASK, TOKENIZER)
     with pytest.raises(PromptTooLong, match=f"makes a prompt of {len(TOKENIZER.encode(text))} tokens"):
         finish(fit_text(TOKENIZER, text, decoding, 128, "error", "prompt"))
 
 
 def test_a_question_far_too_long_is_refused_by_its_beginning(encoded: list[int]) -> None:
-    decoding = resolve(SamplingFields(max_new_tokens=8), QA, TOKENIZER)
+    decoding = decoding_for(SamplingFields(max_new_tokens=8), QA, TOKENIZER)
     reader = Reader(QA, TOKENIZER, Vocabulary(TOKENIZER), decoding, ModelLimits(256))
     with pytest.raises(PromptTooLong) as caught:
         finish(reader.read(QaCall(LONG, "Anna lives in Paris.")))

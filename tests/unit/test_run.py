@@ -19,7 +19,7 @@ from service.tasks.calls import GenerateCall, QaCall, SamplingFields, SummarizeC
 from service.tasks.events import Done, Token
 from service.tasks.fitting import fit_text
 from service.tasks.job import timings
-from service.tasks.sampling import resolve
+from service.tasks.sampling import decoding_for
 
 pytestmark = pytest.mark.asyncio
 
@@ -365,7 +365,7 @@ async def test_a_large_prompt_leaves_the_event_loop_free(
 async def test_a_prompt_that_is_cut_keeps_what_the_tokenizer_puts_before_it(tokenizer: Tokenizer) -> None:
     backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
     with_bos = Tokenizer(LoadedTokenizer(backend, "byte_level", (0,), bos_ids=(5,)))
-    decoding = resolve(SamplingFields(max_new_tokens=4), default_tasks()["generate"], with_bos)
+    decoding = decoding_for(SamplingFields(max_new_tokens=4), default_tasks()["generate"], with_bos)
     whole = finish(fit_text(with_bos, "the king", decoding, 64, "error", "prompt"))
     assert whole.prompt_ids == (5, *with_bos.encode("the king"))
     cut = finish(fit_text(with_bos, "the king " * 40, decoding, 24, "truncate_left", "prompt"))

@@ -111,14 +111,14 @@ from service.api.problems import validation_problem
 from service.api.schemas import LEGAL, GenerateBody
 from service.errors import InvalidRequest
 from service.tasks.calls import Origin
-from service.tasks.sampling import penalised, resolve
+from service.tasks.sampling import penalised, decoding_for
 
 class Tokenizer:
     vocab_size, eos_token_ids = 10, (0,)
 
 def resolved(body, task_default=0):
     task = Task("t", "generate", "{prompt}", sampling={"dummy_penalty": task_default})
-    return -penalised(0, resolve(body.to_call(Origin()).sampling, task, Tokenizer()).params)
+    return -penalised(0, decoding_for(body.to_call(Origin()).sampling, task, Tokenizer()).params)
 
 def refusal(value):
     try:

@@ -19,11 +19,10 @@ from service.engine.block_pool import BlockPool
 from service.engine.engine import Engine
 from service.engine.model.logits_processors import SampleRow
 from service.engine.model.sampler import logprobs_of, sample
-from service.engine.room import Budget
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence as EngineSequence
 from service.engine.sequence import TokenLogprob
-from service.engine.step_cost import StepCost
+from service.engine.step_cost import Budget, StepCost
 from service.tasks.calls import ModelLimits
 from service.tasks.events import Done, Event
 from service.tasks.run import Running, TaskRunner

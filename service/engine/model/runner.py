@@ -38,7 +38,7 @@ class ModelRunner:
         forward: the model's forward pass, cache included: a ragged batch -> (R, vocab) float32 logits.
         block_size: tokens in a KV block.
         end_ids: ids that end a text.
-        layout: the device where a step is laid out.
+        layout: the device where a step is laid out; None for the machine's memory.
         sampler: takes ids and log probabilities from logits.
         cost: knows how long a draw takes, so that one is not made of too many at once.
         copy_blocks: copies blocks of the cache; beam search needs it.
@@ -49,7 +49,7 @@ class ModelRunner:
         forward: Forward,
         block_size: int,
         end_ids: Sequence[int],
-        layout: str = "cpu",
+        layout: torch.device | None = None,
         sampler: Sampler | None = None,
         cost: StepCost | None = None,
         copy_blocks: CopyBlocks | None = None,
@@ -57,8 +57,7 @@ class ModelRunner:
         self.on_progress: Callable[[], None] = lambda: None  # called whenever a part of a step is done
         self._cost = cost or StepCost()
         self._forward = forward
-        self._layout = torch.device(layout)
-        self._is_on_host = self._layout.type == "cpu"  # there `Tensor.to` costs time and does nothing
+        self._layout = layout
         self._block_size = block_size
         self._end_ids = tuple(end_ids)
         self._sampler = sampler or TorchSampler()
@@ -137,7 +136,7 @@ class ModelRunner:
 
     def _tensor(self, values: object, dtype: torch.dtype = torch.int64) -> Tensor:
         tensor = torch.from_numpy(np.asarray(values, _NUMPY[dtype]))
-        return tensor if self._is_on_host else tensor.to(self._layout)
+        return tensor if self._layout is None else tensor.to(self._layout)
 
     def _read(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from service.engine.backend import Reference
@@ -30,7 +31,7 @@ class CpuBackend:
 
     name = "cpu"
     device = DEVICES["cpu"]
-    layout = "cpu"
+    layout: torch.device | None = None
     speculates = True
     min_prefill_rows = 16
     num_scratch_blocks = 0

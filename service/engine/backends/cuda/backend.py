@@ -30,7 +30,7 @@ class CudaBackend:
     """
 
     name = "cuda"
-    layout = "cpu"  # a whole step crosses to the device in one copy
+    layout: torch.device | None = None  # a whole step crosses to the device in one copy
     sampler: Sampler = TorchSampler()
     speculates = False  # a replayed step beats a longer eager one
     min_prefill_rows = 512  # an eager step costs about the same up to there

@@ -44,7 +44,8 @@ class TorchBackend:
         num_threads: int = 1,
     ) -> None:
         self.precision: Precision = precision
-        self.device, self.layout = device, device.name
+        self.device = device
+        self.layout = None if device.name == "cpu" else torch.device(device.name)
         self.is_exact = is_exact
         self.num_torch_threads = self.num_threads = num_threads
 
