@@ -204,10 +204,9 @@ def _finish(result: RunResult, out: Path, name: str, store: Path, is_activated: 
 
     if not processes().is_main_process:
         return
-    valid = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.3f}"
-    typer.echo(
-        f"{result.steps:,} steps, {result.tokens:,} tokens, loss {result.loss:.3f}{valid}: {out / 'model'}"
-    )
+    losses = {"loss": result.loss, "validation loss": result.valid_loss}
+    said = "".join(f", {name} {loss:.3f}" for name, loss in losses.items() if loss is not None)
+    typer.echo(f"{result.steps:,} steps, {result.tokens:,} tokens{said}: {out / 'model'}")
     if name:
         entry = import_model(Store(store.expanduser()), str(out / "model"), name, "", Provenance())
         if is_activated:

@@ -5,6 +5,7 @@ Callbacks for transformers' Trainer; the loop is in `train.py`, what a person se
 
 import csv
 import io
+import json
 import math
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from model_store.atomic import write_atomically
 from model_store.training.errors import Diverged, MissingExtra
 
 COLUMNS = ("step", "tokens", "loss", "valid_loss", "learning_rate")
+_STATE = "trainer_state.json"
 _MARK = "whole"  # written after everything else of a checkpoint
 
 
@@ -89,6 +91,22 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def take_up(checkpoint: Path) -> bool:
+    """Make a checkpoint ready to go on from: the best one is looked for beside it, wherever the run lies now.
+
+    Returns:
+        Whether training had ended with it, at the last step or by an early stop: a process that died after it
+        has only the model left to write.
+    """
+    path = checkpoint / _STATE
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state["best_model_checkpoint"]:
+        best = checkpoint.parent / Path(state["best_model_checkpoint"]).name
+        write_atomically(path, json.dumps({**state, "best_model_checkpoint": str(best)}, indent=2))
+    is_over: bool = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+    return is_over
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,15 @@ class Service:
         self.num_parallel = num_parallel
         self.cut: list[str] = []  # the task of each prompt that lost tokens
 
-    def ask(self, task: Task, fields: Mapping[str, str]) -> str:
-        """Give the task's answer; "" where a question has none.
+    def ask(self, task: Task, fields: Mapping[str, str], seed: int = 0) -> str:
+        """Give the task's answer; "" where a question has none. What is drawn is drawn with `seed`.
 
         Raises:
             EvaluationFailed: It refused, or could not be reached.
         """
-        more = {"overflow": _CUT} if task.kind in ("generate", "choice") else {}
+        more: dict[str, Any] = {"overflow": _CUT} if task.kind in ("generate", "choice") else {}
+        if task.kind in ("generate", "summarize"):
+            more["seed"] = seed
         reply = self.post(f"/tasks/{task.name}", {**fields, **more, **self._more})
         if reply.get("usage", {}).get("dropped_tokens"):
             self.cut.append(task.name)
@@ -122,10 +124,11 @@ def evaluate(service: Service, task: Task, items: Sequence[Item]) -> Figures:
 
 
 def ask_and_judge(service: Service, task: Task, items: Sequence[Item]) -> Judged:
-    """Ask every item of a test set; give the answers with their scores."""
+    """Ask every item of a test set, each with its number for a seed; give the answers with their scores."""
     before = len(service.cut)
     with ThreadPoolExecutor(service.num_parallel) as pool:
-        said = list(pool.map(lambda item: service.ask(task, item.fields), items))
+        asked = (item.fields for item in items)
+        said = list(pool.map(service.ask, repeat(task), asked, range(len(items))))
     return replace(judge(task, items, said), num_cut=len(service.cut) - before)
 
 

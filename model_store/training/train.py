@@ -32,13 +32,14 @@ class RunResult:
     Args:
         steps: Optimizer steps done.
         tokens: Tokens seen.
-        loss: The last training loss of the curve; the mean of all steps where the run was too short for one.
+        loss: The last training loss of the curve; the mean of all steps where the run was too short for one;
+            None where that was lost with a process that died after the last step.
         valid_loss: The last (with early stop: best) validation loss, or None without validation.
     """
 
     steps: int
     tokens: int
-    loss: float
+    loss: float | None
     valid_loss: float | None
 
 
@@ -120,20 +121,24 @@ def run(
         InvalidOption: There are fewer rows than one batch, or early stop without validation.
         Diverged: A loss or a weight is no finite number.
     """
-    from model_store.training.curve import last_whole_checkpoint
+    from model_store.training.curve import last_whole_checkpoint, take_up
 
     _check_rows(train, valid, options)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
+    is_over = checkpoint is not None and take_up(checkpoint)
     with quiet_libraries(), told_when_full(out, checkpoint_bytes(model, options)):
         trainer = _trainer(model, train, valid, out, options, watcher)
-        mean = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
+        if checkpoint is not None and is_over:  # the Trainer would take one more step
+            trainer.load(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if options.patience:
         watcher.report(_said_of_the_best(trainer.state))
     if options.lora_rank:
         trainer.model.merge_and_unload()
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise Diverged(trainer.state.global_step, options.learning_rate)
-    return _result(trainer, train.info.block, options, mean)
+    return _result(trainer, train.info.block, options)
 
 
 def _check_rows(train: Learned, valid: Rows | None, options: TrainOptions) -> None:
@@ -257,11 +262,12 @@ def _said_of_the_best(state: Any) -> str:
     )
 
 
-def _result(trainer: Any, block: int, options: TrainOptions, mean: float) -> RunResult:
+def _result(trainer: Any, block: int, options: TrainOptions) -> RunResult:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    means = [entry["train_loss"] for entry in history if "train_loss" in entry]
     valid = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     best = min(valid, default=None) if options.patience else (valid[-1] if valid else None)
     rows = options.batch_rows * options.accumulate * trainer.args.world_size
     steps: int = trainer.state.global_step
-    return RunResult(steps, steps * rows * block, losses[-1] if losses else mean, best)
+    return RunResult(steps, steps * rows * block, (losses or means or [None])[-1], best)

@@ -23,7 +23,8 @@ from model_store.importer import import_model
 from model_store.manifest import Draft, read_json_manifest, write_manifest
 from model_store.store import Store
 from model_store.tokenizer import Tokenizer
-from model_store.training.evaluate import Service, evaluate, perplexity, read_items
+from model_store.training.evaluate import Service, ask_and_judge, evaluate, perplexity, read_items
+from model_store.training.judged import Item
 from service.commands.compare import compare
 from service.commands.evaluate import evaluate as command
 from service.commands.judging import loaded, served_tasks
@@ -61,6 +62,14 @@ def test_both_ways_give_the_same_figures(
         there = evaluate(Service(remote, more=SHORT), QA, items)
     here = evaluate(Service(http, more=SHORT), QA, items)
     assert here == there and 0 < here["f1"] < 100, here
+
+
+def test_what_is_drawn_is_drawn_alike_each_time(http: httpx.Client) -> None:
+    task = served_tasks(http)["generate"]
+    items = [Item({task.fields[0]: "Tom gave the drum to Ann."}, ("Ann",)) for _ in range(6)]
+    service = Service(http, more={"temperature": 1.5, "max_new_tokens": 8})
+    first, second = (ask_and_judge(service, task, items).said for _ in range(2))
+    assert first == second and len(set(first)) > 1, first
 
 
 def test_a_service_says_which_tasks_it_has(http: httpx.Client) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from model_store.errors import TokenizerError
 from model_store.importer import import_model
+from model_store.manifest import read_json_manifest
 from model_store.store import Store
 from model_store.tokenizer import Tokenizer
 from model_store.training import train as train_module
@@ -131,6 +133,36 @@ def test_a_killed_run_goes_on_with_the_same_curve(
     assert killed(data, tmp_path / "run", point) == -9
     start(data, tmp_path / "run", OPTIONS, is_resumed=True)
     assert curve(tmp_path / "run") == curve(finished)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"learning_rate": 5.0, "clip": 0.0, "schedule": "constant", "eval_every": 2, "patience": 1}],
+    ids=["at the last step", "at an early stop"],
+)
+def test_a_run_that_died_after_its_end_comes_to_the_same_model_wherever_it_lies(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    class Died(Exception):
+        pass
+
+    def die(*_: Any) -> None:
+        raise Died
+
+    options = replace(OPTIONS, **more)
+    start(data, tmp_path / "whole", options)
+    with monkeypatch.context() as dying:
+        dying.setattr("model_store.training.pipeline.export", die)
+        with pytest.raises(Died):
+            start(data, tmp_path / "died", options)
+    (tmp_path / "died").rename(tmp_path / "moved")
+    start(data, tmp_path / "moved", options, is_resumed=True)
+    assert curve(tmp_path / "moved") == curve(tmp_path / "whole")
+    assert (int(curve(tmp_path / "moved")[-1]["step"]) < OPTIONS.max_steps) is bool(more)
+    figures = [read_json_manifest(tmp_path / name / "model")["evaluation"] for name in ("moved", "whole")]
+    assert figures[0] == figures[1]
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("moved", "whole")]
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
 
 
 def test_half_a_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
