@@ -92,14 +92,16 @@ def serve(
 def _serve(flags: dict[str, Any]) -> int:
     """Serve with these flags and end the process; returns an exit code only if that could not begin."""
     from service.logs import configure_logs, get_logger
-    from service.settings import load_settings
+    from service.start_up import uncollected
 
     try:
-        settings = load_settings(flags)
-        configure_logs(settings.log_format, settings.log_level)
-        _end_at_signals(lambda name: get_logger().info("stopped before the start was over", signal=name))
-        from service.server import run_server
+        with uncollected():
+            from service.settings import load_settings
 
+            settings = load_settings(flags)
+            configure_logs(settings.log_format, settings.log_level)
+            _end_at_signals(lambda name: get_logger().info("stopped before the start was over", signal=name))
+            from service.server import run_server
         code = run_server(settings)
     except SettingsError as error:
         for line in str(error).splitlines():

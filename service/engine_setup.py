@@ -20,7 +20,7 @@ from service.logs import get_logger
 from service.metrics import Metrics
 from service.settings import Settings, with_variables
 from service.settings_text import variable_name
-from service.start_up import StartUp
+from service.start_up import StartUp, uncollected
 
 if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
     from service.engine.async_engine import AsyncEngine
@@ -33,7 +33,7 @@ def make_engine(
     settings: Settings, metrics: Metrics, folder: Path, tokenizer: Tokenizer, start_up: StartUp
 ) -> AsyncEngine:
     """An engine that loads when started, on a thread of its own, and tells `metrics` and `start_up` of it."""
-    with start_up.step("importing"):
+    with start_up.step("importing"), uncollected():
         from service.engine import loader  # noqa: F401  brings torch
         from service.engine.async_engine import AsyncEngine
 

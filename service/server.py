@@ -29,6 +29,7 @@ from service.engine.memory import is_out_of_memory, out_of_memory_line
 from service.errors import SettingsError
 from service.logs import get_logger
 from service.settings import Settings
+from service.start_up import uncollected
 
 if TYPE_CHECKING:
     from service.engine.async_engine import AsyncEngine
@@ -259,6 +260,7 @@ def run_server(settings: Settings) -> int:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     listeners = open_listeners(settings.host, settings.port)
-    server = make_server(settings)
+    with uncollected():
+        server = make_server(settings)
     server.run(listeners)
     return server.exit_code
