@@ -6,7 +6,6 @@ Nothing is global; a process may hold many applications.
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,27 +19,26 @@ from service.api.exchange import Gate
 from service.api.problems import HttpProblem, validation_problem
 from service.api.schemas import LEGAL
 from service.api.state import ServiceState
+from service.engine_setup import Opening
 from service.life import Life
 from service.settings import Settings
-
-if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open listener
-    from service.engine.async_engine import AsyncEngine
 
 _DIALECTS = (native, openai, chat, tokens, hugging_face, ops)
 
 
-def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI:
+def create_app(settings: Settings, opening: Opening | None = None) -> FastAPI:
     """Make an application.
 
     Args:
         settings: validated settings.
-        engine: used instead of one built from the settings' model, whose tokenizer and tasks are still used.
+        opening: of the settings' model; None opens it when the application's life begins.
 
     Returns:
         An ASGI application; `app.state.life` is its `Life`, `app.state.service` what its routes share.
     """
-    state = ServiceState(settings)
-    life = Life(state, engine)
+    opening = opening or Opening(settings)
+    state = ServiceState(settings, opening.metrics)
+    life = Life(state, opening)
     app = FastAPI(
         title="textgen-service",
         version=version("textgen-service"),

@@ -6,15 +6,19 @@ and no metrics.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_store.checkpoint import read_checkpoint
+from model_store.checkpoint import Checkpoint, read_checkpoint
+from model_store.entry import ModelEntry
 from model_store.errors import StoreError
 from model_store.store import resolve
 from model_store.tokenizer import Tokenizer
+from service.engine.container import memory_limit_bytes
 from service.errors import SettingsError
 from service.logs import get_logger
 from service.metrics import Metrics
@@ -27,6 +31,75 @@ if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open li
     from service.engine.config import EngineConfig
     from service.engine.engine import Engine
     from service.engine.observer import Observer
+
+# Of the built-in model, libraries included. With less the system may end the process while it loads,
+# without a word.
+MIN_MEMORY_BYTES = 384 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """What is served: what was read of it so far, and its engine, which loads on a thread of its own."""
+
+    entry: ModelEntry
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    engine: AsyncEngine
+
+
+class Opening:
+    """How a model comes to be served: it is found, what computes is imported, and its engine begins to load.
+
+    Args:
+        settings: name it.
+        engine: used instead of one built from it.
+
+    Attributes:
+        metrics: what its engine reports to.
+        began_at: by the monotonic clock.
+    """
+
+    def __init__(self, settings: Settings, engine: AsyncEngine | None = None) -> None:
+        self.metrics = Metrics()
+        self.began_at = time.monotonic()
+        self._settings = settings
+        self._engine = engine
+        self._opened: Future[OpenedModel] = Future()
+
+    def begin(self) -> None:
+        """Do it, in this thread. What is wrong is told by `opened`."""
+        try:
+            self._opened.set_result(self._open())
+        except Exception as error:
+            self._opened.set_exception(error)
+
+    def opened(self) -> OpenedModel:
+        """The model; opens it, if that was not done.
+
+        Raises:
+            StoreError, SettingsError: it cannot be served, and why.
+        """
+        if not self._opened.done():
+            self.begin()
+        return self._opened.result()
+
+    def _open(self) -> OpenedModel:
+        settings, log = self._settings, get_logger()
+        self.began_at = time.monotonic()
+        log.info("loading", model=settings.model or "the default one")
+        if (limit := memory_limit_bytes()) is not None and limit < MIN_MEMORY_BYTES:
+            needed, given = MIN_MEMORY_BYTES >> 20, limit >> 20
+            log.warning(f"memory is limited to {given} MiB; the smallest model needs {needed} MiB")
+        entry = resolve(settings.model, settings.store)
+        checkpoint = read_checkpoint(entry.path)
+        for warning in (*entry.warnings, *checkpoint.warnings):
+            log.warning(warning)
+        tokenizer = Tokenizer.load(entry.path, checkpoint.architecture.vocab_size)
+        engine = self._engine
+        if engine is None:
+            engine = make_engine(settings, self.metrics, entry.path, tokenizer, StartUp(num_steps=4))
+        engine.begin()
+        return OpenedModel(entry, checkpoint, tokenizer, engine)
 
 
 def make_engine(

@@ -1,7 +1,7 @@
 """An application's life: load, warm up, serve, drain.
 
-The lifespan returns at once and the model loads behind it, so `/livez` answers from the first moment and
-`/readyz` says when. Signals are not handled here: `service.server` calls `Life.drain`.
+The lifespan returns at once and the model loads behind it, or does so already: `/livez` answers from the
+first moment and `/readyz` says when. Signals are not handled here: `service.server` calls `Life.drain`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,17 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from model_store.chat import find_chat
-from model_store.checkpoint import Checkpoint, read_checkpoint
+from model_store.checkpoint import Checkpoint
 from model_store.entry import ModelEntry
 from model_store.errors import StoreError
 from model_store.generation_config import sampling_defaults, with_sampling
-from model_store.store import resolve
-from model_store.tokenizer import Tokenizer
 from service.api.client import end_tasks
 from service.api.key_file import watch_keys
 from service.api.state import Served, ServiceState
-from service.engine.container import memory_limit_bytes
 from service.engine.quota import Quota
-from service.engine_setup import make_engine
+from service.engine_setup import Opening
 from service.errors import Draining, EngineDead, SettingsError
 from service.logs import get_logger
-from service.start_up import StartUp
 from service.tasks.calls import ModelLimits
 from service.tasks.run import TaskRunner
 
@@ -39,9 +35,6 @@ if TYPE_CHECKING:  # the engine imports torch: seconds, spent behind the open li
 
 _LAST_FRAMES_S = 3.0  # for streams to get their error frame when the engine is gone
 _POLL_S = 0.02
-# Of the built-in model, libraries included. With less the system may end the process while it loads,
-# without a word.
-MIN_MEMORY_BYTES = 384 << 20
 
 
 class Life:
@@ -49,16 +42,16 @@ class Life:
 
     Args:
         state: what the routes share.
-        engine: a stand-in for the engine, started by us; None loads the model's own.
+        opening: of the model; may have begun.
     """
 
-    def __init__(self, state: ServiceState, engine: AsyncEngine | None = None) -> None:
+    def __init__(self, state: ServiceState, opening: Opening) -> None:
         self.state = state
         self.failure: BaseException | None = None  # why the process must end
         self.failed = asyncio.Event()
         self._ready = asyncio.Event()
-        self._engine = engine
-        self._start_up = StartUp(num_steps=4)
+        self._opening = opening
+        self._engine: AsyncEngine | None = None
         self._hurry = asyncio.Event()
 
     @asynccontextmanager
@@ -95,25 +88,15 @@ class Life:
         self.failed.set()
 
     async def _load(self) -> AsyncEngine:
-        log, started = get_logger(), time.monotonic()
-        settings = self.state.settings
-        log.info("loading", model=settings.model or "the default one")
-        if (limit := memory_limit_bytes()) is not None and limit < MIN_MEMORY_BYTES:
-            needed, given = MIN_MEMORY_BYTES >> 20, limit >> 20
-            log.warning(f"memory is limited to {given} MiB; the smallest model needs {needed} MiB")
-        entry = await asyncio.to_thread(resolve, settings.model, settings.store)
-        checkpoint = await asyncio.to_thread(read_checkpoint, entry.path)
+        settings, log = self.state.settings, get_logger()
+        model = await asyncio.to_thread(self._opening.opened)
+        entry, tokenizer, self._engine = model.entry, model.tokenizer, model.engine
         drawn, ignored = sampling_defaults(entry.path)
         tasks = with_sampling(entry.tasks, drawn)
-        for warning in (*entry.warnings, *checkpoint.warnings, *ignored):
+        for warning in ignored:
             log.warning(warning)
         self.state.metrics.model = entry.name
-        facts = _facts(entry, checkpoint)
-        tokenizer = await asyncio.to_thread(Tokenizer.load, entry.path, facts["vocab_size"])
-        if self._engine is None:
-            self._engine = await asyncio.to_thread(
-                make_engine, settings, self.state.metrics, entry.path, tokenizer, self._start_up
-            )
+        facts = _facts(entry, model.checkpoint)
         await self._engine.start()
         own = tasks["generate"].sampling
         facts["sampling"] = {name: value for name, value in own.items() if name != "max_new_tokens"}
@@ -133,7 +116,8 @@ class Life:
             entry.name, entry.version, tasks, runner, self._engine, int(time.time()), facts
         )
         gc.freeze()  # what was loaded stays: a full collection would walk it, 0.1 s and more without a token
-        log.info("ready", model=entry.label, seconds=round(time.monotonic() - started, 1))
+        seconds = time.monotonic() - self._opening.began_at
+        log.info("ready", model=entry.label, seconds=round(seconds, 1))
         self._ready.set()
         return self._engine
 

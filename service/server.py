@@ -4,8 +4,8 @@ uvicorn's own handling of SIGTERM closes the listener at once and exits 143. Her
 drain and the listener stays open until it is over; a second one skips the wait; the exit code is 0 unless
 something is wrong: 2 for a wrong setting or model, 1 for a fault after which a supervisor should restart us.
 
-The listener opens before the application is imported: who connects meanwhile waits a moment, and an address
-that cannot be had stops the start at once.
+The listener opens before torch and the application are imported: who connects meanwhile waits a moment, and
+an address that cannot be had stops the start at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from service.settings import Settings
 from service.start_up import uncollected
 
 if TYPE_CHECKING:
-    from service.engine.async_engine import AsyncEngine
+    from service.engine_setup import Opening
     from service.life import Life
 
 SWITCH_INTERVAL_S = 0.0005  # the engine thread gives way to the event loop ten times sooner than by default
@@ -77,10 +77,14 @@ class Server(uvicorn.Server):
         """Serve until told to stop, on these listeners or on new ones for the configured address."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(_LeftBehind())
-        await super().serve(sockets or open_listeners(self.config.host, self.config.port))
+        listeners = sockets or open_listeners(self.config.host, self.config.port)
+        host, port = listeners[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        get_logger().info("listening", address=f"http://{shown}:{port}")
+        await super().serve(listeners)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take connections, say where, and watch the application."""
+        """Take connections, say how to try it, and watch the application."""
         self._tasks.append(asyncio.create_task(self._watch()))
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and not os.isatty(0):  # at a terminal it says that the terminal is gone
@@ -88,8 +92,6 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            get_logger().info("listening", address=f"http://{shown}:{port}")
             self._tasks.append(asyncio.create_task(self._invite(host, port)))
             if links := self.life.state.settings.ignored_variables:
                 names = ", ".join(links)
@@ -206,19 +208,19 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[A
     return list(dict.fromkeys((family, address) for family, _, _, _, address in resolved))
 
 
-def make_server(settings: Settings, engine: AsyncEngine | None = None) -> Server:
+def make_server(settings: Settings, opening: Opening | None = None) -> Server:
     """A server for these settings, not yet started.
 
     Args:
         settings: validated settings.
-        engine: see `create_app`.
+        opening: see `create_app`.
     """
     # The web framework takes most of a second: see above.
     from service.api.protocol import protocol_for
     from service.api.small_reads import in_small_reads
     from service.app import create_app
 
-    app = create_app(settings, engine)
+    app = create_app(settings, opening)
     protocol = protocol_for(
         settings.body_timeout_s,
         settings.max_connections or max_connections(),
@@ -261,6 +263,10 @@ def run_server(settings: Settings) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     listeners = open_listeners(settings.host, settings.port)
     with uncollected():
-        server = make_server(settings)
+        from service.engine_setup import Opening
+
+        opening = Opening(settings)
+        opening.begin()  # first: its engine loads, mostly in native code, while the application is imported
+        server = make_server(settings, opening)
     server.run(listeners)
     return server.exit_code

@@ -18,8 +18,8 @@ _WIDTH = 20  # of the bar, in characters
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import inside without Python's search for garbage. Imports leave next to none, and each search walks all
-    that they have made so far: a fifth of their time. What is there at the end is not searched again.
+    """Import inside without Python's search for garbage. Imports leave next to none, and each search walks
+    all that they have made so far: a fifth of their time. What is there at the end is not searched again.
     """
     was_enabled = gc.isenabled()
     gc.disable()

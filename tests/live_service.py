@@ -18,6 +18,7 @@ from service.api.state import ServiceState
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.loader import build_engine
+from service.engine_setup import Opening
 from service.server import Server, make_server
 from service.settings import Settings
 
@@ -124,7 +125,7 @@ def running(
     settings: Settings, engine: Any = None, is_ready: bool = True, loop: Any = "auto"
 ) -> Iterator[Live]:
     """Run a service in a thread until the block ends, on one of uvicorn's event loops."""
-    server = make_server(settings, engine)
+    server = make_server(settings, Opening(settings, engine))
     server.config.loop = loop
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

@@ -14,6 +14,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 
 from service.engine.block_pool import BlockPool
@@ -59,22 +60,28 @@ class AsyncEngine:
         self._make_engine = make_engine
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._streams: dict[Job, JobStream] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._built: Future[None] = Future()
         self._is_warm = False
         self._pulse: Pulse | None = None  # of the engine's steps; written by the thread, read by the watchdog
 
     # ---- life -------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Start the thread, which builds the engine; needs no event loop, and is done once."""
+        self._built.set_running_or_notify_cancel()  # who stops waiting for it does not cancel it
+        self._thread.start()
+
     async def start(self) -> None:
-        """Start the thread and wait until the engine is warm.
+        """Begin, unless that was done, and wait until the engine is warm.
 
         Raises:
             Exception: whatever building the engine raised.
         """
         self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-        await self._started
+        if self._thread.ident is None:
+            self.begin()
+        await asyncio.wrap_future(self._built)
         self._is_warm = True
         self._watcher = asyncio.create_task(self._watch())
 
@@ -209,11 +216,11 @@ class AsyncEngine:
         try:
             engine = self._make_engine()
         except BaseException as error:
-            self._call(_settle, self._started, error)
+            self._built.set_exception(error)
             return
         self._pulse, self._cost = engine.pulse, engine.scheduler.cost
         self.facts, self._pool = engine.facts, engine.scheduler.pool
-        self._call(_settle, self._started, None)
+        self._built.set_result(None)
         try:
             while self._take_commands(engine):
                 outputs = engine.step()
@@ -246,13 +253,3 @@ class AsyncEngine:
         """Run a function on the event loop; a loop that is gone needs to know nothing."""
         with suppress(RuntimeError):  # it closed, maybe just now
             self._loop.call_soon_threadsafe(function, *args)
-
-
-def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
-    """End the wait for the engine, unless nobody waits any more."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)

@@ -40,6 +40,20 @@ def interrupted(*args, **options):
 module.{function} = interrupted
 """
 
+# The application is made only once the engine has been built.
+WAITS_FOR_THE_ENGINE = """
+from service import server
+
+make_server = server.make_server
+
+def make_later(settings, opening):
+    opening.opened().engine._built.result(%d)
+    print("built", flush=True)
+    return make_server(settings, opening)
+
+server.make_server = make_later
+"""
+
 
 def command(*args: str, **settings: str) -> subprocess.Popen[str]:
     return python(["-m", "service.cli", *args], **settings)
@@ -88,6 +102,21 @@ def test_a_start_tells_its_steps_and_a_curl_to_paste(tiny_model: Path) -> None:
     assert any(step.startswith("reading the weights (") for step in steps)
     assert invitation.startswith(f"open {address} in a browser")
     assert events(output)[-1][0] == "done"
+
+
+def test_the_engine_loads_while_the_application_is_imported(tiny_model: Path) -> None:
+    code = WAITS_FOR_THE_ENGINE % COLD_START_S
+    process = main_after(code, "serve", "--port", "0", "--model", str(tiny_model), "--log-format", "json")
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        assert process.stdout.readline() == "built\n"
+        told: list[str] = []
+        while "ready" not in told:
+            told.append(json.loads(process.stderr.readline())["event"])
+        assert told.index("warming up") < told.index("listening") < told.index("ready")
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +217,7 @@ def test_all_addresses_of_a_host_get_the_same_port() -> None:
     [
         ("SIGTERM", "service.settings.load_settings"),
         ("SIGINT", "service.server.make_server"),
-        ("SIGTERM", "service.life.make_engine"),  # in a worker thread, behind the open listener
+        ("SIGTERM", "service.engine_setup.make_engine"),  # in a worker thread, behind the open listener
         ("SIGINT", "service.engine.loader.build_engine"),  # in the engine's thread
     ],
 )
@@ -232,7 +261,7 @@ def test_a_process_whose_standard_streams_are_closed_serves(tiny_model: Path) ->
 def test_a_limit_of_memory_that_no_model_fits_is_told_before_the_load(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str], limit: int | None, is_told: bool
 ) -> None:
-    monkeypatch.setattr("service.life.memory_limit_bytes", lambda: limit)
+    monkeypatch.setattr("service.engine_setup.memory_limit_bytes", lambda: limit)
     start = len(log_lines)
     with running(Settings(model=str(tiny_model), port=0, threads=1)):
         told = [line for line in log_lines[start:] if "memory is limited to 256 MiB" in line]

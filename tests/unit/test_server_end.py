@@ -50,13 +50,13 @@ def test_a_start_that_panics_ends() -> None:
 
 
 NO_MEMORY = """
-from service import life, server
+from service import engine_setup, server
 from service.settings import Settings
 
 def read(path):
     raise MemoryError
 
-life.read_checkpoint = read
+engine_setup.read_checkpoint = read
 made = server.make_server(Settings(port=0))
 made.run(server.open_listeners("127.0.0.1", 0))
 raise SystemExit(made.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -15,7 +16,7 @@ import pytest
 from test_logs import usual_logs_afterwards
 
 from service.logs import configure_logs, get_logger, show_below
-from service.start_up import StartUp
+from service.start_up import StartUp, uncollected
 
 __all__ = ["usual_logs_afterwards"]
 
@@ -107,3 +108,15 @@ def test_a_folder_with_kernels_is_no_first_start(tmp_path: Path, monkeypatch: py
     assert not cache.has_kernels()
     assert cache.keep([b"code"]) == ""
     assert cache.has_kernels()
+
+
+def test_no_garbage_is_looked_for_inside_and_again_afterwards() -> None:
+    with uncollected():
+        made: list[object] = []
+        made.append(made)
+        with uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert not any(each is made for each in gc.get_objects()), "it is searched again"
+    gc.unfreeze()
