@@ -120,6 +120,7 @@ $(VENV)/.runtime-installed: requirements.lock pyproject.toml | $(VENV)/bin/pytho
 	@echo "Installing the locked dependencies into $(VENV) (once, and after they change)"
 	$(PIP_INSTALL) -r requirements.lock
 	$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
+	@$(PY) -m compileall -q service model_store # else each start compiles them where Python writes no bytecode
 	@touch $@
 
 $(VENV)/.tools-installed: requirements-dev.lock $(VENV)/.runtime-installed

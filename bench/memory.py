@@ -35,11 +35,13 @@ def memory():
     return {name: int(lines[name].split()[0]) / 1000 for name in ("VmHWM", "VmRSS", "RssAnon", "RssFile")}
 
 def cache(kilobytes):
-    sizes = [line.split() for line in Path("/proc/self/smaps").read_text().splitlines()]
+    lines = [line.split() for line in Path("/proc/self/smaps").read_text().splitlines()]
     there = mapped = 0
-    for name, *values in sizes:
-        if name == "Size:":
-            mapped = int(values[0])
+    for name, *values in lines:
+        if not name.endswith(":"):
+            is_heap = values[-1] == "[heap]"  # may be as large
+        elif name == "Size:":
+            mapped = 0 if is_heap else int(values[0])
         elif name == "Anonymous:" and mapped > 0.99 * kilobytes:
             there += int(values[0])
     return there / 1000
