@@ -70,7 +70,7 @@ class Opening:
         """Do it, in this thread. What is wrong is told by `opened`."""
         try:
             self._opened.set_result(self._open())
-        except Exception as error:
+        except BaseException as error:  # a panic of a library in Rust is no Exception
             self._opened.set_exception(error)
 
     def opened(self) -> OpenedModel:

@@ -97,10 +97,8 @@ class Life:
             log.warning(warning)
         self.state.metrics.model = entry.name
         facts = _facts(entry, model.checkpoint)
-        await self._engine.start()
         own = tasks["generate"].sampling
         facts["sampling"] = {name: value for name, value in own.items() if name != "max_new_tokens"}
-        facts.update(self._engine.facts)
         # More sequences than that would never fit. A key file may get more keys at any time.
         is_shared = settings.api_keys_file is not None or self.state.keyring.num_keys > 1
         max_sequences = self._engine.quota.share if is_shared else self._engine.quota.limit
@@ -112,6 +110,8 @@ class Life:
         )
         chat_format = await asyncio.to_thread(find_chat, entry.path, tokenizer, tasks, settings.chat_template)
         runner = await asyncio.to_thread(TaskRunner, self._engine, tokenizer, tasks, limits, chat_format)
+        await self._engine.start()  # last: all this is done while it loads
+        facts.update(self._engine.facts)
         self.state.served = Served(
             entry.name, entry.version, tasks, runner, self._engine, int(time.time()), facts
         )

@@ -86,8 +86,11 @@ class AsyncEngine:
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Stop the thread after its step, or leave it behind if it hangs; end the streams that are left."""
+        """Stop the thread after its step, or once it has built the engine, which is not waited for; leave it
+        behind if it hangs. End the streams that are left.
+        """
         if not self._is_warm:
+            self._commands.put(None)
             return
         self._is_warm = False
         self._watcher.cancel()

@@ -379,6 +379,24 @@ async def test_what_building_the_engine_raised_is_raised_by_start() -> None:
         await AsyncEngine(fail).start()
 
 
+async def test_an_engine_that_is_stopped_while_it_is_built_ends_its_thread_then() -> None:
+    may_end, made = threading.Event(), fake_engine()
+
+    def build() -> Engine:
+        assert may_end.wait(30), "a test forgot to let it end"
+        return made
+
+    served = AsyncEngine(build)
+    served.begin()
+    waiter = asyncio.create_task(served.start())
+    await asyncio.sleep(0)
+    waiter.cancel()
+    await served.stop()
+    may_end.set()
+    await asyncio.to_thread(served._thread.join, 30)
+    assert not served._thread.is_alive() and not served.is_ready
+
+
 async def test_stopping_ends_every_stream() -> None:
     engine, gate = gated()
     async with running(engine) as served, served.submit([long()]) as stream:

@@ -27,7 +27,7 @@ def test_a_failed_start_whose_end_hangs_ends_with_its_code() -> None:
 
 
 PANIC = """
-from service import life, server
+from service import engine_setup, server
 from service.settings import Settings
 
 class Panic(BaseException):
@@ -36,7 +36,7 @@ class Panic(BaseException):
 def read(path):
     raise Panic("a library stumbled")
 
-life.read_checkpoint = read
+engine_setup.read_checkpoint = read
 made = server.make_server(Settings(port=0))
 made.run(server.open_listeners("127.0.0.1", 0))
 raise SystemExit(made.exit_code)

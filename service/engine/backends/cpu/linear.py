@@ -28,7 +28,7 @@ from service.engine.huge_pages import huge_array
 from service.engine.model.linear import UnsupportedLinear, find_activation, quantise_weight
 
 _KINDS: dict[Precision, int] = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
-_BYTES_AT_ONCE = 1 << 20  # float32 weights that are packed at once: they stay in the second-level cache
+_BYTES_AT_ONCE = 1 << 19  # float32 weights that are packed at once: they stay in the second-level cache
 _FUSED = {
     None: NO_ACTIVATION,
     "gelu_new": GELU_TANH,
