@@ -261,12 +261,10 @@ class Protocol(HttpToolsProtocol):
 def _send_unchunked(cycle: RequestResponseCycle) -> None:
     """Let a reply without a length end with its connection: HTTP/1.0 knows no chunks."""
     send = cycle.send
+    cycle.chunked_encoding = False
 
     async def unchunked(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            if all(name.lower() != b"content-length" for name, _ in message["headers"]):
-                cycle.chunked_encoding = False
-        elif cycle.chunked_encoding is False and cycle.expected_content_length == 0:
+        if message["type"] == "http.response.body":
             cycle.expected_content_length = len(message.get("body", b""))  # as much as comes
         await send(message)
 
