@@ -133,7 +133,7 @@ def run(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if options.patience:
-        watcher.report(_said_of_the_best(trainer.state))
+        watcher.report(_said_of_the_best(trainer.state, is_rehearsed=not isinstance(train, Rows)))
     if options.lora_rank:
         trainer.model.merge_and_unload()
     if not all(weight.isfinite().all() for weight in model.parameters()):
@@ -251,14 +251,17 @@ def with_adapters(model: Any, rank: int) -> Any:
     return get_peft_model(model, config)
 
 
-def _said_of_the_best(state: Any) -> str:
+def _said_of_the_best(state: Any, is_rehearsed: bool) -> str:
     """Which checkpoint an early stop came to."""
     if not state.best_global_step:
         return "the run was too short to validate; the model is that of its last step"
     end = "stopped" if state.global_step < state.max_steps else "ended"
+    what = "the best validation loss on the new data" if is_rehearsed else "the best validation loss"
+    more = "; it was still falling, so more --epochs may do better"
     return (
         f"{end} after step {state.global_step:,} of {state.max_steps:,}; the model is that of step "
-        f"{state.best_global_step:,}, the best validation loss ({state.best_metric:.3f})"
+        f"{state.best_global_step:,}, {what} ({state.best_metric:.3f})"
+        f"{more if state.best_global_step == state.max_steps else ''}"
     )
 
 

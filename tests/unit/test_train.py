@@ -92,10 +92,13 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def start(data: Path, out: Path, options: TrainOptions, is_resumed: bool = False) -> None:
+def start(data: Path, out: Path, options: TrainOptions, is_resumed: bool = False) -> list[str]:
+    """Pretrain; give what was said."""
     torch.set_num_threads(1)
+    said: list[str] = []
     job = toy_job(out, (Source(data / "text.txt"),), options, is_resumed)
-    pretrain(job, data / "tokenizer", SHAPE, lambda line: None)
+    pretrain(job, data / "tokenizer", SHAPE, said.append)
+    return said
 
 
 def curve(out: Path) -> list[dict[str, str]]:
@@ -198,8 +201,9 @@ def test_a_run_stops_early_when_validation_gets_worse(data: Path, tmp_path: Path
     wild = replace(
         OPTIONS, max_steps=200, learning_rate=5.0, clip=0.0, schedule="constant", eval_every=2, patience=1
     )
-    start(data, tmp_path / "run", wild)
+    said = start(data, tmp_path / "run", wild)
     assert int(curve(tmp_path / "run")[-1]["step"]) < 100
+    assert any(line.startswith("stopped after step ") and "falling" not in line for line in said)
     validated = {
         row["step"]: float(row["valid_loss"]) for row in curve(tmp_path / "run") if row["valid_loss"]
     }
@@ -208,6 +212,14 @@ def test_a_run_stops_early_when_validation_gets_worse(data: Path, tmp_path: Path
     made = load_file(tmp_path / "run" / "model" / "model.safetensors")
     name = "transformer.h.0.attn.c_attn.weight"
     assert torch.equal(kept[name].to(made[name].dtype), made[name])
+
+
+def test_a_loss_that_still_falls_at_the_end_is_said(data: Path, tmp_path: Path) -> None:
+    said = start(data, tmp_path / "run", replace(OPTIONS, patience=3))
+    last = [
+        line for line in said if line.startswith("ended after step 12 of 12; the model is that of step 12, ")
+    ]
+    assert len(last) == 1 and last[0].endswith("; it was still falling, so more --epochs may do better")
 
 
 def test_all_rows_validate_and_the_last_step_does(data: Path, tmp_path: Path) -> None:
