@@ -167,7 +167,7 @@ def indexed_files(index: Path, suffix: str) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnsupportedCheckpoint(f"{index} is broken: it has no weight_map")
     for name in weight_map.values():
-        if not isinstance(name, str) or not name.endswith(suffix) or "/" in name or "\\" in name:
+        if not isinstance(name, str) or not name.endswith(suffix) or set("/\\\0") & set(name):
             raise UnsupportedCheckpoint(f"{index} names a file that is no {suffix} file beside it: {name!r}")
     return [index.parent / name for name in sorted(set(weight_map.values()))]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from model_store import adapters, golden
 from model_store.checkpoint import INDEX, SINGLE, read_checkpoint
 from model_store.entry import ModelEntry
-from model_store.errors import ImportRefused
+from model_store.errors import ImportRefused, UnsupportedCheckpoint
 from model_store.hub import download, folder_name, is_hub_id, no_folder
 from model_store.manifest import MANIFEST, Draft, GoldenPrompt, parse_draft, read_json_manifest
 from model_store.pickles import convert_pickles, pickle_files
@@ -74,7 +74,10 @@ def import_model(
     legal = re.sub(r"[^a-z0-9._-]+", "-", folder_name(folder).lower()).strip("-._")[:64] or "model"
 
     def fill(target: Path) -> Draft:
-        return _fill(folder, target, provenance or Provenance(), make_golden)
+        try:
+            return _fill(folder, target, provenance or Provenance(), make_golden)
+        except UnsupportedCheckpoint as error:  # found in what was written, which does not stay
+            raise UnsupportedCheckpoint(str(error).replace(str(target), str(folder))) from error
 
     return store.add(name or legal, fill, version)
 
@@ -130,7 +133,10 @@ def _inside(folder: Path, name: str) -> Path:
         ImportRefused: It is a link that leads out of the checkpoint. (The hub's cache links to the folder
             `blobs` beside its snapshots; that is within.)
     """
-    path, root = (folder / name).resolve(), folder.resolve()
+    try:
+        path, root = (folder / name).resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # a loop; RuntimeError before Python 3.13
+        raise ImportRefused(f"{folder / name} leads nowhere: {error}") from error
     blobs = [root.parent.parent / "blobs"] if root.parent.name == "snapshots" else []
     if not any(path.is_relative_to(within) for within in (root, *blobs)):
         raise ImportRefused(f"{folder / name} is a link that leads out of the checkpoint's folder")

@@ -4,6 +4,7 @@ They are read with torch's `weights_only` loader, which runs no code of theirs.
 """
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ def convert_pickles(files: list[Path], target: Path) -> None:
     state: dict[str, torch.Tensor] = {}
     for path in files:
         state |= _load(path)
-    once: dict[tuple[int, torch.Size], str] = {}  # names by storage, since safetensors stores no tensor twice
-    for name, tensor in state.items():
-        if not name.endswith(BUFFERS):
-            once.setdefault((tensor.data_ptr(), tensor.shape), name)
-    kept = {name: state[name].clone().contiguous() for name in once.values()}
+    embeddings = {tensor.data_ptr() for name, tensor in state.items() if name.endswith("wte.weight")}
+    kept = {
+        name: tensor.clone().contiguous()  # safetensors refuses tensors that share their memory
+        for name, tensor in state.items()
+        if not name.endswith(BUFFERS)
+        and not (name.endswith("lm_head.weight") and tensor.data_ptr() in embeddings)
+    }
     save_file(kept, target, {"format": "pt"})
 
 
@@ -50,11 +53,25 @@ def _load(path: Path) -> dict[str, Any]:
     with open_file(path) as file:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle's, zipfile's and torch's own, by what is wrong with the file
+        except pickle.UnpicklingError as error:  # its text advises to run the file's code
+            raise UnsupportedCheckpoint(f"{path} was not loaded: it holds more than tensors") from error
+        except Exception as error:  # zipfile's and torch's own, by what is wrong with the file
             reason = str(error).strip().split("\n")[0][:200]
             raise UnsupportedCheckpoint(
                 f"{path} was not loaded: it is broken or holds more than tensors ({reason})"
             ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(map(_is_plain, state, state.values())):
         raise UnsupportedCheckpoint(f"{path} is not a plain dictionary of tensors")
     return state
+
+
+def _is_plain(name: object, value: object) -> bool:
+    """Whether safetensors can hold it."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )

@@ -110,7 +110,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "GGUF": (instead(lambda p: p.with_name("gpt2.Q8_0.gguf").touch()), "gguf_file='gpt2.Q8_0.gguf'"),
     "index without map": (index({}), "model.safetensors.index.json is broken: it has no weight_map"),
     "index elsewhere": (index({"weight_map": {"a": "../b.safetensors"}}), "names a file that is no"),
-    "index with NUL": (index({"weight_map": {"a": "b\0.safetensors"}}), "no file can have this name"),
+    "index with NUL": (index({"weight_map": {"a": "b\0.safetensors"}}), "names a file that is no"),
     "index of half a character": (index({"weight_map": {"a": "\ud800.safetensors"}}), r"DIR/\ud800.safet"),
     "index of two lines": (index({"weight_map": {"a": "b\n\x1b[31m.safetensors"}}), r"DIR/b\n\x1b[31m."),
     "shard missing": (index({"weight_map": {"a": "b.safetensors"}}), "DIR/b.safetensors is missing"),

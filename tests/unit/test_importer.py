@@ -212,13 +212,64 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(store: Store, check
     assert "pytorch_model.bin was not loaded" in message and not (checkpoint / "ran").exists()
 
 
-def test_a_pickle_with_more_than_tensors_is_refused(store: Store, checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"step": 5},
+        {1: torch.ones(1)},
+        {"a\ud800": torch.ones(1)},
+        {"sparse": torch.eye(3).to_sparse()},
+        {"nowhere": torch.ones(1, device="meta")},
+    ],
+    ids=lambda more: ascii(next(iter(more))),
+)
+def test_a_pickle_with_more_than_plain_tensors_is_refused(
+    store: Store, checkpoint: Path, more: dict[object, object]
+) -> None:
+    state: dict[object, object] = {**load_file(checkpoint / "model.safetensors")}
     (checkpoint / "model.safetensors").unlink()
-    torch.save({"step": 5}, checkpoint / "pytorch_model.bin")
+    torch.save({**state, **more}, checkpoint / "pytorch_model.bin")
     assert "not a plain dictionary of tensors" in refuse(store, checkpoint)
 
 
-@pytest.mark.parametrize("name", ["../weights.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", 5])
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:TypedStorage")
+def test_a_pickle_of_quantized_tensors_is_refused(store: Store, checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    quantized = torch.quantize_per_tensor(torch.ones(1), 0.1, 0, torch.qint8)
+    torch.save({"a": quantized}, checkpoint / "pytorch_model.bin")
+    assert "not a plain dictionary of tensors" in refuse(store, checkpoint)
+
+
+def test_tensors_of_a_pickle_that_share_their_memory_are_all_there(store: Store, checkpoint: Path) -> None:
+    """As in a model whose layers are one."""
+    path = as_pickle(checkpoint) / "pytorch_model.bin"
+    state = torch.load(path)
+    state["transformer.h.0.ln_2.weight"] = state["transformer.h.0.ln_1.weight"]
+    torch.save(state, path)
+    entry = import_model(store, str(checkpoint), make_golden=no_golden)
+    found = load_file(entry.path / "model.safetensors")
+    assert found.keys() == state.keys() - {"lm_head.weight", "transformer.h.0.attn.bias"}
+    assert found["transformer.h.0.ln_2.weight"].equal(found["transformer.h.0.ln_1.weight"])
+
+
+def test_what_is_wrong_with_a_pickle_s_tensors_names_the_checkpoint(store: Store, checkpoint: Path) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    state["transformer.ln_f.weight"] = torch.ones(5)
+    torch.save(state, checkpoint / "pytorch_model.bin")
+    message = refuse(store, checkpoint)
+    assert message.startswith(str(checkpoint)) and "ln_f.weight has the shape (5,)" in message
+
+
+def test_a_pickle_that_links_to_itself_is_named(store: Store, checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").symlink_to("pytorch_model.bin")
+    assert f"{checkpoint / 'pytorch_model.bin'} leads nowhere" in refuse(store, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name", ["../weights.safetensors", "/etc/passwd", "a/b.safetensors", "a\0.safetensors", "x.bin", 5]
+)
 def test_an_index_cannot_name_files_elsewhere(store: Store, checkpoint: Path, name: object) -> None:
     write_index(as_shards(checkpoint), {"transformer.wte.weight": name})
     assert "model.safetensors.index.json names a file" in refuse(store, checkpoint)
