@@ -34,27 +34,28 @@ def check_time(
         requests: the job's.
         tenant: whose job it is.
         unfinished: sequences that wait or run.
-        cost: knows what a row takes at its quickest.
+        cost: knows what a prompt takes at its quickest.
         deadline: on the monotonic clock.
 
     Raises:
         InvalidRequest: by itself.
         QueueFull: beside the others.
     """
-    own = [num_rows for request in requests if (num_rows := _num_scored(request))]
-    left_s, own_s = max(deadline - time.monotonic(), 0.0), cost.min_scoring_s(sum(own))
+    spans = [span for request in requests if (span := _scored(request))]
+    left_s, own_s = max(deadline - time.monotonic(), 0.0), sum(cost.min_scoring_s(*span) for span in spans)
     if own_s > left_s:
+        num_tokens = sum(end - start for start, end in spans)
         raise InvalidRequest(
-            f"the log probabilities of {sum(own)} tokens of prompts take about {own_s:.0f} s here, and this "
-            f"request has {left_s:.0f} s; ask for fewer at a time"
+            f"the log probabilities of {num_tokens} tokens of prompts take about {own_s:.0f} s here, and "
+            f"this request has {left_s:.0f} s; ask for fewer at a time"
         )
-    by_turns: defaultdict[Job | str, list[int]] = defaultdict(list)
+    by_turns: defaultdict[Job | str, list[float]] = defaultdict(list)
     for sequence in unfinished:
-        if num_rows := _num_unscored(sequence):
+        if span := _unscored(sequence):
             job = sequence.job
-            by_turns[job if job.tenant == tenant else job.tenant].append(num_rows)
-    num_before = sum(sum(nsmallest(len(own), others)) for others in by_turns.values())
-    excess_s = own_s + cost.min_scoring_s(num_before) - left_s
+            by_turns[job if job.tenant == tenant else job.tenant].append(cost.min_scoring_s(*span))
+    before_s = sum(sum(nsmallest(len(spans), others)) for others in by_turns.values())
+    excess_s = own_s + before_s - left_s
     if excess_s > 0:
         raise QueueFull(
             "the log probabilities that others asked for take the time this request has", excess_s
@@ -63,8 +64,8 @@ def check_time(
 
 def is_too_late(unfinished: Iterable[Sequence], cost: StepCost, deadline: float) -> bool:
     """Whether what is left of a job cannot be done by its deadline any more, even if all others left."""
-    num_rows = sum(map(_num_unscored, unfinished))
-    return num_rows > 0 and cost.min_scoring_s(num_rows) > deadline - time.monotonic()
+    left_s = sum(cost.min_scoring_s(*span) for sequence in unfinished if (span := _unscored(sequence)))
+    return left_s > 0 and left_s > deadline - time.monotonic()
 
 
 def check_cache(requests: Iterable[SequenceRequest], pool: BlockPool) -> None:
@@ -90,12 +91,14 @@ def check_cache(requests: Iterable[SequenceRequest], pool: BlockPool) -> None:
             )
 
 
-def _num_scored(request: SequenceRequest) -> int:
-    """Tokens of a prompt whose log probability is wanted."""
-    score_from = request.params.score_from
-    return 0 if score_from is None else max(len(request.prompt_ids) - score_from, 0)
+def _scored(request: SequenceRequest) -> tuple[int, int] | None:
+    """From where to where the log probabilities of a prompt are wanted; None where none is."""
+    start, end = request.params.score_from, len(request.prompt_ids)
+    return None if start is None or start >= end else (start, end)
 
 
-def _num_unscored(sequence: Sequence) -> int:
-    """Those of them that are still to be computed."""
-    return _num_scored(sequence.request) - len(sequence.prompt_logprobs)
+def _unscored(sequence: Sequence) -> tuple[int, int] | None:
+    """What of that is still to be computed."""
+    span = _scored(sequence.request)
+    start = 0 if span is None else span[0] + len(sequence.prompt_logprobs)
+    return None if span is None or start >= span[1] else (start, span[1])

@@ -43,6 +43,7 @@ class StepCost:
         self._rising: list[float] = []  # their seconds, each at least those of fewer rows
         self._row_s: dict[str, _Average] = {}  # of one row behind the forward pass, by kind
         self._min_pass_s = self._min_score_s = _UNKNOWN_S  # of one row at its quickest: forward, scored
+        self._min_pair_s = _UNKNOWN_S  # of one row's attention to one token, and its share of the rest
         self._num_scorings = 0
 
     # ---- learning ---------------------------------------------------------------------------------------
@@ -59,6 +60,10 @@ class StepCost:
     def note_draws(self, kind: str, rows: int, seconds: float) -> None:
         """Learn from tokens drawn from rows of one kind."""
         self._row_s.setdefault(kind, _Average()).note(seconds / rows)
+
+    def note_pairs(self, pairs: float, seconds: float) -> None:
+        """Learn from a forward pass what attention adds where texts are long: pairs of a row and a token."""
+        self._min_pair_s = min(self._min_pair_s, seconds / pairs)
 
     def note_scores(self, rows: int, seconds: float) -> None:
         """Learn from the log probabilities of some rows."""
@@ -95,13 +100,15 @@ class StepCost:
         """Seconds for the log probabilities of one row; as `draw_s` where they are not known."""
         return self._known(_SCORED, _UNKNOWN_S) if self._row_s else 0.0
 
-    def min_scoring_s(self, num_rows: int) -> float:
-        """Seconds that so many rows of prompts and their log probabilities take at their quickest; 0 where
-        too little was measured.
+    def min_scoring_s(self, start: int, end: int) -> float:
+        """Seconds that the tokens from `start` to `end` of a prompt and their log probabilities take at their
+        quickest; 0 where too little was measured.
         """
         if self._num_scorings < _SURE_AFTER or self._min_pass_s == _UNKNOWN_S:
             return 0.0
-        return num_rows * (self._min_pass_s + self._min_score_s)
+        by_rows = (end - start) * self._min_pass_s
+        by_pairs = num_pairs(start, end) * self._min_pair_s if self._min_pair_s < _UNKNOWN_S else 0.0
+        return max(by_rows, by_pairs) + (end - start) * self._min_score_s
 
     # ---- deciding ---------------------------------------------------------------------------------------
 
@@ -187,6 +194,11 @@ class Room:
             count = 1
         self.num_scored += count
         return count
+
+
+def num_pairs(start: int, end: int) -> float:
+    """Pairs of a token from `start` to `end` and one that it attends to."""
+    return (end * end - start * start) / 2
 
 
 class _Average:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from service.engine.batch import Batch, StepOutput
 from service.engine.sequence import Job, Sequence
-from service.engine.step_cost import Room, StepCost
+from service.engine.step_cost import Room, StepCost, num_pairs
 
 # Of drawing in one step for those whose turn it is, however short the forward pass.
 _OWED_S = 0.02
@@ -147,6 +147,9 @@ class TimeShare:
             self._cost.note_draws(kind, rows, drawn_s[kind])
         if num_scored:
             self._cost.note_scores(num_scored, score_s)
+            firsts = ((item.sequence.num_computed_tokens, item.num_rows) for item in batch.items)
+            pairs = sum(num_pairs(first, first + rows) for first, rows in firsts)
+            self._cost.note_pairs(pairs, row_s * batch.num_rows)
 
     def charge(self, given_s: Mapping[Job, float]) -> None:
         """Note the seconds that jobs, and so their tenants, were given."""

@@ -461,6 +461,18 @@ async def test_log_probabilities_that_cannot_be_there_in_time_are_refused_at_onc
         assert (served.num_in_flight, leftovers(engine)) == (0, (0, 0, 0))
 
 
+async def test_what_attention_adds_to_long_prompts_is_foreseen() -> None:
+    engine = fake_engine()
+    measured(engine, each_s=0.02)
+    engine.scheduler.cost.note_pairs(1000 * 1000 / 2, 150.0)
+    async with running(engine) as served:
+        deadline = time.monotonic() + 120
+        with pytest.raises(InvalidRequest, match=r"of 1000 tokens .* take about 160 s"):
+            served.submit([scored(1000)], deadline=deadline)
+        async with served.submit([scored(100)] * 10, deadline=deadline):  # as many tokens
+            pass
+
+
 async def test_log_probabilities_wait_for_those_that_others_asked_for() -> None:
     engine, gate = gated()
     measured(engine, each_s=0.1)

@@ -71,9 +71,11 @@ class TimedRunner(FakeRunner):
         return tuple(TokenLogprob(token_id, -1.0) for token_id in sequence.token_ids[first:end])
 
 
-def timed(max_running: int = 64, max_rows: int = 256) -> tuple[Watch, TimedRunner]:
+def timed(
+    max_running: int = 64, max_rows: int = 256, runner_type: type[TimedRunner] = TimedRunner
+) -> tuple[Watch, TimedRunner]:
     """An engine on a toy clock that has seen a few greedy steps."""
-    runner = TimedRunner(Clock(tick_s=0.0))
+    runner = runner_type(Clock(tick_s=0.0))
     engine = fake_engine(num_blocks=4000, max_rows=max_rows, max_running=max_running, runner=runner)
     engine.clock = engine.pulse._clock = engine.reporter._clock = runner.clock
     watch = Watch(engine)
@@ -246,6 +248,29 @@ def test_scores_of_a_prompt_have_their_share_of_a_step() -> None:
     runner.behind_s.clear()
     steps(watch, 20)
     assert 0.01 < max(runner.behind_s) <= 1.5 * (0.01 + 0.001 * 4) + SCORE_S
+
+
+class AttentiveRunner(TimedRunner):
+    """Whose passes take 10 us more for each pair of a row and a token before it."""
+
+    def execute(self, batch: Batch) -> list[StepOutput]:
+        """See `Runner`."""
+        for item in batch.items:
+            first, rows = item.sequence.num_computed_tokens, item.num_rows
+            self.clock.now += 1e-5 * rows * (first + rows / 2)
+        return super().execute(batch)
+
+
+def test_what_long_prompts_take_is_foreseen_and_never_more_than_it_takes() -> None:
+    watch, runner = timed(runner_type=AttentiveRunner)
+    for _ in range(5):
+        scored = ask([1, 2, 3] * 300, max_new_tokens=0, score_from=0, logprobs=0)
+        [sequence] = separate([scored])
+        watch.add([sequence])
+        taken_s = seconds_until_done(watch, sequence, runner.clock)
+    foreseen_s = watch.engine.scheduler.cost.min_scoring_s(0, 900)
+    assert 4.05 + 0.45 <= foreseen_s <= taken_s  # attention alone, and the scores
+    assert watch.engine.scheduler.cost.min_scoring_s(0, 90) < taken_s / 10
 
 
 def test_prompts_that_wait_to_be_scored_hold_no_places_and_no_blocks() -> None:
