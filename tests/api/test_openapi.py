@@ -10,6 +10,7 @@ import pytest
 from live_service import Live, events
 
 from service.api.reply_models import GenerateReply, QaReply, SummarizeReply, TaskList
+from service.metrics import ENDPOINTS, endpoint_of
 
 ROUTES = [
     ("/generate", GenerateReply, {"prompt": "a", "logprobs": 2, "max_new_tokens": 2}),
@@ -45,6 +46,13 @@ def test_every_refusal_is_documented(page: Any, path: str) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/models/{name}"])
 def test_the_openai_dialect_promises_no_status_it_never_gives(page: Any, path: str) -> None:
     assert all("422" not in operation["responses"] for operation in page["paths"][path].values())
+
+
+def test_every_route_that_takes_work_is_counted_by_its_name(page: Any) -> None:
+    """Of one that `metrics.ENDPOINTS` does not name, no body would be read and no model known."""
+    posted = [path for path, operations in page["paths"].items() if "post" in operations]
+    assert {path: endpoint_of(path) for path in posted} == {path: path for path in posted}
+    assert set(posted) == set(ENDPOINTS) - {"other"}
 
 
 def test_every_reference_of_the_page_leads_somewhere(page: Any) -> None:
