@@ -7,8 +7,10 @@ Source: Robins 1995, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal"; S
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ _REHEARSED = 8  # times as many where they are learned from, too
 _TEXT_TOKENS, _FIELD_TOKENS, _ANSWER_TOKENS = 128, 96, 24
 _AT_ONCE = 64
 _QUIET_S = 5.0  # a large base writes for minutes, and says how many
-_TIMED_TOKENS = 4
+_TIMED_STEPS = 5
 
 
 def written_by(
@@ -60,7 +62,7 @@ def written_by(
     counts = {name: _count(task, is_rehearsed) for name, task in kinds.items()}
     report(f"old work: written by the base itself ({', '.join(f'{name}-{n}' for name, n in counts.items())})")
     paths = {name: folder / f"{name}-{count}.jsonl" for name, count in counts.items()}
-    ahead = sum(counts[name] * _tokens(task) for name, task in kinds.items() if not paths[name].exists())
+    ahead = sum(_steps(counts[name], task) for name, task in kinds.items() if not paths[name].exists())
     write.tell = _Forecast(ahead, report)
     sources = []
     for name, task in kinds.items():
@@ -79,12 +81,22 @@ def written_by(
 def foreseen(
     model: Any, tokenizer: Tokenizer, tasks: Mapping[str, Task], is_rehearsed: bool
 ) -> tuple[int, float]:
-    """Say how many tokens `written_by` draws with the same arguments, and in how many seconds, from a few."""
-    num_tokens = sum(_count(task, is_rehearsed) * _tokens(task) for task in _kinds(tasks).values())
-    write = _Writer(model, tokenizer, torch.Generator())
-    begun = time.monotonic()
-    write.texts(_AT_ONCE, _TIMED_TOKENS)
-    return num_tokens, num_tokens * (time.monotonic() - begun) / (_AT_ONCE * _TIMED_TOKENS)
+    """Say how many tokens `written_by` draws with the same arguments, and in how many seconds.
+
+    Some steps are timed where a text is half written; what stands before a field is read at the same speed
+    as that half.
+    """
+    write, times = _Writer(model, tokenizer, torch.Generator()), [time.monotonic()]
+    write.tell = lambda: times.append(time.monotonic())
+    size = min(_TEXT_TOKENS, model.config.n_positions) // 2
+    write.continued([[tokenizer.eos_id] * size] * _TEXTS, _TIMED_STEPS)
+    read_s, step_s = (times[1] - times[0]) / (size * _TEXTS), (times[-1] - times[1]) / (_TIMED_STEPS - 1)
+    num_tokens, seconds = 0, 0.0
+    for task in _kinds(tasks).values():
+        count, drawn = _count(task, is_rehearsed), _drawn(task)
+        num_tokens += count * sum(drawn)
+        seconds += _steps(count, task) * step_s + count * sum(accumulate(drawn[:-1])) * read_s
+    return num_tokens, seconds
 
 
 def _kinds(tasks: Mapping[str, Task]) -> dict[str, Task | None]:
@@ -102,35 +114,40 @@ def _count(task: Task | None, is_rehearsed: bool) -> int:
     return (_REHEARSED if is_rehearsed else 1) * (_TEXTS if task is None else _EXAMPLES)
 
 
-def _tokens(task: Task | None) -> int:
-    """How many tokens are drawn for a text or an example."""
+def _drawn(task: Task | None) -> list[int]:
+    """How many tokens are drawn for a text, or for each field of an example and its answer."""
     if task is None:
-        return _TEXT_TOKENS
+        return [_TEXT_TOKENS]
     fields = [name for _, name in parse(task.template) if name is not None]
-    drawn = sum(_FIELD_TOKENS if name == task.document else _ANSWER_TOKENS for name in fields)
-    return drawn + _ANSWER_TOKENS
+    drawn = [_FIELD_TOKENS if name == task.document else _ANSWER_TOKENS for name in fields]
+    return [*drawn, _ANSWER_TOKENS]
+
+
+def _steps(count: int, task: Task | None) -> int:
+    """How many times the model is asked for so many texts or examples."""
+    return math.ceil(count / _AT_ONCE) * sum(_drawn(task))
 
 
 class _Forecast:
     """Says, some seconds after the writing began and twice as late each time, how long it will still take.
 
     Args:
-        ahead: Tokens to draw.
+        ahead: Steps, in each of which a token is drawn for many texts at once.
         report: Gets the lines.
     """
 
     def __init__(self, ahead: int, report: Callable[[str], None]) -> None:
         self._ahead, self._report = ahead, report
-        self._drawn, self._begun, self._quiet_s = 0, time.monotonic(), _QUIET_S
+        self._done, self._begun, self._quiet_s = 0, time.monotonic(), _QUIET_S
 
-    def __call__(self, count: int) -> None:
-        """Count tokens that were drawn."""
-        self._drawn += count
+    def __call__(self) -> None:
+        """Count a step."""
+        self._done += 1
         passed = time.monotonic() - self._begun
-        if passed > self._quiet_s and self._drawn < self._ahead:
+        if passed > self._quiet_s and self._done < self._ahead:
             self._quiet_s = 2 * passed
-            left = passed * (self._ahead - self._drawn) / self._drawn
-            share = 100 * self._drawn / self._ahead
+            left = passed * (self._ahead - self._done) / self._done
+            share = 100 * self._done / self._ahead
             self._report(f"old work: {share:.0f} % written, about {duration(left)} left")
 
 
@@ -144,11 +161,11 @@ class _Writer:
 
     def __init__(self, model: Any, tokenizer: Tokenizer, generator: torch.Generator) -> None:
         self._model, self._tokenizer, self._generator = model, tokenizer, generator
-        self.tell: Callable[[int], None] = lambda count: None
+        self.tell: Callable[[], None] = lambda: None
 
-    def texts(self, count: int, num_tokens: int = _TEXT_TOKENS) -> list[dict[str, str]]:
+    def texts(self, count: int) -> list[dict[str, str]]:
         start = list(self._tokenizer.bos_ids) or [self._tokenizer.eos_id]
-        said = self._continue([start] * count, num_tokens)
+        said = self.continued([start] * count, _TEXT_TOKENS)
         return [{"text": text} for ids in said if (text := self._tokenizer.decode(ids)).strip()]
 
     def examples(self, task: Task, count: int) -> list[dict[str, str]]:
@@ -161,13 +178,13 @@ class _Writer:
             end = next((literal for literal, _ in pieces[place + 1 :] if literal), "").strip()
             prompts = [self._before(record, pieces[: place + 1]) for record in records]
             is_document = name == task.document
-            said = self._continue(prompts, _FIELD_TOKENS if is_document else _ANSWER_TOKENS)
+            said = self.continued(prompts, _FIELD_TOKENS if is_document else _ANSWER_TOKENS)
             for record, ids in zip(records, said, strict=True):
                 text = self._tokenizer.decode(ids)
                 text = text.partition(end)[0] if end else text
                 record[name] = text.strip() if is_document else (text.strip().splitlines() or [""])[0]
         records = [record for record in records if all(record[name].strip() for name in task.fields)]
-        said = self._continue([task.encode(self._tokenizer, r) for r in records], _ANSWER_TOKENS)
+        said = self.continued([task.encode(self._tokenizer, r) for r in records], _ANSWER_TOKENS)
         answers = [(self._tokenizer.decode(ids).strip().splitlines() or [""])[0] for ids in said]
         target = TARGET_KEYS[task.kind]
         found = [{**record, target: answer} for record, answer in zip(records, answers, strict=True)]
@@ -184,7 +201,7 @@ class _Writer:
                 ids += self._tokenizer.encode(" " * has_space + record[name])
         return ids or [self._tokenizer.eos_id]
 
-    def _continue(self, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
+    def continued(self, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
         """Continue prompts up to the end of text, those of like length together."""
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         said: list[list[int]] = [[] for _ in prompts]
@@ -215,7 +232,7 @@ class _Writer:
                 # torch.multinomial takes twenty times as long
                 ids = torch.searchsorted(sums, places).clamp(max=sums.shape[1] - 1)
                 drawn.append(ids)
-                self.tell(len(ids))
+                self.tell()
                 mask = torch.cat([mask, torch.ones_like(ids)], 1)
                 positions = positions[:, -1:] + 1
         rows = torch.cat(drawn, 1).tolist() if drawn else [[] for _ in prompts]

@@ -76,12 +76,12 @@ def _ahead(preview: Preview) -> list[str]:
     size = ahead.num_rows * preview.block
     full = f"{100 * ahead.num_tokens / size:.0f} % full" if size else "none"
     parts = [ahead.steps * ahead.step_s, ahead.num_validations * ahead.valid_s]
-    parts += [ahead.written_s, ahead.measured_s]
+    parts += [ahead.num_samples * ahead.sample_s, ahead.written_s, ahead.measured_s]
     lines = [
         f"ahead: {ahead.num_rows:,} rows of {preview.block} tokens ({full}; {ahead.num_targets:,} count "
         f"in the loss), {ahead.num_valid_rows:,} rows to validate on",
-        f"ahead: {ahead.steps:,} steps of {ahead.step_s:.2f} s and {ahead.num_validations:,} validations of "
-        f"{ahead.valid_s:.2f} s, as timed here",
+        f"ahead: {ahead.steps:,} steps of {ahead.step_s:.2f} s, {ahead.num_validations:,} validations of "
+        f"{ahead.valid_s:.2f} s and {ahead.num_samples:,} samples of {ahead.sample_s:.2f} s, as timed here",
     ]
     if ahead.num_written:
         lines.append(

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,12 @@ from model_store.training.pipeline import Report
 from model_store.training.retention import MEASURED_SHARE, OldWork, old_work
 from model_store.training.train import is_bf16, num_steps, quiet_libraries, with_adapters
 from model_store.training.train_options import TrainOptions
+from model_store.training.watching import MAX_NEW_TOKENS, NUM_SAMPLES, continued
 from model_store.weights import load_gpt2
 
 QUANTILES = (0, 50, 90, 99, 100)
 _TIMED_STEPS = 2
+_SAMPLED_SHARE = 4  # a sample's tokens are so many times those that are timed
 _MARK = "⏹"  # a special token: the end of text, the beginning
 
 
@@ -75,9 +78,11 @@ class Ahead:
         num_tokens: Tokens in the rows to learn from, once through.
         num_targets: Those that the loss counts.
         steps: Optimizer steps.
+        num_samples: How often the model shows what it writes.
         num_validations: How often the validation loss is measured.
         step_s: Seconds of a step, as it was timed here.
         valid_s: Seconds of a validation.
+        sample_s: Seconds of a sample.
         num_written: Tokens of old work that the base writes itself.
         written_s: Seconds of that.
         measured_s: Seconds in which old work is measured: before, after, and with `--replay` on the way back.
@@ -89,9 +94,11 @@ class Ahead:
     num_tokens: int
     num_targets: int
     steps: int
+    num_samples: int
     num_validations: int
     step_s: float = 0.0
     valid_s: float = 0.0
+    sample_s: float = 0.0
     num_written: int = 0
     written_s: float = 0.0
     measured_s: float = 0.0
@@ -190,7 +197,8 @@ def _ahead(
     """Time a run's parts on the machine in use; `given` is old work that is not the base's own writing."""
     info, steps = rows.info, num_steps(material.with_old(len(rows)), options)
     num_validations = math.ceil(steps / options.eval_every) if len(valid) else 0
-    counted = (len(rows), len(valid), info.num_tokens, info.num_targets, steps, num_validations)
+    num_samples = steps // options.sample_every
+    counted = (len(rows), len(valid), info.num_tokens, info.num_targets, steps, num_samples, num_validations)
     if not len(rows):
         return Ahead(*counted)
     with quiet_libraries():
@@ -206,6 +214,9 @@ def _ahead(
         step_s = min(_seconds(step) for _ in range(_TIMED_STEPS))
         peak = _peak_bytes()
         model.eval()
+        prompt = batch["input_ids"][0, : info.block // 2].tolist()
+        sampled = partial(continued, model, prompt, MAX_NEW_TOKENS // _SAMPLED_SHARE, -1)
+        sample_s = NUM_SAMPLES * _SAMPLED_SHARE * _seconds(sampled)
         with torch.no_grad():
             valid_s = _seconds(lambda: model(**batch)) * math.ceil(len(valid) / options.batch_rows)
             ids, positions = batch["input_ids"], batch["position_ids"]
@@ -213,7 +224,7 @@ def _ahead(
             token_s = _seconds(lambda: model.log_probabilities(ids, positions, every)) / ids.numel()
     passes = 3 + (2 * MOST_MEASURES if material.replay else 0)  # before; after, with the base beside it
     measured_s = passes * num_measured * token_s
-    return Ahead(*counted, step_s, valid_s, num_written, written_s, measured_s, peak)
+    return Ahead(*counted, step_s, valid_s, sample_s, num_written, written_s, measured_s, peak)
 
 
 def _batch(rows: Rows, count: int, replay: float) -> dict[str, torch.Tensor]:

@@ -14,7 +14,8 @@ from transformers import ProgressCallback, TrainerCallback
 from model_store.tokenizer import Tokenizer
 from model_store.training.packing import Rows
 
-_NUM_SAMPLES, _MAX_NEW_TOKENS, _TEXT_PROMPT = 2, 40, 24
+NUM_SAMPLES, MAX_NEW_TOKENS = 2, 40
+_TEXT_PROMPT = 24
 _SHOWN = 200  # the last characters of a prompt
 
 
@@ -101,14 +102,14 @@ class SampleCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, rows: Rows, tokenizer: Tokenizer, every: int, report: Callable[[str], None]) -> None:
         self._tokenizer, self._every, self._report = tokenizer, every, report
-        self._prompts = [rows.prompt(index, _TEXT_PROMPT) for index in range(min(_NUM_SAMPLES, len(rows)))]
+        self._prompts = [rows.prompt(index, _TEXT_PROMPT) for index in range(min(NUM_SAMPLES, len(rows)))]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         if state.global_step % self._every or not state.is_world_process_zero:
             return
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         for prompt in self._prompts:
-            said = continued(plain, prompt, _MAX_NEW_TOKENS, self._tokenizer.eos_id)
+            said = continued(plain, prompt, MAX_NEW_TOKENS, self._tokenizer.eos_id)
             shown = self._tokenizer.decode(prompt)[-_SHOWN:]
             self._report(f"sample at step {state.global_step:,}: {shown} ⟦{self._tokenizer.decode(said)}⟧")
 
@@ -124,19 +125,23 @@ def continued(model: Any, prompt: list[int], num_new: int, eos_id: int) -> list[
     """
     was_training = model.training
     model.eval()
-    ids = list(prompt)
+    given, said, past = list(prompt), list[int](), None
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
-            while len(ids) < min(len(prompt) + num_new, model.config.n_positions):
-                states = model.transformer(torch.tensor([ids], device=device), use_cache=False)
+            while len(said) < min(num_new, model.config.n_positions - len(prompt)):
+                states = model.transformer(
+                    torch.tensor([given], device=device), past_key_values=past, use_cache=True
+                )
+                past = states.past_key_values
                 token = int(model.lm_head(states.last_hidden_state[0, -1]).argmax())
                 if token == eos_id:
                     break
-                ids.append(token)
+                said.append(token)
+                given = [token]
     finally:
         model.train(was_training)
-    return ids[len(prompt) :]
+    return said
 
 
 def duration(seconds: float) -> str:

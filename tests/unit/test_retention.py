@@ -100,17 +100,18 @@ def test_a_base_that_writes_slowly_says_how_far_it_is(
     assert said[1 + len(shares) :] == [first]
 
 
-def test_as_many_tokens_are_foreseen_as_are_drawn(base: Path) -> None:
+def test_what_is_foreseen_is_what_is_drawn(base: Path) -> None:
     model, tokenizer = load_gpt2(read_checkpoint(base), LeanGPT2), Tokenizer.load(base)
-    write, drawn = _Writer(model, tokenizer, torch.Generator()), list[int]()
-    write.tell = drawn.append
+    write, steps = _Writer(model, tokenizer, torch.Generator()), list[int]()
+    write.tell = lambda: steps.append(1)
     write.texts(48)
     no_task, seconds = foreseen(model, tokenizer, {}, False)
-    assert no_task == 48 * 128 and sum(drawn) == 48 * 127 and seconds > 0  # the toy has 128 positions
-    drawn.clear()
-    records = write.examples(replace(QA, template="{context}\nQ: {question}\n", no_answer=""), 12)
-    assert records and sum(drawn) <= foreseen(model, tokenizer, {"qa": QA}, False)[0] - no_task
-    assert foreseen(model, tokenizer, {"qa": QA}, True)[0] == 8 * (no_task + 12 * (96 + 24 + 24))
+    assert no_task == 48 * 128 and len(steps) == 127 and seconds > 0  # the toy has 128 positions
+    steps.clear()
+    short = replace(QA, template="{context}\nQ: {question}\n", no_answer="")
+    assert write.examples(short, 80) and len(steps) <= 2 * (96 + 24 + 24)
+    num_tokens, longer = foreseen(model, tokenizer, {"qa": QA}, True)
+    assert num_tokens == 8 * (no_task + 12 * (96 + 24 + 24)) and longer > seconds
 
 
 def test_padded_prompts_are_continued_as_they_are_alone(base: Path) -> None:
@@ -120,7 +121,7 @@ def test_padded_prompts_are_continued_as_they_are_alone(base: Path) -> None:
     write = _Writer(model, tokenizer, torch.Generator().manual_seed(0))
     prompts = [tokenizer.encode(text) for text in ("Tom", "Ann gave a stone to Bob. Tom")]
     alone = [continued(model, prompt, 12, tokenizer.eos_id) for prompt in prompts]
-    assert write._continue(prompts, 12) == alone
+    assert write.continued(prompts, 12) == alone
 
 
 # --- mixing
