@@ -13,7 +13,7 @@ from service.api.problems import HttpProblem
 MAX_HEADER_BYTES = 8 * 1024
 HEALTH_PATHS = ("/livez", "/readyz", "/health", "/ping")  # answered without a key, whatever the load
 _ONCE = (b"host", b"authorization")
-_HOST = re.compile(rb"[A-Za-z0-9._~%:\[\]-]*")  # a name or an address, with its port
+_HOST = re.compile(rb"(?:\[[A-Za-z0-9.:_~%-]+\]|[A-Za-z0-9._~%-]*)(?::[0-9]{0,5})?")  # and its port
 
 
 def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -25,7 +25,7 @@ def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> Non
 
     Raises:
         HttpProblem: 400, another version of HTTP, not one well-formed host, two keys, an encoding besides
-            chunks; 431, too many bytes.
+            chunks or in HTTP/1.0; 431, too many bytes.
     """
     headers = list(headers)
     if sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEADER_BYTES:
@@ -40,6 +40,10 @@ def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> Non
             raise HttpProblem("bad_request", f"the request has more than one {name.decode().title()} header")
     if any(name == b"host" and not _HOST.fullmatch(value.strip()) for name, value in headers):
         raise HttpProblem("bad_request", "the Host header is not a host with or without a port")
+    if (
+        http_version == "1.0" and b"transfer-encoding" in names
+    ):  # which knows none: where its body ends is unsure
+        raise HttpProblem("bad_request", "HTTP/1.0 has no Transfer-Encoding")
     encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     if encodings not in ([], [b"chunked"]):
         raise HttpProblem("bad_request", "the only Transfer-Encoding that is understood is chunked, once")

@@ -186,6 +186,14 @@ def test_damage_is_noticed_before_the_code_runs(kernel_folder: Path, damage: str
         cache.read()
 
 
+def test_a_file_far_too_large_is_damage_and_not_read(kernel_folder: Path) -> None:
+    cache.keep([b"some code"])
+    [file] = kernel_folder.iterdir()
+    os.truncate(file, 1 << 36)  # holes, as a volume may be left
+    with pytest.raises(cache.DamagedKernels, match=str(file)):
+        cache.read()
+
+
 def test_what_is_no_file_is_compiled_anew(kernel_folder: Path) -> None:
     os.mkfifo(cache.path())
     assert cache.read() is None

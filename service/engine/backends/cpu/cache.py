@@ -17,6 +17,7 @@ from service.engine.backends.cpu import processor
 
 _DIGEST_BYTES = 32
 _LENGTH_BYTES = 8
+_MAX_BYTES = 1 << 26  # a file takes half a megabyte
 
 
 class DamagedKernels(RuntimeError):
@@ -55,6 +56,8 @@ def read() -> list[bytes] | None:
     if not has_kernels():  # else a pipe of that name would be waited for
         return None
     try:
+        if path().stat().st_size > _MAX_BYTES:
+            raise DamagedKernels(f"{path()} is damaged")
         data = path().read_bytes()
     except OSError:
         return None
