@@ -28,7 +28,7 @@ from model_store.borders import (
 from model_store.english import STOPWORDS
 from model_store.steps import Steps, listed
 
-SEPARATOR = "\n"  # between sentences; inside them every line break is a space
+SENTENCE_BREAK = "\n"  # between sentences; inside them every line break is a space
 _LONGEST = 300  # bytes of a sentence, and so tokens; a longer one is cut at a comma or between words
 _MOST_SENTENCES = 20_000  # in some two million characters of prose
 _PER_STEP = 128  # sentences
@@ -53,7 +53,7 @@ class Evidence:
     """Chosen sentences, and where they stand in the document.
 
     Args:
-        text: The sentences, `SEPARATOR` between them; as long, character for character, as in the document.
+        text: The sentences with `SENTENCE_BREAK` in between, each as long in characters as in the document.
         starts: Where each sentence starts in `text`, ascending.
         origins: Where each starts in the document, code points.
     """
@@ -204,8 +204,9 @@ def _join(document: str, spans: list[tuple[int, int]]) -> Evidence:
     starts, at = [], 0
     for text in texts:
         starts.append(at)
-        at += len(text) + len(SEPARATOR)
-    return Evidence(SEPARATOR.join(texts), tuple(starts) or (0,), tuple(start for start, _ in spans) or (0,))
+        at += len(text) + len(SENTENCE_BREAK)
+    text, origins = SENTENCE_BREAK.join(texts), tuple(start for start, _ in spans)
+    return Evidence(text, tuple(starts) or (0,), origins or (0,))
 
 
 def _sentences(document: str) -> Steps[list[tuple[int, int]]]:

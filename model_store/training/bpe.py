@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model_store.atomic import write_atomically
 from model_store.training.errors import InvalidOption
-from model_store.training.text_files import SEPARATOR, documents, expand, is_table, records
+from model_store.training.text_files import DOCUMENT_END, documents, expand, is_table, records
 
 _MINIMUM = 257  # 256 bytes and the end of text
 _MAXIMUM = 1 << 20
@@ -44,7 +44,7 @@ def train_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[SEPARATOR],
+        special_tokens=[DOCUMENT_END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -78,9 +78,9 @@ def _file_texts(file: Path) -> Iterator[str]:
 def _write_config(folder: Path) -> None:
     values = {
         "tokenizer_class": "GPT2Tokenizer",
-        "bos_token": SEPARATOR,
-        "eos_token": SEPARATOR,
-        "unk_token": SEPARATOR,
+        "bos_token": DOCUMENT_END,
+        "eos_token": DOCUMENT_END,
+        "unk_token": DOCUMENT_END,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
     }

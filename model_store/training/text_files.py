@@ -19,7 +19,7 @@ from model_store.training.raw_lines import PACKED, lines, table_encoding
 if TYPE_CHECKING:
     from model_store.training.recipe import Source
 
-SEPARATOR = "<|endoftext|>"
+DOCUMENT_END = "<|endoftext|>"
 MAX_DOCUMENT_CHARS = 1 << 20  # a longer document is cut at a line end, so that memory stays bounded
 _TEXT = (".txt", ".md", ".text")
 _ROWS: Mapping[str, Callable[[Path, str], Iterator[tables.Row]]] = {
@@ -197,7 +197,7 @@ def _text_documents(path: Path) -> Iterator[str]:
     buffer: list[str] = []
     size = 0
     for _, line in lines(path):
-        is_border = line == SEPARATOR
+        is_border = line == DOCUMENT_END
         if not is_border:
             buffer.append(line)
             size += len(line) + 1

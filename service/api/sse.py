@@ -21,7 +21,7 @@ from service.api.json_pieces import compact, in_pieces, taking_turns
 from service.api.problems import Problem
 from service.tasks.events import Done, Event, Token
 
-KEEP_ALIVE_S = 15.0
+HEARTBEAT_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -79,7 +79,7 @@ class EventStream(Response):
         events: of the task that `exchange` admitted; it is left when the stream ends for whatever reason.
         frames: the dialect.
         exchange: the request.
-        keep_alive_s: seconds of silence after which a comment is sent.
+        heartbeat_s: seconds of silence after which a comment is sent.
     """
 
     media_type = "text/event-stream"
@@ -89,12 +89,12 @@ class EventStream(Response):
         events: AsyncIterator[Event],
         frames: Frames,
         exchange: Exchange,
-        keep_alive_s: float = KEEP_ALIVE_S,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._events, self._frames, self._exchange = events, frames, exchange
-        self._send_timeout_s, self._keep_alive_s = exchange.service.settings.send_timeout_s, keep_alive_s
+        self._send_timeout_s, self._heartbeat_s = exchange.service.settings.send_timeout_s, heartbeat_s
         self._lock = asyncio.Lock()
         self._ready: list[bytes] = []  # frames to be written
         self._is_started = False
@@ -159,8 +159,8 @@ class EventStream(Response):
         try:
             while True:
                 silence = clock() - self._last_frame_at
-                if silence < self._keep_alive_s:
-                    await asyncio.sleep(self._keep_alive_s - silence)
+                if silence < self._heartbeat_s:
+                    await asyncio.sleep(self._heartbeat_s - silence)
                     continue
                 self._ready.append(KEEP_ALIVE)
                 await self._write(send)

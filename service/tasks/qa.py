@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from model_store.evidence import SEPARATOR
+from model_store.evidence import SENTENCE_BREAK
 from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
@@ -146,7 +146,7 @@ class Reader:
         evidence = yield from read(self.task, fields)
         automaton = None
         if call.grounded:
-            stop = call.sampling.get("stop", ()) + ((SEPARATOR,) if self.task.evidence else ())
+            stop = call.sampling.get("stop", ()) + ((SENTENCE_BREAK,) if self.task.evidence else ())
             longest = self.decoding.max_new_tokens
             automaton = SpanAutomaton(evidence.text, self.vocabulary, self.end_id, longest, stop)
         ids = yield from render_read(self.task, self.tokenizer, fields, evidence)

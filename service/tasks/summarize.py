@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from model_store.evidence import SEPARATOR
+from model_store.evidence import SENTENCE_BREAK
 from model_store.steps import Steps
 from model_store.task import Task
 from model_store.tokenizer import Tokenizer
@@ -179,6 +179,6 @@ class Summarizer:
         room = self._n_positions - len(ids)
         params = replace(self._decoding.params, max_new_tokens=min(self._decoding.max_new_tokens, room))
         if self._task.extractive:
-            automaton = SentenceAutomaton(evidence.text.split(SEPARATOR), self._tokenizer)
+            automaton = SentenceAutomaton(evidence.text.split(SENTENCE_BREAK), self._tokenizer)
             params = replace(params, allowed_next=automaton, min_new_tokens=0)
         return SequenceRequest(tuple(ids), params, ordinal, self._is_streamed and is_last)

@@ -185,7 +185,7 @@ async def test_what_is_ready_goes_out_before_an_error_from_outside() -> None:
 async def test_an_idle_stream_says_that_it_lives() -> None:
     task, sent = SilentTask(), []
     exchange = make_exchange()
-    stream = sse.EventStream(task.events(), NativeFrames("x", "m"), exchange, keep_alive_s=0.01)
+    stream = sse.EventStream(task.events(), NativeFrames("x", "m"), exchange, heartbeat_s=0.01)
 
     async def send(message: Any) -> None:
         sent.append(message)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from model_store import evidence
 from model_store.borders import splits_character
 from model_store.errors import InvalidTask
-from model_store.evidence import SEPARATOR, Evidence, whole
+from model_store.evidence import SENTENCE_BREAK, Evidence, whole
 from model_store.steps import finish
 from model_store.task import Task
 
@@ -29,7 +29,7 @@ def for_summary(text: str, num_words: int) -> Evidence:
 
 def pieces(evidence: Evidence) -> list[tuple[int, int]]:
     """Each sentence of `evidence.text`, as (start, end) in it."""
-    ends = [start - len(SEPARATOR) for start in evidence.starts[1:]]
+    ends = [start - len(SENTENCE_BREAK) for start in evidence.starts[1:]]
     return list(zip(evidence.starts, [*ends, len(evidence.text)], strict=True))
 
 
@@ -78,12 +78,12 @@ def pages(head: str, foot: str) -> str:
 def test_what_stands_on_every_page_is_weighed_less_than_the_text(head: str, foot: str) -> None:
     # As many words as the text has: the whole of it comes before any head or foot.
     found = for_summary(pages(head, foot), sum(len(text.split()) for text in BODY))
-    assert found.text.split(SEPARATOR) == BODY
+    assert found.text.split(SENTENCE_BREAK) == BODY
 
 
 def test_a_text_is_taken_once_however_often_it_stands_there() -> None:
     assert for_summary("All work and no play makes Jack a dull boy. " * 200, 60).text.count("Jack") == 1
-    assert for_summary(" ".join(BODY + BODY), 1000).text.split(SEPARATOR) == BODY
+    assert for_summary(" ".join(BODY + BODY), 1000).text.split(SENTENCE_BREAK) == BODY
     assert (
         for_question(
             "\n\n".join(["Who built it?  The  mill.", "Anna built it."] * 3), "Who built it?", 99
@@ -106,14 +106,14 @@ def test_a_text_without_words_is_cut_between_its_characters() -> None:
     family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
     text = "".join(family + chr(0x1F400 + number) for number in range(60))
     found = for_question(text, "Who?", 10_000)
-    assert found.text.replace(SEPARATOR, "") == text
+    assert found.text.replace(SENTENCE_BREAK, "") == text
     assert len(found.starts) > 4
     assert all(not splits_character(text, found.origin(start, end)[0]) for start, end in pieces(found))
 
 
 def test_a_summary_reads_in_the_order_of_the_document() -> None:
     found = for_summary(STORY, 15)
-    assert [STORY.index(line) for line in found.text.split(SEPARATOR)] == sorted(found.origins)
+    assert [STORY.index(line) for line in found.text.split(SENTENCE_BREAK)] == sorted(found.origins)
     assert "mill" in found.text
 
 
@@ -196,7 +196,7 @@ def test_sentences_beyond_number_are_weighed_in_groups() -> None:
 @given(st.text(alphabet="🐉é学a ,.", min_size=200, max_size=900), st.integers(1, 40))
 def test_evidence_is_bounded_in_bytes_whatever_the_script(text: str, words: int) -> None:
     for found in (for_summary(text, words), for_question(text, "a é", words)):
-        assert len(found.text.replace(SEPARATOR, "").encode()) <= words * 6 + 300
+        assert len(found.text.replace(SENTENCE_BREAK, "").encode()) <= words * 6 + 300
 
 
 def test_a_long_document_is_read_in_many_steps() -> None:
