@@ -44,8 +44,14 @@ class InvalidData(StoreError):
         self.line = line
 
 
+class Ordinal(int):
+    """Which object of an array it is, from 1, where many stand on one line: in the place of the line."""
+
+
 def origin(path: Path, line: int) -> str:
     """Say where something stands, as people look for it: `reviews.csv, line 7`, `faq.xlsx, row 7`."""
+    if isinstance(line, Ordinal):
+        return f"{path}, object {line}"
     is_lines = path.suffix not in (".xlsx", ".parquet", "") and not str(path).startswith("hf:")
     return f"{path}, {'line' if is_lines else 'row'} {line}"
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from model_store.training.errors import InvalidData, MissingExtra
+from model_store.training.errors import InvalidData, MissingExtra, Ordinal
 from model_store.training.raw_lines import chunks, lines, table_encoding
 
 Row = tuple[int, dict[str, Any]]
@@ -51,7 +51,8 @@ def json_lines(path: Path, encoding: str = "") -> Iterator[Row]:
 def json_array(path: Path, encoding: str = "") -> Iterator[Row]:
     """Yield (line number, object) for each object of a JSON array; JSON lines are taken, too.
 
-    Only one object has to fit in memory.
+    An object that begins on the line of the one before has its `Ordinal` in the place of a line. Only one
+    object has to fit in memory.
 
     Raises:
         InvalidData: It is neither, or something in the array is no object.
@@ -62,6 +63,7 @@ def json_array(path: Path, encoding: str = "") -> Iterator[Row]:
         return
     pieces, decoder = chunks(path, encoding), json.JSONDecoder()
     text, place, number, state = "", 0, 1, "begin"
+    count, last = 0, 0
     while True:
         gap = _SPACE.match(text, place)
         assert gap is not None  # it matches nothing, too
@@ -84,7 +86,9 @@ def json_array(path: Path, encoding: str = "") -> Iterator[Row]:
             if state == "end":
                 return
             raise InvalidData(path, f"is not JSON, or not whole: {error.msg}", number) from error
-        yield number, record
+        count += 1
+        yield Ordinal(count) if number == last else number, record
+        last = number
         number += text.count("\n", place, end)
         place, state = end, "after"
 

@@ -11,7 +11,7 @@ import datasets
 import openpyxl
 import pytest
 
-from model_store.training.errors import InvalidData, InvalidOption
+from model_store.training.errors import InvalidData, InvalidOption, origin
 from model_store.training.raw_lines import check_encoding, lines
 from model_store.training.text_files import describe, documents, expand, records
 
@@ -114,6 +114,14 @@ def test_a_json_array_is_read_object_by_object(tmp_path: Path, indent: int | Non
 def test_objects_of_an_array_are_numbered_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[\n{"a": 1},\n\n{\n"a": 2}\n,{"a": 3}]\n', encoding="utf-8")
     assert [number for number, _ in records(tmp_path / "a.json")] == [2, 4, 6]
+
+
+def test_an_object_that_shares_its_line_is_named_by_its_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, {"a": 2},\n{"a": 3}, {"a": 4}]', encoding="utf-8")
+    assert [origin(path, number) for number, _ in records(path)] == [
+        f"{path}, {where}" for where in ("line 1", "object 2", "line 2", "object 4")
+    ]
 
 
 @pytest.mark.parametrize(
