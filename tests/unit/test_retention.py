@@ -1,6 +1,7 @@
 """What a base could do before: written by itself or given, measured before and after, rehearsed."""
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from toy import QA, finetuned_model, toy_job, toy_records, write_records, write_text
 from transformers import GPT2LMHeadModel
 
+from model_store import weights
 from model_store.checkpoint import read_checkpoint
 from model_store.manifest import read_json_manifest
 from model_store.task import Task
@@ -267,6 +269,21 @@ def test_what_the_base_wrote_is_measured_by_all_that_it_could_have_written(
     assert losses(known, known, one)["text"] == pytest.approx(float(-(old.exp() * old).sum(-1).mean()), 1e-4)
     assert losses(model, known, one)["text"] == pytest.approx(float(-(old.exp() * new).sum(-1).mean()), 1e-4)
     assert before < after != losses(model, known, measured)["text"]
+
+
+def test_a_base_is_read_once_and_asked_once(
+    base: Path, measured: tuple[OldWork, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    read, asked = list[Any](), list[int]()
+    load, ask = weights.load_gpt2, LeanGPT2.log_probabilities
+    monkeypatch.setattr(weights, "load_gpt2", lambda *given: (read.append(given[1:]), load(*given))[1])
+    monkeypatch.setattr(LeanGPT2, "log_probabilities", lambda *given: (asked.append(1), ask(*given))[1])
+    known = moved(base, 0)
+    losses(known, known, [replace(each, is_own=True) for each in measured])
+    assert len(asked) == math.ceil(len(measured[0].measured) / 8)
+    moods(base, tmp_path / "run", {}, replay=0.5)
+    assert read.count((LeanGPT2,)) == 1
 
 
 def moved(base: Path, size: float) -> Any:
