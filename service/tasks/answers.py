@@ -52,7 +52,7 @@ class QaRun:
         self._rollouts: dict[int, Rollout] = {i: Rollout(w) for i, w in enumerate(windows)}
         self._scored: dict[int, Window] = {}
         self._planned: deque[SequenceRequest] = deque()
-        self._frontier = Frontier(self._rules, self._answer_of)
+        self._frontier = Frontier(self._rules, self._answer_of, _LAST_ROUND * self._width)
         self._is_search = reader.decoding.params.temperature == 0
 
     async def events(self) -> AsyncGenerator[Event]:

@@ -116,11 +116,13 @@ class Frontier:
     Args:
         rules: what ends an answer.
         answer_of: the text a candidate stands for; None if it is no answer at all.
+        max_branches: how many may be taken, ever; worse ones are not kept.
     """
 
-    def __init__(self, rules: Rules, answer_of: Callable[[Candidate], str | None]) -> None:
+    def __init__(self, rules: Rules, answer_of: Callable[[Candidate], str | None], max_branches: int) -> None:
         self._rules = rules
         self._answer_of = answer_of
+        self._max_branches = max_branches
         self._branches: list[tuple[float, int, Rollout]] = []  # by bound, the highest first
         self._ties = itertools.count()
         self.best: dict[str, Candidate] = {}  # by answer
@@ -130,6 +132,8 @@ class Frontier:
         logprob = rollout.prefix_logprob
         for index, step in enumerate(rollout.logprobs):
             self._look_aside(rollout, index, logprob)
+            if len(self._branches) > 2 * self._max_branches:
+                self._branches = heapq.nsmallest(self._max_branches, self._branches)
             yield
             logprob += step.logprob or 0.0
             if step.token_id in self._rules.end_ids:
