@@ -28,7 +28,7 @@ from service.engine.huge_pages import huge_array
 from service.engine.model.linear import UnsupportedLinear, find_activation, quantise_weight
 
 _KINDS: dict[Precision, int] = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
-_BYTES_AT_ONCE = 1 << 19  # float32 weights that are packed at once: they stay in the second-level cache
+_BYTES_AT_ONCE = 1 << 20  # float32 weights that are packed at once: they stay in the second-level cache
 _FUSED = {
     None: NO_ACTIVATION,
     "gelu_new": GELU_TANH,
@@ -128,9 +128,10 @@ def _pack(weight: Tensor, kind: int) -> tuple[np.ndarray, Tensor | None, Tensor 
     together = max(1, _BYTES_AT_ONCE // (4 * length * TILE))
     # made before the copies that packing takes, so that these leave no holes in the heap
     scale, column_sum = torch.empty(width), torch.empty(width, dtype=torch.int32)
+    weight = weight.detach()
     for tile in range(0, tiles, together):
         columns = slice(tile * TILE, (tile + together) * TILE)
-        values: Tensor = weight[:, columns].detach().cpu().float()
+        values = weight[:, columns]
         if kind == INT8:
             values, scale[columns] = quantise_weight(values)
             column_sum[columns] = values.sum(0, dtype=torch.int32)
