@@ -144,35 +144,6 @@ def test_large_arrays_may_have_huge_pages() -> None:
     assert "sh" not in flags and "hg" in flags
 
 
-SMALL_ARRAYS = """
-from pathlib import Path
-from service.engine.huge_pages import huge_array
-
-def pages():
-    maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
-    return sum("hg" in part.splitlines()[0].split() for part in maps[1:])
-
-arrays = [huge_array(size) for size in (100, 3 << 20, 64, 5 << 20)]
-for number, array in enumerate(arrays):
-    array[:] = number
-print(pages(), [set(array.tolist()) for array in arrays], [array.ctypes.data % 64 for array in arrays])
-kept = huge_array(1000)
-del arrays, array
-print(pages(), kept.any())
-del kept
-print(pages(), huge_array(1000).any())
-"""
-
-
-def test_small_arrays_share_huge_pages_which_go_with_the_last_of_them() -> None:
-    done = subprocess.run([sys.executable, "-c", SMALL_ARRAYS], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
-        "1 [{0}, {1}, {2}, {3}] [0, 0, 0, 0]",
-        "1 False",
-        "0 False",
-    ]
-
-
 def holds(lines: list[str], address: int) -> bool:
     """Whether a mapping, as `smaps` describes it, holds an address."""
     ranges = [line.split()[0].split("-") for line in lines if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line)]
