@@ -26,6 +26,7 @@ from service.api.security import request_id_from
 from service.api.small_reads import READ_BYTES
 
 CLOSE_TIMEOUT_S = 30.0
+LINGER_S = 1.0  # for a refusal to be read before a reset can hit it
 MAX_PIPELINED = 100  # requests behind the one that is answered
 # Connections beyond the limit that may ask whether the service lives, and how soon they must.
 NUM_EXTRA, EXTRA_TIMEOUT_S = 128, 2.0
@@ -255,7 +256,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(1.0, self.transport.abort)  # lets the client read before a reset can hit it
+        self.loop.call_later(LINGER_S, self.transport.abort)
 
 
 def _send_unchunked(cycle: RequestResponseCycle) -> None:

@@ -116,6 +116,16 @@ async def test_a_refused_connection_ends_after_its_answer_and_reads_nothing_more
     assert fed == []
 
 
+async def test_a_refusal_ends_what_the_service_sends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_S", 3600.0)
+    async with connected(header_timeout_s=60) as (client, ended):
+        loop, answer = asyncio.get_running_loop(), b""
+        await loop.sock_sendall(client, b"nonsense\r\n\r\n")
+        while piece := await asyncio.wait_for(loop.sock_recv(client, 65536), 60):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 400 ") and not ended.is_set()
+
+
 # ---- bodies that nobody has asked for -------------------------------------------------------------------
 
 
