@@ -196,9 +196,9 @@ class ModelCommands(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def _add_training(self) -> None:
-        # read when torch is loaded: a thread that spins while it waits takes the processor from the one it
-        # waits for, and a step beside other programs takes ten times as long
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Read when torch is loaded: a thread that spins for milliseconds while it waits takes the processor
+        # from the one it waits for, and beside other programs a step takes ten times as long.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         from model_store.training.cli import app as training
 
         measuring = typer.Typer()
