@@ -117,7 +117,6 @@ class Protocol(HttpToolsProtocol):
         method = self.parser.get_method()
         if method == b"CONNECT":
             self.send_400_response("")
-        if self._is_refused:
             return
         lines = [method + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]

@@ -29,17 +29,19 @@ async def large_reply(scope: Any, receive: Any, send: Any) -> None:
 
 @asynccontextmanager
 async def connected(
-    header_timeout_s: float, app: Any = large_reply
+    header_timeout_s: float, app: Any = large_reply, max_connections: int = 9, keep_alive_s: int = 0
 ) -> AsyncIterator[tuple[socket.socket, asyncio.Event]]:
     """A client's socket, and whether the server has given its connection up."""
     ended = asyncio.Event()
 
-    class Noting(protocol.protocol_for(header_timeout_s, max_connections=9)):  # type: ignore[misc]  # a class made at run time
+    class Noting(protocol.protocol_for(header_timeout_s, max_connections)):  # type: ignore[misc]  # a class made at run time
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             ended.set()
 
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_keep_alive=0)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive_s
+    )
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
     server = await loop.create_server(lambda: Noting(config, state, {}), "127.0.0.1", 0)
@@ -124,6 +126,55 @@ async def test_a_refusal_ends_what_the_service_sends_at_once(monkeypatch: pytest
         while piece := await asyncio.wait_for(loop.sock_recv(client, 65536), 60):
             answer += piece
         assert answer.startswith(b"HTTP/1.1 400 ") and not ended.is_set()
+
+
+async def test_requests_behind_a_refusal_are_not_heard() -> None:
+    """In the same piece of data, one of them a question that even a connection too many may ask."""
+    heard: list[str] = []
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        heard.append(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def asking(path: bytes) -> bytes:
+        return b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path
+
+    async with connected(60, noting, max_connections=0, keep_alive_s=60) as (client, ended):
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, asking(b"/livez"))
+        assert (await asyncio.wait_for(loop.sock_recv(client, 65536), 60)).startswith(b"HTTP/1.1 204 ")
+        await loop.sock_sendall(client, asking(b"/") + asking(b"/livez"))
+        await asyncio.wait_for(ended.wait(), 60)
+        client.setblocking(True)
+        answer = read_all(client)
+    assert answer.startswith(b"HTTP/1.1 429 ") and answer.count(b"HTTP/1.1") == 1
+    assert heard == ["/livez"]
+
+
+async def test_a_connection_is_not_idle_while_a_later_request_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the wait for a next request would end in the middle of its answer."""
+    made: list[protocol.Protocol] = []
+    begin = protocol.Protocol.connection_made
+    monkeypatch.setattr(
+        protocol.Protocol, "connection_made", lambda self, to: (made.append(self), begin(self, to))
+    )
+    timers: list[Any] = []
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        timers.append(made[0].timeout_keep_alive_task)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        timers.append(made[0].timeout_keep_alive_task is not None)
+
+    async with connected(60, noting, keep_alive_s=60) as (client, _):
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await asyncio.wait_for(loop.sock_recv(client, 65536), 60)).startswith(b"HTTP/1.1 204 ")
+    assert timers == [None, True, None, True]
 
 
 # ---- bodies that nobody has asked for -------------------------------------------------------------------
