@@ -187,9 +187,9 @@ class _Writer:
         said = self.continued([task.encode(self._tokenizer, r) for r in records], _ANSWER_TOKENS)
         answers = [(self._tokenizer.decode(ids).strip().splitlines() or [""])[0] for ids in said]
         target = TARGET_KEYS[task.kind]
-        found = [{**record, target: answer} for record, answer in zip(records, answers, strict=True)]
+        written = [{**record, target: answer} for record, answer in zip(records, answers, strict=True)]
         legal = set(task.labels)
-        return [record for record in found if record[target] and (not legal or record[target] in legal)]
+        return [record for record in written if record[target] and (not legal or record[target] in legal)]
 
     def _before(self, record: Mapping[str, str], pieces: Sequence[tuple[str, str | None]]) -> list[int]:
         """The ids of a prompt up to the field that the last piece ends with."""

@@ -91,7 +91,7 @@ def pretrain(
     options: TrainOptions,
 ) -> None:
     """Train a new GPT-2 on text, and on tasks where a recipe mixes them in."""
-    from model_store.training.pipeline import Job, Shape
+    from model_store.training.pipeline import Shape, TrainingJob
     from model_store.training.pipeline import pretrain as train
 
     with one_line_errors():
@@ -105,7 +105,7 @@ def pretrain(
             is_loss_everywhere=True,
         )
         draft = _draft(known, license, [*file_lines(material.sources), *(about_data or [])])
-        job = Job(out, material, options, dtype, resume, draft)
+        job = TrainingJob(out, material, options, dtype, resume, draft)
         shape = Shape(n_embd, n_layer, n_head, n_positions)
         _finish(train(job, tokenizer, shape, _report), out, name, store)
 
@@ -131,7 +131,7 @@ def finetune(
     options: TrainOptions,
 ) -> None:
     """Train a model on tasks; the tasks go into its manifest."""
-    from model_store.training.pipeline import Job
+    from model_store.training.pipeline import TrainingJob
     from model_store.training.pipeline import finetune as train
 
     with one_line_errors():
@@ -154,7 +154,7 @@ def finetune(
             else trained_tasks(material.tasks, [*material.sources, *material.valid])
         )
         draft = _draft(offered, license or asked_license(entry), about)
-        job = Job(out, material, options, dtype, resume, draft)
+        job = TrainingJob(out, material, options, dtype, resume, draft)
         _finish(train(job, entry.path, _report), out, name, data.store, activate)
 
 

@@ -98,10 +98,10 @@ def sources(
     Raises:
         InvalidOption: They name nothing, or the recipe is wrong.
     """
-    found = [*given, *(load_recipe(recipe, corpus, tasks) if recipe else [])]
-    if not found:
+    sources = [*given, *(load_recipe(recipe, corpus, tasks) if recipe else [])]
+    if not sources:
         raise InvalidOption(option, "is missing; give data with it or with --recipe")
-    return tuple(found)
+    return tuple(sources)
 
 
 def _text_or_task(item: str, option: str) -> Source:

@@ -38,9 +38,9 @@ def ground(context: str, answer: str) -> Grounded:
     wanted = answer.strip()
     if wanted in context:
         return Grounded(wanted, 1.0)
-    found = re.search(re.escape(wanted.strip(" .")), context, re.IGNORECASE)
-    if found and found.group():
-        return Grounded(found.group(), 1.0)
+    match = re.search(re.escape(wanted.strip(" .")), context, re.IGNORECASE)
+    if match and match.group():
+        return Grounded(match.group(), 1.0)
     return _best_overlap(context, answer_words(answer))
 
 

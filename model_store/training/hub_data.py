@@ -42,10 +42,10 @@ def saved_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     datasets = _datasets()
     try:
-        found = datasets.load_from_disk(str(path))
+        rows = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise InvalidData(path, f"cannot be read: {error}") from error
-    yield from _rows(found)
+    yield from _rows(rows)
 
 
 def hub_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -55,10 +55,10 @@ def hub_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         InvalidData: The name is wrong, the split is missing from it, or the hub does not give it.
         MissingExtra: `datasets` is not installed.
     """
-    found = _ID.fullmatch(str(path))
-    if found is None:
+    matched = _ID.fullmatch(str(path))
+    if matched is None:
         raise InvalidData(path, "must be written hf:OWNER/NAME:SPLIT, or hf:OWNER/NAME/CONFIG:SPLIT")
-    name, config, split = found.groups()
+    name, config, split = matched.groups()
     datasets = _datasets()
     try:
         if split is None:
@@ -70,9 +70,9 @@ def hub_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InvalidData(path, f"cannot be fetched: {str(error).splitlines()[0]}") from error
 
 
-def _rows(found: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    named = {key: kind for key, kind in (found.features or {}).items() if hasattr(kind, "int2str")}
-    for number, record in enumerate(found, start=1):
+def _rows(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    named = {key: kind for key, kind in (dataset.features or {}).items() if hasattr(kind, "int2str")}
+    for number, record in enumerate(dataset, start=1):
         names = {
             key: kind.int2str(record[key])
             for key, kind in named.items()

@@ -90,8 +90,8 @@ class Judged:
     def worst(self, count: int = WORST) -> list[tuple[Item, str, float]]:
         """The items with the lowest scores, each with what was said; ones that are wholly right never."""
         order = sorted(range(len(self.items)), key=lambda index: self.scores[index])
-        found = [index for index in order if self.scores[index] < 100][:count]
-        return [(self.items[index], self.said[index], self.scores[index]) for index in found]
+        worst = [index for index in order if self.scores[index] < 100][:count]
+        return [(self.items[index], self.said[index], self.scores[index]) for index in worst]
 
     def figures(self) -> Figures:
         """JSON values: `count`, the measures, `main`, `intervals`; of choices `labels` and `confusion`."""
@@ -226,9 +226,9 @@ def _texts(
 
 def _text_measures(prefix: str, said: Sequence[str], references: Sequence[Sequence[str]]) -> list[Measure]:
     scores = [rouge(text, wanted) for text, wanted in zip(said, references, strict=True)]
-    found = [mean(name, [score[name] for score in scores]) for name in ROUGE]
-    found += [bleu(said, references), chrf(said, references)]
-    return [replace(measure, name=prefix + measure.name) for measure in found]
+    measures = [mean(name, [score[name] for score in scores]) for name in ROUGE]
+    measures += [bleu(said, references), chrf(said, references)]
+    return [replace(measure, name=prefix + measure.name) for measure in measures]
 
 
 def _copied(task: AskedTask, item: Item) -> str:

@@ -129,8 +129,8 @@ class LeanGPT2(GPT2LMHeadModel):  # type: ignore[misc]
     def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Hidden states (rows, block, width); arguments as in `forward`."""
         # with a cache, transformers would not look for the examples' borders
-        found = self.transformer(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        hidden: torch.Tensor = found.last_hidden_state
+        output = self.transformer(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
     def _log_probabilities(self, hidden: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor:

@@ -140,23 +140,23 @@ def _corpus(name: str, metric: Any, said: Sequence[str], references: Sequence[Se
     stats = np.array(metric._extract_corpus_statistics(said, streams), dtype=float)
 
     def score(sums: Array) -> Array:
-        found = [metric._compute_score_from_stats(row.astype(int).tolist()).score for row in sums]
-        return np.array(found, dtype=float)
+        scores = [metric._compute_score_from_stats(row.astype(int).tolist()).score for row in sums]
+        return np.array(scores, dtype=float)
 
     return Measure(name, stats, score)
 
 
 def _ratio(sums: Array) -> Array:
-    found: Array = 100 * sums[:, 0] / np.maximum(sums[:, 1], 1)
-    return found
+    shares: Array = 100 * sums[:, 0] / np.maximum(sums[:, 1], 1)
+    return shares
 
 
 def _macro_f1(sums: Array) -> Array:
     hits, said, wanted = (sums[:, offset::3] for offset in range(3))
     total = said + wanted
     f1 = np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
-    found: Array = 100 * f1.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
-    return found
+    means: Array = 100 * f1.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
+    return means
 
 
 def _wilson(right: float, count: float) -> tuple[float, float]:

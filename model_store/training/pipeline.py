@@ -64,7 +64,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """What both commands need.
 
     Args:
@@ -84,7 +84,7 @@ class Job:
     draft: Draft = field(default_factory=Draft)
 
 
-def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> RunResult:
+def pretrain(job: TrainingJob, tokenizer_folder: Path, shape: Shape, report: Report) -> RunResult:
     """Train a new GPT-2; every token counts in the loss.
 
     Args:
@@ -120,7 +120,7 @@ def pretrain(job: Job, tokenizer_folder: Path, shape: Shape, report: Report) -> 
     return _train_and_export(job, model, data, tokenizer_folder, report)
 
 
-def finetune(job: Job, model_folder: Path, report: Report) -> RunResult:
+def finetune(job: TrainingJob, model_folder: Path, report: Report) -> RunResult:
     """Train a model on tasks, or on more text.
 
     Args:
@@ -168,14 +168,14 @@ class _Data:
     base: Any = None
 
 
-def _prepare(job: Job, inputs: dict[str, Any]) -> None:
+def _prepare(job: TrainingJob, inputs: dict[str, Any]) -> None:
     """Make or check the run's folder; the processes do it one after the other."""
     with processes().main_process_first():
         prepare_folder(job.out, job.options, {**inputs, **job.material.inputs()}, job.is_resumed)
 
 
 def _data(
-    job: Job, tokenizer: Tokenizer, num_positions: int, base: Architecture | None, report: Report
+    job: TrainingJob, tokenizer: Tokenizer, num_positions: int, base: Architecture | None, report: Report
 ) -> _Data:
     """Build the rows, on the first process, and choose what the options leave open; both only once a run."""
     plan = job.material.plan(num_positions, job.options.seed)
@@ -202,7 +202,7 @@ def _data(
     return _Data(train, train, valid if len(valid) else None, options, tokenizer)
 
 
-def _with_old_work(job: Job, plan: BuildPlan, model: Any, data: _Data, report: Report) -> _Data:
+def _with_old_work(job: TrainingJob, plan: BuildPlan, model: Any, data: _Data, report: Report) -> _Data:
     """Add what the base could do before: to measure on and, where that is wanted, to learn from."""
     material, options, cache = job.material, data.options, job.out / "rows"
     is_rehearsed = material.replay > 0
@@ -228,7 +228,7 @@ def _with_old_work(job: Job, plan: BuildPlan, model: Any, data: _Data, report: R
     return replace(data, train=mixed, old=kinds, base=base)
 
 
-def _train_and_export(job: Job, model: Any, data: _Data, source: Path, report: Report) -> RunResult:
+def _train_and_export(job: TrainingJob, model: Any, data: _Data, source: Path, report: Report) -> RunResult:
     if processes().is_main_process:
         export_tokenizer(model, source, job.out / "model")
         require_room(job.out, model, data.options, num_steps(len(data.train), data.options), job.dtype)

@@ -77,17 +77,17 @@ class Reader:
         for reading in range(source.repeat):
             self._reading = reading
             kinds[source.kind](source, file)
-        found = describe(file, source.encoding)
-        told = f"{file.name} ({found})" if found else file.name
+        described = describe(file, source.encoding)
+        told = f"{file.name} ({described})" if described else file.name
         report(f"{told}: {len(self._spool) + self.counts.total() - before:,} {source.kind}")
 
     def missing_labels(self) -> list[str]:
         """Say which labels of the tasks that were read no example has."""
-        found = []
+        lines = []
         for name, seen in self._labels.items():
             if missing := [label for label in self._tasks[name].labels if label not in seen]:
-                found.append(f"task {name!r}: no example has the label {', '.join(map(repr, missing))}")
-        return found
+                lines.append(f"task {name!r}: no example has the label {', '.join(map(repr, missing))}")
+        return lines
 
     def _read_text(self, source: Source, file: Path) -> None:
         for document in self._sample(source, documents(file)):
@@ -154,15 +154,15 @@ class Reader:
             return replace(pair, answer=task.no_answer) if task.no_answer else None
         if source.min_overlap <= 0:
             return pair
-        found = ground(pair.fields["context"], pair.answer)
-        if found.overlap < source.min_overlap:
+        grounded = ground(pair.fields["context"], pair.answer)
+        if grounded.overlap < source.min_overlap:
             self.counts["answer is no span"] += 1
             return None
-        answer = on_one_line(found.text) if task.evidence else found.text
+        answer = on_one_line(grounded.text) if task.evidence else grounded.text
         if answer not in task.read(pair.fields).text:
             self.counts["answer is outside the evidence"] += 1
             return None
-        self.notes["answer is a span" if found.overlap == 1 else "answer became a span"] += 1
+        self.notes["answer is a span" if grounded.overlap == 1 else "answer became a span"] += 1
         return replace(pair, answer=answer)
 
     def _add(self, task: Task, pair: Pair, group: int) -> None:

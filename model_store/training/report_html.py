@@ -158,8 +158,8 @@ def _curve(rows: Sequence[Mapping[str, str]]) -> str:
         label: [(float(row["tokens"]), float(row[column])) for row in rows if row.get(column)]
         for column, label in named
     }
-    found = {label: points for label, points in series.items() if points}
-    return lines(found, "the learning curve") if found else "<p>The run was too short for a curve.</p>"
+    drawn = {label: points for label, points in series.items() if points}
+    return lines(drawn, "the learning curve") if drawn else "<p>The run was too short for a curve.</p>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

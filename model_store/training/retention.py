@@ -134,8 +134,8 @@ def losses(model: Any, base: Any, work: Sequence[OldWork]) -> dict[str, float]:
             counts by how likely it is, and not only the one that was drawn. Not asked for other work.
         work: What is measured; kinds without a row are left out.
     """
-    found = {each.name: mean_loss(model, each.measured, base if each.is_own else None) for each in work}
-    return {name: loss for name, loss in found.items() if loss is not None}
+    losses = {each.name: mean_loss(model, each.measured, base if each.is_own else None) for each in work}
+    return {name: loss for name, loss in losses.items() if loss is not None}
 
 
 def mean_loss(model: Any, rows: Rows, base: Any = None) -> float | None:
@@ -167,8 +167,8 @@ def mean_loss(model: Any, rows: Rows, base: Any = None) -> float | None:
 
 def figures_of(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     """The losses before and after, for the manifest."""
-    found = {f"{name} loss before": round(loss, 4) for name, loss in before.items()}
-    return found | {f"{name} loss after": round(loss, 4) for name, loss in after.items()}
+    figures = {f"{name} loss before": round(loss, 4) for name, loss in before.items()}
+    return figures | {f"{name} loss after": round(loss, 4) for name, loss in after.items()}
 
 
 def forgotten(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:

@@ -133,8 +133,8 @@ def draw_texts(table: Table, share: float | None, seed: int) -> npt.NDArray[np.i
 
 def num_duplicates(table: Table) -> int:
     """How many items were there before; a second reading of a file does not count."""
-    found = 0
+    num_repeated = 0
     for reading in np.unique(table.reading):
         rows = table.row[table.reading == reading]
-        found += len(rows) - len(np.unique(rows))
-    return found
+        num_repeated += len(rows) - len(np.unique(rows))
+    return num_repeated

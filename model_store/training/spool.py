@@ -136,7 +136,7 @@ class Spool:
 
 def digest(*parts: str) -> int:
     """A number of 64 bits for texts, equal for equal ones."""
-    found = hashlib.blake2b(digest_size=8)
+    hashed = hashlib.blake2b(digest_size=8)
     for part in parts:
-        found.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    return int.from_bytes(found.digest(), "little")
+        hashed.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return int.from_bytes(hashed.digest(), "little")

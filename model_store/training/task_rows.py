@@ -93,9 +93,9 @@ def task_rows(
     key = source.target_key(task.kind)
     unknown: dict[str, list[int]] = {}
     empty: dict[str, list[int]] = {}
-    found = 0
+    num_read = 0
     for place, (line, record) in enumerate(records(file, source.encoding)):
-        if limit and found >= limit:
+        if limit and num_read >= limit:
             break
         if any(record.get(name) in values for name, values in source.skip.items()):
             counts["skipped"] += 1
@@ -110,7 +110,7 @@ def task_rows(
             if task.kind == "choice" and (wrong := [r for r in row.references if r not in task.labels]):
                 unknown.setdefault(wrong[0], []).append(line)
                 continue
-            found += 1
+            num_read += 1
             yield row
     _refuse(file, task, unknown, empty)
 
@@ -172,9 +172,9 @@ def _refuse(
 ) -> None:
     problems = []
     if unknown:
-        found = sorted(unknown.items(), key=lambda item: -len(item[1]))
-        shown = [f"{label!r} ({_often(at)}, first in {at[0]:,})" for label, at in found[:_SHOWN]]
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        commonest = sorted(unknown.items(), key=lambda item: -len(item[1]))
+        shown = [f"{label!r} ({_often(at)}, first in {at[0]:,})" for label, at in commonest[:_SHOWN]]
+        more = f" and {len(commonest) - _SHOWN} more" if len(commonest) > _SHOWN else ""
         problems.append(
             f"task {task.name!r} has the labels {', '.join(task.labels)}, and not {', '.join(shown)}{more}"
         )
@@ -242,7 +242,7 @@ def _parsed(item: str, known: set[str]) -> tuple[str, list[tuple[str, str]]]:
 def _with_columns(source: Source, pairs: Sequence[tuple[str, str]], task: AskedTask) -> Source:
     target = TARGET_KEYS[task.kind]
     legal = (*task.fields, target, "messages")
-    rename, found = dict(source.rename), source.target
+    rename, column_of_target = dict(source.rename), source.target
     names = [name for name, _ in pairs]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise InvalidOption("--map", f"names {twice!r} of task {task.name!r} twice")
@@ -250,10 +250,10 @@ def _with_columns(source: Source, pairs: Sequence[tuple[str, str]], task: AskedT
         if name not in legal:
             raise InvalidOption("--map", f"{name!r} is none of task {task.name!r}: {', '.join(legal)}")
         if name == target:
-            found = column
+            column_of_target = column
         else:
             rename[name] = column
-    return replace(source, rename=rename, target=found)
+    return replace(source, rename=rename, target=column_of_target)
 
 
 def read_task_rows(

@@ -71,16 +71,16 @@ def _files(path: Path, is_rows: bool) -> list[Path]:
             raise InvalidData(folder, f"holds the splits {', '.join(splits)}; name one: {folder}:SPLIT")
         return [folder / split]
     kinds = _ROWS if is_rows else (*_ROWS, *_TEXT)
-    found = sorted(file for file in folder.rglob("*") if file.is_file() and _suffix(file) in kinds)
-    by_split = {file: _split(file.relative_to(folder)) for file in found}
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and _suffix(file) in kinds)
+    by_split = {file: _split(file.relative_to(folder)) for file in files}
     if split:
-        found = [file for file in found if by_split[file] == split]
+        files = [file for file in files if by_split[file] == split]
     elif is_rows and len(there := sorted(set(by_split.values()) - {""})) > 1:
         raise InvalidData(folder, f"holds the splits {', '.join(there)}; name one: {folder}:{there[0]}")
-    if not found:
+    if not files:
         what = "row" if is_rows else "data"
         raise InvalidData(path, f"holds no {what} file{f' of the split {split}' if split else ''}: {_LEGAL}")
-    return found
+    return files
 
 
 def documents(path: Path) -> Iterator[str]:
@@ -118,11 +118,11 @@ def records(path: Path, encoding: str = "") -> Iterator[tables.Row]:
         MissingExtra: What reads this kind of file is not installed.
     """
     if hub_data.is_hub_data(path):
-        found = hub_data.hub_rows(path)
+        numbered = hub_data.hub_rows(path)
     elif hub_data.is_saved(path):
-        found = hub_data.saved_rows(path)
+        numbered = hub_data.saved_rows(path)
     elif reader := _ROWS.get(_suffix(path)):
-        found = reader(path, encoding)
+        numbered = reader(path, encoding)
     else:
         raise InvalidData(
             path,
@@ -130,7 +130,7 @@ def records(path: Path, encoding: str = "") -> Iterator[tables.Row]:
             "spreadsheet saved as text is a .tsv",
         )
     is_empty = True
-    for number, record in found:
+    for number, record in numbered:
         is_empty = False
         yield number, record
     if is_empty:
@@ -218,6 +218,6 @@ def _suffix(path: Path) -> str:
 
 def _split(path: Path) -> str:
     """The split that a file's name, or that of a folder above it, stands for; "" for none."""
-    found = _SPLIT.findall(path.with_suffix("").as_posix())
-    names = {"dev": "validation", "val": "validation", "valid": "validation"}
-    return names.get(found[-1], found[-1]) if found else ""
+    named = _SPLIT.findall(path.with_suffix("").as_posix())
+    full = {"dev": "validation", "val": "validation", "valid": "validation"}
+    return full.get(named[-1], named[-1]) if named else ""
