@@ -143,7 +143,7 @@ def test_figures_go_with_their_version(store: Store, entry: ModelEntry) -> None:
 
 def test_broken_figures_are_named(store: Store, entry: ModelEntry) -> None:
     record_figures(store.root, entry, FIGURES).write_text("[", encoding="utf-8")
-    with pytest.raises(StoreError, match=r"1.json cannot be read"):
+    with pytest.raises(StoreError, match=r"1\.json is not JSON: .*; delete it and measure again"):
         read_figures(store.root, "tiny", "1")
 
 
