@@ -14,7 +14,7 @@ from model_store.manifest import Draft
 from model_store.task import Task
 from model_store.training.bpe import train_tokenizer
 from model_store.training.material import Material
-from model_store.training.pipeline import Job, Shape, finetune, pretrain
+from model_store.training.pipeline import Shape, TrainingJob, finetune, pretrain
 from model_store.training.recipe import Source
 from model_store.training.train_options import TrainOptions
 
@@ -82,7 +82,7 @@ def toy_job(
     block: int = 64,
     valid_share: float = 0.05,
     is_loss_everywhere: bool = True,
-) -> Job:
+) -> TrainingJob:
     """A job with small blocks and the toy's task."""
     material = Material(
         sources=sources,
@@ -91,7 +91,7 @@ def toy_job(
         block=block,
         is_loss_everywhere=is_loss_everywhere,
     )
-    return Job(out, material, options, "fp32", is_resumed, Draft(tasks={"qa": QA}))
+    return TrainingJob(out, material, options, "fp32", is_resumed, Draft(tasks={"qa": QA}))
 
 
 def toy_tokenizer(folder: Path) -> Path:
