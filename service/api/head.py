@@ -40,9 +40,8 @@ def check_head(http_version: str, headers: Iterable[tuple[bytes, bytes]]) -> Non
             raise HttpProblem("bad_request", f"the request has more than one {name.decode().title()} header")
     if any(name == b"host" and not _HOST.fullmatch(value.strip()) for name, value in headers):
         raise HttpProblem("bad_request", "the Host header is not a host with or without a port")
-    if (
-        http_version == "1.0" and b"transfer-encoding" in names
-    ):  # which knows none: where its body ends is unsure
+    # HTTP/1.0 knows none, so where such a body ends is unsure
+    if http_version == "1.0" and b"transfer-encoding" in names:
         raise HttpProblem("bad_request", "HTTP/1.0 has no Transfer-Encoding")
     encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     if encodings not in ([], [b"chunked"]):

@@ -26,7 +26,7 @@ def test_a_failed_start_whose_end_hangs_ends_with_its_code() -> None:
     assert done.returncode == 2, done.stderr[-2000:]
 
 
-PANIC = """
+FAILING_START = """
 from service import engine_setup, server
 from service.settings import Settings
 
@@ -34,38 +34,28 @@ class Panic(BaseException):
     "As those of libraries in Rust: no Exception."
 
 def read(path):
-    raise Panic("a library stumbled")
+    raise {error}
 
 engine_setup.read_checkpoint = read
 made = server.make_server(Settings(port=0))
 made.run(server.open_listeners("127.0.0.1", 0))
 raise SystemExit(made.exit_code)
 """
+
+
+def said_by_a_start_that_raises(error: str) -> str:
+    """What it wrote; its exit code is 1."""
+    script = FAILING_START.format(error=error)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1, done.stderr[-2000:]
+    return done.stderr + done.stdout
 
 
 def test_a_start_that_panics_ends() -> None:
-    done = subprocess.run([sys.executable, "-c", PANIC], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert "a library stumbled" in done.stderr + done.stdout
-
-
-NO_MEMORY = """
-from service import engine_setup, server
-from service.settings import Settings
-
-def read(path):
-    raise MemoryError
-
-engine_setup.read_checkpoint = read
-made = server.make_server(Settings(port=0))
-made.run(server.open_listeners("127.0.0.1", 0))
-raise SystemExit(made.exit_code)
-"""
+    assert "a library stumbled" in said_by_a_start_that_raises('Panic("a library stumbled")')
 
 
 def test_a_start_without_memory_says_what_to_do() -> None:
-    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 1, done.stderr[-2000:]
-    lines = done.stderr + done.stdout
+    lines = said_by_a_start_that_raises("MemoryError")
     assert "out of memory at start: " in lines
     assert not [line for line in lines.splitlines() if line.rstrip().endswith("] MemoryError")]
