@@ -87,6 +87,7 @@ def _ours(places: Places, precision: str, has_speculation: bool) -> Peer:
         "MODEL": str(places.checkpoint),
         "PRECISION": "int8" if precision == "int8" else "bfloat16",
         "SPECULATION": "1" if has_speculation else "0",
+        "MAX_RUNNING": str(max(places.sequences, 64)),  # as many as the others have places
         "LOG_LEVEL": "warning",
     }
     return Peer(

@@ -226,8 +226,10 @@ def validation_problem(faults: Sequence[Mapping[str, Any]], legal: Mapping[str, 
         return _unknown_field(str(place[-1]), legal)
     names = [str(part) for part in place if isinstance(part, int) or part in legal]
     hint = next((legal[name] for name in reversed(names) if legal.get(name)), "")
-    if not names and _FIELD_NAME.fullmatch(str(place[0])):  # a field of a task
-        names, hint = [str(place[0])], "the fields that GET /tasks lists, each a string"
+    if not names and _FIELD_NAME.fullmatch(name := str(place[0])):  # a field of a task, or one misspelt
+        if name in _ELSEWHERE or difflib.get_close_matches(name, legal):
+            return _unknown_field(name, legal)
+        names, hint = [name], "the fields that GET /tasks lists, each a string beside the others"
     path = ".".join(names)
     text = _EXPECTED.get(kind, "has a value that is not legal")
     legal_text = f"; legal: {hint}" if hint and kind != "missing" else ""

@@ -106,6 +106,21 @@ def test_a_field_of_a_task_that_is_no_string_leads_to_the_list(live: Live) -> No
     assert error["param"] == "messages" and "GET /tasks" in error["message"]
 
 
+def test_fields_of_a_task_in_an_object_of_their_own_lead_to_the_right_form(live: Live) -> None:
+    error = check(send(live, "/tasks/generate", {"fields": {"prompt": "x"}}), 422, "invalid_request")
+    assert error["param"] == "fields" and "each a string beside the others" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"), [("temprature", 1, "temperature"), ("do_sample", True, "temperature")]
+)
+def test_a_misspelt_field_beside_those_of_a_task_is_named_with_the_nearest_one(
+    live: Live, name: str, value: Any, meant: str
+) -> None:
+    error = check(send(live, "/tasks/generate", {**PROMPT, name: value}), 422, "invalid_request")
+    assert error["param"] == name and f"did you mean {meant}?" in error["message"]
+
+
 def test_a_field_name_that_is_no_name_is_not_repeated(live: Live) -> None:
     error = check(send(live, "/generate", {**PROMPT, f"<{SECRET}>": 1}), 422, "invalid_request")
     assert error["param"] is None
