@@ -44,7 +44,7 @@ def test_a_wrong_recipe_is_named_with_place_and_key(tmp_path: Path, line: str, m
 
 @pytest.mark.parametrize(
     "name",
-    ["pretrain", "questions", "continue", "finetune", "simple/text", "simple/mix", "zh/mix", "zh/questions"],
+    ["pretrain", "questions", "continue", "finetune", "simple/text", "simple/mix", "zh/questions"],
 )
 def test_the_recipes_that_are_shipped_are_legal(name: str) -> None:
     path = RECIPES / f"{name}.toml"
