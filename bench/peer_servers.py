@@ -17,6 +17,8 @@ from typing import Any
 
 from children import end_with_parent
 
+from service.engine.devices import Host
+
 _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 900.0  # beside others' work vLLM compiles for minutes
 
@@ -87,7 +89,7 @@ def _ours(places: Places, precision: str, has_speculation: bool) -> Peer:
         "MODEL": str(places.checkpoint),
         "PRECISION": "int8" if precision == "int8" else "bfloat16",
         "SPECULATION": "1" if has_speculation else "0",
-        "MAX_RUNNING": str(max(places.sequences, 64)),  # as many as the others have places
+        "MAX_RUNNING": str(max(places.sequences, Host.max_running)),  # as many places as the others
         "LOG_LEVEL": "warning",
     }
     return Peer(

@@ -208,6 +208,8 @@ _EXPECTED = {
 
 
 _ELSEWHERE = {"do_sample": "temperature"}  # transformers' name for ours
+# how alike names are: where the first is wrong for sure, and where a task may have it (`topic` is no `top_p`)
+_PERHAPS, _SURELY = 0.6, 0.8
 
 
 def validation_problem(faults: Sequence[Mapping[str, Any]], legal: Mapping[str, str]) -> Problem:
@@ -227,9 +229,8 @@ def validation_problem(faults: Sequence[Mapping[str, Any]], legal: Mapping[str, 
     names = [str(part) for part in place if isinstance(part, int) or part in legal]
     hint = next((legal[name] for name in reversed(names) if legal.get(name)), "")
     if not names and _FIELD_NAME.fullmatch(name := str(place[0])):  # a field of a task, or one misspelt
-        if name in _ELSEWHERE or difflib.get_close_matches(name, legal):
-            return _unknown_field(name, legal)
         names, hint = [name], "the fields that GET /tasks lists, each a string beside the others"
+        hint += _meant(name, legal, _SURELY)
     path = ".".join(names)
     text = _EXPECTED.get(kind, "has a value that is not legal")
     legal_text = f"; legal: {hint}" if hint and kind != "missing" else ""
@@ -245,12 +246,17 @@ def _is_misspelt(error: Mapping[str, Any], faults: Sequence[Mapping[str, Any]]) 
     return difflib.get_close_matches(str(name)[:100], missing) != []
 
 
+def _meant(name: str, legal: Mapping[str, str], similarity: float) -> str:
+    """Ask whether the field was meant that is most like `name`; "" if none is that similar, from 0 to 1."""
+    near = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
+    near = near or difflib.get_close_matches(name, legal, n=1, cutoff=similarity)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _unknown_field(name: str, legal: Mapping[str, str]) -> Problem:
     """Name an unknown field only if it looks like one: a typo helps, a pasted secret is not repeated."""
     is_name = _FIELD_NAME.fullmatch(name) is not None
-    near = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
-    near = near or (difflib.get_close_matches(name, legal, n=1) if is_name else [])
-    hint = f"; did you mean {near[0]}?" if near else "; /docs lists the fields"
+    hint = (is_name and _meant(name, legal, _PERHAPS)) or "; /docs lists the fields"
     named = f": {name}" if is_name else ""
     return Problem(
         "invalid_request", f"the body has a field that does not exist{named}{hint}", name if is_name else None

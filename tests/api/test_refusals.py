@@ -121,6 +121,12 @@ def test_a_misspelt_field_beside_those_of_a_task_is_named_with_the_nearest_one(
     assert error["param"] == name and f"did you mean {meant}?" in error["message"]
 
 
+def test_a_field_of_a_task_that_resembles_one_of_ours_is_not_taken_for_it(live: Live) -> None:
+    error = check(send(live, "/tasks/generate", {**PROMPT, "topic": 5}), 422, "invalid_request")
+    assert error["param"] == "topic" and error["message"].startswith("topic must be a string")
+    assert "did you mean" not in error["message"]
+
+
 def test_a_field_name_that_is_no_name_is_not_repeated(live: Live) -> None:
     error = check(send(live, "/generate", {**PROMPT, f"<{SECRET}>": 1}), 422, "invalid_request")
     assert error["param"] is None
